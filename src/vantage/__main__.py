@@ -1,0 +1,8 @@
+"""`python -m vantage` is the command `vantage`."""
+
+import sys
+
+from vantage.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,110 @@
+"""The learned value function: how it is read before the update, and what teaches it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vantage.core.context import Context
+from vantage.core.protocols import Evaluation
+from vantage.core.trajectories import Trajectories
+
+
+def value_loss(value: Tensor, returns: Tensor, value_old: Tensor | None = None, clip: float | None = None) -> Tensor:
+    """Return 0.5 * (value - returns)^2, or with `clip` the larger of it and that of the clipped value (PPO's form).
+
+    Shapes agree; gradient flows through `value` alone.
+    """
+    plain = (value - returns).square()
+    if clip is None:
+        return 0.5 * plain
+    assert value_old is not None
+    clipped = value_old + (value - value_old).clamp(-clip, clip)
+    return 0.5 * torch.maximum(plain, (clipped - returns).square())
+
+
+@dataclass(frozen=True)
+class Critic:
+    """Fills `value` and `next_value`, and adds `coefficient` * 0.5 * (V - returns)^2 to the policy's loss.
+
+    Attributes:
+        coefficient: weight of the value loss (c1 in PPO's paper).
+        clip: width of PPO's value clipping; None for plain squared error.
+    """
+
+    coefficient: float = 0.5
+    clip: float | None = None
+    wants = frozenset({"value"})
+
+    def __call__(self, batch: Trajectories, context: Context) -> Trajectories:
+        """Fill the values; no gradient."""
+        return fill_values(batch, context)
+
+    def loss(self, evaluation: Evaluation, batch: Trajectories, context: Context) -> Tensor:
+        """Return the value loss per decision [N, T]."""
+        value_old = batch.value if self.clip is not None else None
+        return self.coefficient * value_loss(evaluation.value, batch.returns, value_old, self.clip)
+
+
+def fill_values(batch: Trajectories, context: Context) -> Trajectories:
+    """Fill `value` and `next_value` from the policy's critic; no gradient."""
+    with torch.no_grad():
+        value, next_value = context.policy.values(batch)
+    return batch.replace(value=value, next_value=next_value)
+
+
+@dataclass(frozen=True)
+class FittedCritic:
+    """Fills `value` and `next_value`; after each update the critic alone is fitted to the returns by passes of Adam.
+
+    For updates that the critic must not share (trust regions).
+
+    Attributes:
+        epochs: passes over the batch (vf_iters).
+        minibatch: decisions a step.
+        lr: learning rate of Adam.
+    """
+
+    epochs: int = 5
+    minibatch: int = 64
+    lr: float = 1e-3
+    _memory: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __call__(self, batch: Trajectories, context: Context) -> Trajectories:
+        """Fill the values; no gradient."""
+        return fill_values(batch, context)
+
+    def prepare(self, context: Context) -> None:
+        """Make the optimiser of the parameters that the value depends on."""
+        module: Any = context.policy
+        parameters = list(module.critic_parameters())
+        self._memory["optimizer"] = torch.optim.Adam(parameters, lr=self.lr)
+
+    def fit(self, batch: Trajectories, context: Context) -> None:
+        """Fit to `returns` with shuffled minibatches."""
+        flat = batch.flatten() if context.policy.memoryless else batch
+        flat = flat.select(flat.mask.any(-1))
+        optimizer = self._memory["optimizer"]
+        for _ in range(self.epochs):
+            order = torch.randperm(len(flat), generator=context.generator).to(flat.device)
+            for rows in order.split(self.minibatch):
+                part = flat.select(rows)
+                value = context.policy.evaluate(part, frozenset({"value"})).value
+                error = value_loss(value, part.returns)
+                loss = (error * part.mask).sum() / part.mask.sum()
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                context.record("loss/value", loss)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The optimiser's state."""
+        return dict(self._memory["optimizer"].state_dict())
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take it back."""
+        self._memory["optimizer"].load_state_dict(dict(state))

@@ -1,0 +1,90 @@
+"""Advantages from rewards over time: generalised advantage estimation, rewards to go. Nothing here carries gradient."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vantage.advantages.gae import gae
+from vantage.advantages.groups import whiten
+from vantage.core.context import Context
+from vantage.core.errors import UserError
+from vantage.core.trajectories import Trajectories
+
+
+def unit_interval(name: str, value: float) -> None:
+    """Raise a UserError unless 0 <= value <= 1."""
+    if not 0.0 <= value <= 1.0:
+        raise UserError(f"{name}={value} is out of range: 0 to 1")
+
+
+@dataclass(frozen=True)
+class GAE:
+    """Generalised advantage estimation (arXiv 1506.02438, eq. 16), and returns = advantage + value for the critic.
+
+        delta_t = r_t + gamma * V(s_{t+1}) - V(s_t);   A_t = delta_t + gamma * lam * A_{t+1}
+
+    V(s_{t+1}) is 0 after a termination and the critic's value of the final state after a truncation; the sum ends at both.
+
+    Attributes:
+        gamma: discount, 0 to 1.
+        lam: trace decay, 0 to 1.
+        whiten: standardise the advantages over the batch's decisions.
+    """
+
+    gamma: float = 0.99
+    lam: float = 0.95
+    whiten: bool = False
+
+    def __post_init__(self) -> None:
+        unit_interval("GAE.gamma", self.gamma)
+        unit_interval("GAE.lam", self.lam)
+
+    def __call__(self, batch: Trajectories, context: Context) -> Trajectories:
+        """Fill `advantage` and `returns`, both [N, T]."""
+        advantage, returns = gae(
+            batch.reward,
+            batch.value,
+            batch.next_value,
+            batch.terminated,
+            batch.truncated,
+            batch.mask,
+            self.gamma,
+            self.lam,
+        )
+        if self.whiten:
+            advantage = whiten(advantage, batch.mask)
+        return batch.replace(advantage=advantage, returns=returns)
+
+
+@dataclass(frozen=True)
+class RewardToGo:
+    """Advantage = discounted sum of the rewards that follow, less the critic's value where there is one (`baseline`).
+
+    Attributes:
+        gamma: discount, 0 to 1.
+        baseline: subtract `value`, and bootstrap from `next_value` where a row was cut.
+        whiten: standardise over the batch's decisions.
+    """
+
+    gamma: float = 1.0
+    baseline: bool = False
+    whiten: bool = False
+
+    def __post_init__(self) -> None:
+        unit_interval("RewardToGo.gamma", self.gamma)
+
+    def __call__(self, batch: Trajectories, context: Context) -> Trajectories:
+        """Fill `advantage` and `returns`, both [N, T]."""
+        zero = torch.zeros_like(batch.reward)
+        value: Tensor = batch.value if self.baseline else zero
+        next_value: Tensor = batch.next_value if self.baseline else zero
+        # With lambda = 1 the estimate is the return less the value.
+        advantage, returns = gae(
+            batch.reward, value, next_value, batch.terminated, batch.truncated, batch.mask, self.gamma, 1.0
+        )
+        if self.whiten:
+            advantage = whiten(advantage, batch.mask)
+        return batch.replace(advantage=advantage, returns=returns)

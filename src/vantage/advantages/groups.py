@@ -1,0 +1,123 @@
+"""Statistics of a score within groups of rows, and the advantages made of them. Nothing here carries gradient.
+
+Groups are any rows that share a key; sizes may differ. A score that is missing (NaN) is left out of the statistics and its
+row gets advantage 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vantage.core.averaging import group_index
+from vantage.core.context import Context
+from vantage.core.errors import UserError
+from vantage.core.trajectories import Trajectories, per_decision
+
+
+def group_sums(score: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (sum, count) of each row's group, both [N] float32; missing scores (NaN) count nothing."""
+    index, count = group_index(group)
+    valid = ~torch.isnan(score)
+    filled = torch.where(valid, score, 0.0).float()
+    sums = torch.zeros(count, device=score.device).index_add_(0, index, filled)
+    sizes = torch.zeros(count, device=score.device).index_add_(0, index, valid.float())
+    return sums[index], sizes[index]
+
+
+def group_mean(score: Tensor, group: Tensor) -> Tensor:
+    """Return each row's group mean [N]; 0 for a group without scores."""
+    sums, sizes = group_sums(score, group)
+    return sums / sizes.clamp(min=1)
+
+
+def group_moments(
+    score: Tensor, group: Tensor, ddof: int = 1, extra: tuple[float, int] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return (mean, std) of each row's group, both [N]; the std of a group of one is 0.
+
+    Args:
+        score: [N], may hold NaN for a missing score.
+        group: [N] keys.
+        ddof: 1 for the sample standard deviation, 0 for the population's.
+        extra: (value, count): every group is taken to hold `count` further scores of this value.
+    """
+    sums, sizes = group_sums(score, group)
+    value, count = extra if extra is not None else (0.0, 0)
+    sizes = sizes + count
+    mean = (sums + value * count) / sizes.clamp(min=1)
+    # Squares of the centred scores: the textbook form, exact where the difference of two large sums is not.
+    squares, _ = group_sums((score.float() - mean).square(), group)
+    squares = squares + count * (value - mean).square()
+    std = (squares / (sizes - ddof).clamp(min=1)).sqrt()
+    return mean, std
+
+
+def leave_one_out_mean(score: Tensor, group: Tensor) -> Tensor:
+    """Return the mean of the other members of each row's group [N]; a group of one has 0."""
+    sums, sizes = group_sums(score, group)
+    own = torch.nan_to_num(score.float(), nan=0.0)
+    others = sizes - (~torch.isnan(score)).float()
+    return (sums - own) / others.clamp(min=1)
+
+
+@dataclass(frozen=True)
+class GroupStandardized:
+    """Advantage (score - mean) / (std + eps) within the group, the same for all decisions of a row.
+
+    GRPO (arXiv 2402.03300, section 4.1.2). `scale="none"` leaves out the std (Dr. GRPO, arXiv 2503.20783), and
+    `scale="batch"` divides by the std of the whole batch's scores.
+
+    Attributes:
+        scale: "group", "batch" or "none".
+        ddof: 1 for the sample standard deviation.
+        eps: added to the std.
+    """
+
+    scale: str = "group"
+    ddof: int = 1
+    eps: float = 1e-4
+
+    def __post_init__(self) -> None:
+        if self.scale not in ("group", "batch", "none"):
+            raise UserError(f"GroupStandardized.scale={self.scale!r} is not known: 'group', 'batch' or 'none'")
+
+    def __call__(self, batch: Trajectories, context: Context) -> Tensor:
+        """Return the advantage [N, T]."""
+        mean, std = group_moments(batch.score, batch.group, self.ddof)
+        record_groups(std, batch.group, context)
+        centred = torch.nan_to_num(batch.score - mean, nan=0.0)
+        if self.scale == "group":
+            centred = centred / (std + self.eps)
+        elif self.scale == "batch":
+            centred = centred / (batch.score[~torch.isnan(batch.score)].std(correction=self.ddof) + self.eps)
+        return per_decision(centred, batch.mask)
+
+
+@dataclass(frozen=True)
+class LeaveOneOut:
+    """Advantage score - mean of the other members' scores (RLOO, arXiv 2402.14740, eq. 8); unbiased, no scaling."""
+
+    def __call__(self, batch: Trajectories, context: Context) -> Tensor:
+        """Return the advantage [N, T]."""
+        _, std = group_moments(batch.score, batch.group)
+        record_groups(std, batch.group, context)
+        centred = torch.nan_to_num(batch.score - leave_one_out_mean(batch.score, batch.group), nan=0.0)
+        return per_decision(centred, batch.mask)
+
+
+def record_groups(std: Tensor, group: Tensor, context: Context) -> None:
+    """Record the share of rows whose group teaches nothing because all its members score the same."""
+    context.record("groups/without_variance", (std < 1e-6).float().mean())
+    context.record("groups/std", std.mean())
+
+
+def whiten(values: Tensor, mask: Tensor, eps: float = 1e-8, ddof: int = 1) -> Tensor:
+    """Return (values - mean) / (std + eps) over the decisions where the mask holds; 0 elsewhere."""
+    count = mask.sum()
+    mean = torch.where(mask, values, 0.0).sum() / count.clamp(min=1)
+    centred = torch.where(mask, values - mean, 0.0)
+    std = (centred.square().sum() / (count - ddof).clamp(min=1)).sqrt()
+    return centred / (std + eps)

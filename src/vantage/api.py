@@ -1,0 +1,286 @@
+"""Train, resume and evaluate: what the command line does, from Python."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vantage.config import RunConfig, is_run, parse_settings, read_config
+from vantage.core.errors import UserError
+from vantage.core.method import Method, configure
+from vantage.core.runlog import read_metrics
+from vantage.core.trainer import Listener, Outcome, Schedule, Trainer
+from vantage.methods import registry
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that ended: how, where, and what was measured."""
+
+    folder: Path | None
+    outcome: Outcome
+    policy: Any
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """Every step's metrics, the resumed ones included."""
+        return read_metrics(self.folder) if self.folder else list(self.outcome.history)
+
+
+def method(name: str, **settings: Any) -> Method:
+    """Return a method by name, or by the path of a file that defines one.
+
+    A setting is one of the recipe's (`group_size=8`), or with a dict `parts={"update.optimizer.lr": 1e-4}` one of a part.
+
+    Raises:
+        UserError: the method or a setting is not known, or a value is out of range.
+    """
+    parts: Mapping[str, Any] = settings.pop("parts", {})
+    return build_method(name, {**settings, **parts})
+
+
+def build_method(name: str, settings: Mapping[str, Any]) -> Method:
+    """Compose a method from settings of the recipe (no dot in the name) and of parts (with dots)."""
+    page = registry.page(name)
+    recipe = {key: value for key, value in settings.items() if "." not in key}
+    built = page.build(recipe)
+    for path, value in settings.items():
+        if "." in path:
+            built = configure(built, path, value)
+    return dataclasses.replace(built, name=page.name, parent=built.parent, settings={"method": name, **settings})
+
+
+def train(
+    method: Method | str,
+    task: Any,
+    *,
+    model: str | Path = "",
+    data: str | Path = "",
+    verifier: str = "",
+    steps: int | None = None,
+    seed: int = 0,
+    out: str | Path | None = None,
+    settings: Mapping[str, Any] | Sequence[str] = (),
+    options: Mapping[str, Any] | None = None,
+    save_every: int = 0,
+    evaluate_every: int = 0,
+    evaluate_samples: int = 4,
+    device: str = "cpu",
+    threads: int = 0,
+    wandb: str = "",
+    force: bool = False,
+    listeners: Sequence[Listener] = (),
+    policy: Any = None,
+) -> Run:
+    """Train a policy on a task by a method.
+
+    Args:
+        method: a `Method`, a name, or the path of a file that defines one.
+        task: a task, or its specification as on the command line (`addition:digits=3`, `cartpole`).
+        model: folder to start from.
+        data: file of own problems; then `task` may be "".
+        verifier: how their answers are judged.
+        steps: length of the run in the task's unit; None takes the task's default.
+        seed: of every random draw.
+        out: folder of the run; None keeps everything in memory.
+        settings: of the recipe and of parts, as a dict or as `name=value` texts. Only with a method given by name.
+        options: of the task's engine and policy.
+        save_every: steps of the road between checkpoints; 0: about one a minute.
+        evaluate_every: steps of the road between evaluations; 0: before and after.
+        evaluate_samples: samples per held-out problem, or episodes; 0: none.
+        device: where the policy lives.
+        threads: CPU threads, 0 leaves them.
+        wandb: Weights & Biases project, "" for none.
+        force: overwrite a run in `out`.
+        listeners: called after each step.
+        policy: what learns, instead of one that the task makes.
+
+    Raises:
+        UserError: something given is wrong; nothing was loaded or written.
+    """
+    given = parse_settings(list(settings)) if not isinstance(settings, Mapping) else dict(settings)
+    if isinstance(method, Method):
+        if given:
+            raise UserError("settings go with a method given by name; a Method is changed with .replace or .adapt")
+        built = method
+        # A method that a name composes can be composed again on resume; one made by hand must be given again.
+        composed = dict(built.settings or {})
+        name = composed.pop("method", "")
+        given = composed
+    else:
+        name = method
+        built = build_method(method, given)
+    spec = task if isinstance(task, str) else getattr(task, "spec", getattr(task, "name", ""))
+    made = _make_task(spec, str(data), verifier, options) if isinstance(task, str) else task
+    config = RunConfig(
+        method=name,
+        task=spec,
+        settings=given,
+        model=str(model),
+        data=str(data),
+        verifier=verifier,
+        options=dict(options or {}),
+        steps=steps if steps is not None else getattr(made, "default_steps", 100),
+        seed=seed,
+        save_every=save_every,
+        evaluate_every=evaluate_every,
+        evaluate_samples=evaluate_samples,
+        device=device,
+        threads=threads,
+        wandb=wandb,
+    )
+    folder = _claim_folder(Path(out), force) if out is not None else None
+    return _run(config, built, made, folder, listeners, policy, resume=False)
+
+
+def resume(
+    folder: str | Path,
+    listeners: Sequence[Listener] = (),
+    report: Callable[[str], None] = print,
+    *,
+    method: Method | None = None,
+) -> Run:
+    """Go on with a run from its newest whole checkpoint; the result is what the run would have been without the stop.
+
+    A run whose method was composed by hand needs the same `method` again; others find it by its name.
+    """
+    folder = Path(folder)
+    config = read_config(folder)
+    if method is None and not config.method:
+        raise UserError(
+            f"the run {folder} has a method composed by hand: give it again, vantage.resume(folder, method=...)"
+        )
+    built = method if method is not None else build_method(config.method, config.settings)
+    made = _make_task(config.task, config.data, config.verifier, config.options)
+    return _run(config, built, made, folder, listeners, None, resume=True, report=report)
+
+
+def evaluate(
+    target: str | Path, task: str = "", *, samples: int = 4, seed: int = 1, data: str = "", verifier: str = "",
+    options: Mapping[str, Any] | None = None,
+) -> dict[str, float]:  # fmt: skip
+    """Judge a model folder, or a run's final model, on a task's held-out problems or fresh episodes."""
+    folder = Path(target)
+    if not folder.exists():
+        raise UserError(f"there is no folder {folder}")
+    chosen = dict(options or {})
+    if is_run(folder):
+        config = read_config(folder)
+        if not task and not data:
+            task, data, verifier = config.task, config.data, verifier or config.verifier
+            chosen = {**config.options, **chosen}
+        folder = folder / "model"
+        if not folder.is_dir():
+            raise UserError(f"the run {target} has no model yet: resume it with `vantage resume {target}`")
+    made = _make_task(task, data, verifier, chosen)
+    policy = made.make_policy(model=str(folder), seed=seed)
+    judged: dict[str, float] = made.evaluate(policy, samples=samples, seed=seed)
+    return judged
+
+
+def _make_task(spec: str, data: str, verifier: str, options: Mapping[str, Any] | None) -> Any:
+    from vantage.tasks.registry import make_task
+
+    return make_task(spec, data=data, verifier=verifier, options=options)
+
+
+def _claim_folder(folder: Path, force: bool) -> Path:
+    """Make the run's folder, or refuse: nothing is overwritten unless asked for."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--out {folder} is a file; give a folder")
+    if folder.is_dir() and any(folder.iterdir()):
+        if not force:
+            raise UserError(
+                f"--out {folder} is not empty: give another folder, --force to overwrite, or `vantage resume {folder}`"
+            )
+        if not is_run(folder):
+            raise UserError(f"--out {folder} is not empty and not a run: --force overwrites only runs")
+        shutil.rmtree(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".probe.{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"--out {folder} cannot be written: {error.strerror or error}") from error
+    return folder
+
+
+def _run(
+    config: RunConfig,
+    built: Method,
+    task: Any,
+    folder: Path | None,
+    listeners: Sequence[Listener],
+    policy: Any,
+    *,
+    resume: bool,
+    report: Callable[[str], None] = print,
+) -> Run:
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    try:
+        device = torch.device(config.device)
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise UserError(f"device={config.device}: there is no CUDA device here; use cpu")
+    except RuntimeError as error:
+        raise UserError(f"device={config.device!r} is not known: cpu, cuda or cuda:N") from error
+    if config.steps < 1:
+        raise UserError(f"steps={config.steps} is out of range: at least 1")
+    horizon = task.horizon(config.steps, built) if hasattr(task, "horizon") else config.steps
+    schedule = Schedule(
+        horizon,
+        save_every=config.save_every,
+        evaluate_every=config.evaluate_every,
+        evaluate_samples=config.evaluate_samples,
+    )
+    torch.manual_seed(config.seed)
+    own = policy is None
+    if policy is None:
+        policy = task.make_policy(model=config.model, seed=config.seed)
+    policy = policy.to(device)
+    engine = task.make_engine(policy, seed=config.seed)
+    writers = [task.writer(folder)] if folder is not None and hasattr(task, "writer") else []
+    if config.wandb:
+        from vantage.integrations.wandb import WandbListener
+
+        writers.append(WandbListener(config, folder))
+    trainer = Trainer(
+        built,
+        task,
+        policy,
+        engine,
+        schedule,
+        seed=config.seed,
+        folder=folder,
+        micro_batch=getattr(task, "micro_batch", None),
+        listeners=[*writers, *listeners],
+    )
+    if folder is not None and not resume:
+        config.write(folder)
+    if resume:
+        step = trainer.restore(report)
+        for note in getattr(engine, "resume_notes", ()):
+            report(note)
+        report(f"resumed from step {step} of {horizon}")
+    with contextlib.ExitStack() as stack:
+        for listener in (*writers, *listeners):
+            if hasattr(listener, "__enter__"):
+                stack.enter_context(listener)
+        outcome = trainer.run()
+    if folder is not None:
+        if own or hasattr(policy, "save"):
+            policy.save(folder / "model")
+        config.write(folder, outcome.status)
+        from vantage.curves import write_curves
+
+        write_curves(folder)
+    return Run(folder, outcome, policy)

@@ -1,0 +1,467 @@
+"""The command `vantage`."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from vantage.core.errors import TrainingError, UserError
+
+Text = tyro.conf.Positional[str]
+
+
+@dataclass
+class Train:
+    """Train a policy on a task by a method."""
+
+    method: Text
+    """Name of a method (`vantage methods`), or path of a Python file that defines one."""
+    task: str = ""
+    """Task with its options, for example addition:digits=3, cartpole, gym:LunarLander-v3 (`vantage tasks`)."""
+    model: str = ""
+    """Folder of the model to start from."""
+    data: str = ""
+    """File of your own problems: JSONL, JSON, CSV, Parquet, or a saved `datasets` folder."""
+    verifier: str = ""
+    """How answers to --data are judged: exact, numeric, math, regex:pattern=..., choice, python:module:function, ..."""
+    steps: int | None = None
+    """Length of the run: steps of the road for language, environment steps for control. Default: the task's."""
+    seed: int = 0
+    """Seed of every random draw."""
+    out: str = ""
+    """Folder of the run. Default: runs/METHOD-TASK-sSEED."""
+    set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE ...")] = ()
+    """Settings of the method (group_size=8) and of its parts (update.optimizer.lr=3e-4)."""
+    option: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE ...")] = ()
+    """Options of the task's engine and policy (max_new_tokens=64, normalize=true)."""
+    save_every: int = 0
+    """Steps of the road between checkpoints; 0: about one a minute."""
+    eval_every: int = 0
+    """Steps of the road between evaluations; 0: before and after."""
+    eval_samples: int = 4
+    """Samples per held-out problem, or episodes, of an evaluation; 0: none."""
+    device: str = "cpu"
+    """cpu, cuda or cuda:N."""
+    threads: int = 0
+    """CPU threads; 0 leaves them as they are."""
+    wandb: str = ""
+    """Weights & Biases project to report to."""
+    force: bool = False
+    """Overwrite the run in --out."""
+
+    def __call__(self) -> int:
+        """Run the command."""
+        from vantage import api
+        from vantage.config import parse_settings
+        from vantage.tasks.registry import make_task
+
+        settings, options = parse_settings(list(self.set)), parse_settings(list(self.option))
+        built = api.build_method(self.method, settings)
+        if not self.task and not self.data:
+            raise UserError("no task: give --task NAME (list them with `vantage tasks`) or --data FILE")
+        made = make_task(self.task, data=self.data, verifier=self.verifier, options=options)
+        out = self.out or _default_folder(self.method, self.task or Path(self.data).stem, self.seed)
+        steps = self.steps if self.steps is not None else getattr(made, "default_steps", 100)
+        horizon = made.horizon(steps, built) if hasattr(made, "horizon") else steps
+        run = _with_progress(
+            f"{Path(self.method).stem} on {self.task or self.data}",
+            horizon,
+            lambda listeners: api.train(
+                self.method,
+                self.task,
+                model=self.model,
+                data=self.data,
+                verifier=self.verifier,
+                steps=steps,
+                seed=self.seed,
+                out=out,
+                settings=settings,
+                options=options,
+                save_every=self.save_every,
+                evaluate_every=self.eval_every,
+                evaluate_samples=self.eval_samples,
+                device=self.device,
+                threads=self.threads,
+                wandb=self.wandb,
+                force=self.force,
+                listeners=listeners,
+            ),
+        )
+        return _ended(run)
+
+
+@dataclass
+class Resume:
+    """Go on with a run from its newest whole checkpoint."""
+
+    run: Text
+    """Folder of the run."""
+
+    def __call__(self) -> int:
+        """Run the command."""
+        from vantage import api
+        from vantage.config import read_config
+        from vantage.tasks.registry import make_task
+
+        folder = Path(self.run)
+        config = read_config(folder)
+        made = make_task(config.task, data=config.data, verifier=config.verifier, options=config.options)
+        if not config.method:
+            raise UserError(
+                f"the run {folder} has a method composed by hand: resume it from Python, vantage.resume(folder, method=...)"
+            )
+        built = api.build_method(config.method, config.settings)
+        horizon = made.horizon(config.steps, built) if hasattr(made, "horizon") else config.steps
+        title = f"{Path(config.method).stem} on {config.task or config.data}"
+        return _ended(_with_progress(title, horizon, lambda listeners: api.resume(folder, listeners)))
+
+
+@dataclass
+class Eval:
+    """Judge a model, or a run's final model, on held-out problems or fresh episodes."""
+
+    target: Text
+    """Folder of a model or of a run."""
+    task: str = ""
+    """Task with its options; a run's own when it is left out."""
+    samples: int = 4
+    """Samples per problem (then pass@1 and pass@k are estimated), or episodes."""
+    seed: int = 1
+    """Seed of the draws."""
+    data: str = ""
+    """File of your own problems."""
+    verifier: str = ""
+    """How their answers are judged."""
+    option: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE ...")] = ()
+    """Options of the task's engine and policy."""
+    json: bool = False
+    """Print JSON."""
+
+    def __call__(self) -> int:
+        """Run the command."""
+        from vantage import api
+        from vantage.config import parse_settings
+
+        judged = api.evaluate(
+            self.target,
+            self.task,
+            samples=self.samples,
+            seed=self.seed,
+            data=self.data,
+            verifier=self.verifier,
+            options=parse_settings(list(self.option)),
+        )
+        if self.json:
+            print(json.dumps(judged))
+        else:
+            width = max(len(name) for name in judged)
+            for name, value in judged.items():
+                print(f"{name:<{width}}  {value:.4f}")
+        return 0
+
+
+@dataclass
+class Methods:
+    """List the methods."""
+
+    json: bool = False
+    """Print JSON: id, name, family, kind, parts, title, arxiv, page."""
+    family: str | None = None
+    """Only this family."""
+
+    def __call__(self) -> int:
+        """Run the command."""
+        from vantage.core.method import PARTS, describe
+        from vantage.methods import registry
+
+        pages = registry.pages(self.family)
+        if self.json:
+            rows = []
+            for page in pages:
+                built = page.build()
+                rows.append(
+                    {
+                        "id": page.id,
+                        "name": page.name,
+                        "family": page.family,
+                        "kind": page.kind,
+                        "parts": {place: describe(getattr(built, place)) for place in PARTS},
+                        "title": page.papers[0].title if page.papers else "",
+                        "arxiv": page.papers[0].arxiv if page.papers else "",
+                        "page": page.module.replace(".", "/") + ".py",
+                    }
+                )
+            print(json.dumps(rows, indent=1))
+            return 0
+        _table(
+            ["name", "id", "family", "what it is"], [[p.name, p.id, p.family, _after_colon(p.summary)] for p in pages]
+        )
+        return 0
+
+
+@dataclass
+class Show:
+    """Show a method: its parts with their settings, and what differs from its parent."""
+
+    method: Text
+    """Name of a method, or path of a Python file that defines one."""
+    set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE ...")] = ()
+    """Settings, as in `vantage train`."""
+
+    def __call__(self) -> int:
+        """Run the command."""
+        from vantage import api
+        from vantage.config import parse_settings
+        from vantage.core.method import PARTS, describe, differences
+        from vantage.methods import registry
+
+        page = registry.page(self.method)
+        built = api.build_method(self.method, parse_settings(list(self.set)))
+        parent = built.parent
+        while parent is not None and parent.name in ("", built.name):
+            parent = parent.parent
+        changed = differences(built, parent) if parent is not None else {}
+        print(page.summary)
+        print(f"page      {page.module.replace('.', '/')}.py")
+        if parent is not None:
+            print(f"parent    {parent.name}; parts that differ are marked *")
+        print("settings  " + (", ".join(f"{k}={v}" for k, v in page.settings().items()) or "none"))
+        print()
+        for place in PARTS:
+            mark = "*" if place in changed else " "
+            print(f"{mark} {place:<13} {describe(getattr(built, place))}")
+            if place in changed:
+                print(f"  {'':<13} {parent.name if parent else ''}: {changed[place][1]}")
+        return 0
+
+
+@dataclass
+class Tasks:
+    """List the built-in tasks."""
+
+    json: bool = False
+    """Print JSON."""
+
+    def __call__(self) -> int:
+        """Run the command."""
+        from vantage.tasks.registry import TASKS
+
+        rows = [
+            {"name": t.name, "field": t.field, "description": t.description, "example": t.example or t.name}
+            for t in TASKS.values()
+        ]
+        if self.json:
+            print(json.dumps(rows, indent=1))
+        else:
+            _table(["name", "field", "what it is", "example"], [list(row.values()) for row in rows])
+        return 0
+
+
+@dataclass
+class Cite:
+    """Print the BibTeX of a method and of what it builds on."""
+
+    method: Text
+    """Name of a method."""
+
+    def __call__(self) -> int:
+        """Run the command."""
+        from vantage.methods import registry
+
+        page = registry.page(self.method)
+        papers = list(page.papers)
+        parent = page.build().parent
+        while parent is not None:
+            if parent.name and parent.name != page.name:
+                papers += registry.page(parent.name).papers
+            parent = parent.parent
+        for _, part in page.build().parts():
+            papers += getattr(part, "papers", ())
+        print("\n\n".join(dict.fromkeys(paper.bibtex() for paper in papers)))
+        return 0
+
+
+@dataclass
+class NewModel:
+    """Make a small causal language model in Hugging Face format for the built-in tasks."""
+
+    folder: Text
+    """Folder to write."""
+    preset: str = "tiny"
+    """Size: tiny, small, ... (an unknown one lists them)."""
+    architecture: str = "llama"
+    """llama, qwen2 or qwen3."""
+    seed: int = 0
+    """Seed of the random weights."""
+    force: bool = False
+    """Overwrite a model in the folder."""
+
+    def __call__(self) -> int:
+        """Run the command."""
+        from vantage.policies.tiny import new_model
+
+        new_model(
+            Path(self.folder), preset=self.preset, architecture=self.architecture, seed=self.seed, force=self.force
+        )
+        print(f"wrote {self.folder}")
+        return 0
+
+
+@dataclass
+class Samples:
+    """Browse the completions that a run sampled."""
+
+    run: Text
+    """Folder of the run."""
+    step: int | None = None
+    """Only this step; the last one stored when neither this nor --all is given."""
+    all: bool = False
+    """All steps."""
+    best: bool = False
+    """Highest rewards first."""
+    worst: bool = False
+    """Lowest rewards first."""
+    contains: str = ""
+    """Only rows whose prompt or completion holds this text."""
+    limit: int = 10
+    """How many rows."""
+    json: bool = False
+    """Print JSON lines."""
+
+    def __call__(self) -> int:
+        """Run the command."""
+        from vantage.tasks.language.samples import browse
+
+        print(
+            browse(
+                Path(self.run),
+                step=self.step,
+                everything=self.all,
+                order="best" if self.best else "worst" if self.worst else "stored",
+                contains=self.contains,
+                limit=self.limit,
+                as_json=self.json,
+            )
+        )
+        return 0
+
+
+COMMANDS: dict[str, Any] = {
+    "train": Train,
+    "resume": Resume,
+    "eval": Eval,
+    "methods": Methods,
+    "show": Show,
+    "tasks": Tasks,
+    "cite": Cite,
+    "new-model": NewModel,
+    "samples": Samples,
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command line; return its exit code: 0, 1 for a failed run, 2 for bad input, 130 for an interrupt."""
+    arguments = _spread_repeated(list(sys.argv[1:] if argv is None else argv))
+    try:
+        command = tyro.extras.subcommand_cli_from_dict(
+            COMMANDS,
+            prog="vantage",
+            description="Policy optimisation: every method as a composition of small parts on one road.",
+            args=arguments or ["--help"],
+            config=(tyro.conf.FlagCreatePairsOff,),
+        )
+        return int(command())
+    except (UserError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except TrainingError as error:
+        print(f"stopped: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # the reader of our output went away (`vantage methods | head`)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _spread_repeated(arguments: list[str]) -> list[str]:
+    """Gather repeated --set and --option into one, so that both `--set a=1 b=2` and `--set a=1 --set b=2` work."""
+    rest: list[str] = []
+    gathered: dict[str, list[str]] = {"--set": [], "--option": []}
+    current: str | None = None
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if name in gathered:
+            current = None if equals else name
+            if equals:
+                gathered[name].append(value)
+        elif current is not None and not argument.startswith("--"):
+            gathered[current].append(argument)
+        else:
+            current = None
+            rest.append(argument)
+    for name, values in gathered.items():
+        if values:
+            rest += [name, *values]
+    return rest
+
+
+def _default_folder(method: str, task: str, seed: int) -> str:
+    clean = "".join(c if c.isalnum() or c in "-._" else "-" for c in f"{Path(method).stem}-{task}")
+    return f"runs/{clean}-s{seed}"
+
+
+def _with_progress(title: str, horizon: int, start: Any) -> Any:
+    from vantage.progress import Progress
+
+    return start([Progress(title, horizon)])
+
+
+def _ended(run: Any) -> int:
+    first: dict[str, Any] = next((line for line in run.metrics if any(key.startswith("eval/") for key in line)), {})
+    last: dict[str, Any] = next(
+        (line for line in reversed(run.metrics) if any(key.startswith("eval/") for key in line)), {}
+    )
+    for key, value in last.items():
+        if key.startswith("eval/") and value is not None:
+            before = first.get(key)
+            change = f"  (before: {before:.4g})" if before is not None and first is not last else ""
+            print(f"{key.removeprefix('eval/'):<24} {value:.4g}{change}")
+    if run.outcome.status == "interrupted":
+        print(
+            f"interrupted after step {run.outcome.step}; everything is saved: go on with `vantage resume {run.folder}`"
+        )
+        return 130
+    print(f"run folder: {run.folder}  (curves.png, metrics.jsonl, model/)")
+    return 0
+
+
+def _after_colon(summary: str) -> str:
+    return summary.partition(": ")[2] or summary
+
+
+def _table(header: list[str], rows: list[list[str]]) -> None:
+    """Print a table that fits the terminal; plain columns when the output is no terminal."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in header:
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+__all__ = ["COMMANDS", "main"]
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,162 @@
+"""The settings of a run: everything needed to run it again, as one JSON file."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import platform
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vantage.core.checkpoint import write_atomically
+from vantage.core.errors import UserError
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A run as the user asked for it. Paths are stored as they were given.
+
+    Attributes:
+        method: name of a method, or path of a file that defines one.
+        settings: of the recipe (`group_size`), and of parts (`update.optimizer.lr`).
+        task: name of a task with its options (`addition:digits=3`), "" when `data` says all.
+        model: folder of the model to start from, "" for a fresh one where the task makes one.
+        data: file of the user's own problems, "" for none.
+        verifier: how answers are judged (`math`), "" for the task's own.
+        options: of the task's engine and policy (`max_new_tokens`, `normalize`).
+        steps: as the task counts them (`Task.unit`): steps of the road, or environment steps.
+        seed: of every random draw.
+        save_every, evaluate_every: in steps of the road; 0: by the clock, and only at the ends.
+        evaluate_samples: per held-out problem, or episodes; 0 for no evaluation.
+        device: where the policy lives.
+        threads: CPU threads of the run, 0 leaves them as they are.
+        wandb: name of a Weights & Biases project, "" for none.
+    """
+
+    method: str
+    task: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
+    model: str = ""
+    data: str = ""
+    verifier: str = ""
+    options: dict[str, Any] = field(default_factory=dict)
+    steps: int = 100
+    seed: int = 0
+    save_every: int = 0
+    evaluate_every: int = 0
+    evaluate_samples: int = 4
+    device: str = "cpu"
+    threads: int = 0
+    wandb: str = ""
+
+    def write(self, folder: Path, status: str = "running") -> None:
+        """Write `config.json`."""
+        content = {
+            "format": FORMAT,
+            "run": dataclasses.asdict(self),
+            "versions": versions(),
+            "commit": commit(),
+            "status": status,
+        }
+        write_atomically(folder / "config.json", json.dumps(content, indent=2) + "\n")
+
+
+def read_config(folder: Path) -> RunConfig:
+    """Read the settings of a run.
+
+    Raises:
+        UserError: the folder is none of a run, or its file cannot be read.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise UserError(f"{folder} is not a run: it has no config.json")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        run: Mapping[str, Any] = content["run"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not the configuration of a run: {error}") from error
+    if content.get("format") != FORMAT:
+        raise UserError(f"{path} has format {content.get('format')!r}; this version reads {FORMAT}")
+    known = {f.name for f in dataclasses.fields(RunConfig)}
+    odd = sorted(set(run) - known)
+    if odd:
+        raise UserError(f"{path} holds settings that are not known: {', '.join(odd)}")
+    return RunConfig(**run)
+
+
+def is_run(folder: Path) -> bool:
+    """Whether the folder is one of a run."""
+    try:
+        return "run" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides a result."""
+    found = {"python": platform.python_version(), "platform": f"{platform.system()}-{platform.machine()}"}
+    for name in ("vantage", "torch", "numpy", "tensordict", "transformers", "tokenizers", "gymnasium", "mujoco"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def commit() -> str:
+    """The commit of the code that runs, with "+" when files are changed; "" outside a checkout."""
+    root = Path(__file__).resolve().parent
+    try:
+        head = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, timeout=10, check=True
+        ).stdout.strip()
+        changed = subprocess.run(
+            ["git", "status", "--porcelain", "--", "."],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return head + ("+" if changed else "")
+
+
+def parse_settings(pairs: list[str]) -> dict[str, Any]:
+    """Read `name=value` pairs; values are numbers, true, false, none, JSON lists, or text.
+
+    Raises:
+        UserError: a pair has no '=' or no name.
+    """
+    settings: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name.strip():
+            raise UserError(f"setting {pair!r} must be written name=value, for example update.optimizer.lr=3e-4")
+        settings[name.strip()] = parse_value(value.strip())
+    return settings
+
+
+def parse_value(text: str) -> Any:
+    """Read one value."""
+    plain = {"true": True, "false": False, "none": None, "null": None}
+    if text.lower() in plain:
+        return plain[text.lower()]
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    if text[:1] in "[{":
+        try:
+            return json.loads(text)
+        except ValueError as error:
+            raise UserError(f"value {text!r} is not valid JSON: {error}") from error
+    return text

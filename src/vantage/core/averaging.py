@@ -1,0 +1,82 @@
+"""How a loss per decision becomes one number: weights [N, T] whose products with the loss are summed.
+
+Weights are computed on the whole minibatch before it is cut into micro-batches, so that accumulation over any cut gives
+exactly the gradient of the whole.
+
+    token     every decision counts the same:            mask / sum(mask)
+    sequence  every row counts the same:                 mask / length / N
+    sum       sum over rows of the row's mean:           mask / length
+    total     sum over rows of the row's sum, per row:   mask / N
+    constant  as total, divided by the longest row allowed: mask / (N * T)
+    group     every group counts the same, decisions within it too: mask / sum(mask of the group) / groups
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from vantage.core.errors import UserError, nearest
+
+Averaging = Callable[[Tensor, Tensor | None], Tensor]
+
+
+def group_index(group: Tensor) -> tuple[Tensor, int]:
+    """Return each row's group as a number in [0, groups) in order of appearance of the sorted keys, and the count."""
+    keys, index = torch.unique(group, return_inverse=True)
+    return index, int(keys.numel())
+
+
+def token(mask: Tensor, group: Tensor | None = None) -> Tensor:
+    """Every decision of the batch counts the same."""
+    return mask / mask.sum().clamp(min=1)
+
+
+def sequence(mask: Tensor, group: Tensor | None = None) -> Tensor:
+    """Every row counts the same; a row without decisions counts in N and adds nothing."""
+    return mask / mask.sum(-1, keepdim=True).clamp(min=1) / mask.shape[0]
+
+
+def sum_of_means(mask: Tensor, group: Tensor | None = None) -> Tensor:
+    """Sum over rows of the row's mean."""
+    return mask / mask.sum(-1, keepdim=True).clamp(min=1)
+
+
+def total(mask: Tensor, group: Tensor | None = None) -> Tensor:
+    """Mean over rows of the row's sum."""
+    return mask / mask.shape[0]
+
+
+def constant(mask: Tensor, group: Tensor | None = None) -> Tensor:
+    """Mean over rows of the row's sum, divided by T, whatever the rows' own lengths."""
+    return mask / (mask.shape[0] * mask.shape[1])
+
+
+def by_group(mask: Tensor, group: Tensor | None = None) -> Tensor:
+    """Every group counts the same, and within it every decision."""
+    if group is None:
+        raise UserError("averaging='group' needs the column 'group'")
+    index, count = group_index(group)
+    sizes = torch.zeros(count, device=mask.device, dtype=torch.float32).index_add_(0, index, mask.sum(-1).float())
+    return mask / sizes.clamp(min=1)[index].unsqueeze(-1) / count
+
+
+AVERAGINGS: dict[str, Averaging] = {
+    "token": token,
+    "sequence": sequence,
+    "sum": sum_of_means,
+    "total": total,
+    "constant": constant,
+    "group": by_group,
+}
+
+
+def averaging(name: str | Averaging) -> Averaging:
+    """Return the averaging of this name; a function is itself."""
+    if not isinstance(name, str):
+        return name
+    if name not in AVERAGINGS:
+        raise UserError(f"averaging {name!r} is not known{nearest(name, AVERAGINGS)} (known: {', '.join(AVERAGINGS)})")
+    return AVERAGINGS[name]

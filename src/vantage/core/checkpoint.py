@@ -1,0 +1,179 @@
+"""Checkpoints: a folder each, written atomically, checked by hash when read, never unpickled into code."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from vantage.core.errors import CheckpointError
+
+MANIFEST = "manifest.json"
+_FOLDER = re.compile(r"step-(\d+)$")
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file so that a reader, or a crash at any moment, sees the old content or the new, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    data = content.encode() if isinstance(content, str) else content
+    with open(temporary, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def save_tensors(state: Mapping[str, Tensor], path: Path) -> None:
+    """Write tensors as safetensors; a tensor that appears under two names is written once and the alias noted."""
+    kept: dict[str, Tensor] = {}
+    aliases: dict[str, str] = {}
+    seen: dict[tuple[int, tuple[int, ...], tuple[int, ...]], str] = {}
+    for name, tensor in state.items():
+        key = (tensor.data_ptr(), tuple(tensor.shape), tuple(tensor.stride()))
+        if tensor.numel() and key in seen:
+            aliases[name] = seen[key]
+            continue
+        seen[key] = name
+        kept[name] = tensor.detach().contiguous()
+    save_file(kept, str(path), metadata={"aliases": json.dumps(aliases)})
+
+
+def load_tensors(path: Path, device: str = "cpu") -> dict[str, Tensor]:
+    """Read what `save_tensors` wrote."""
+    from safetensors import safe_open
+
+    state = load_file(str(path), device=device)
+    with safe_open(str(path), framework="pt") as file:
+        aliases = json.loads((file.metadata() or {}).get("aliases", "{}"))
+    for name, target in aliases.items():
+        state[name] = state[target]
+    return state
+
+
+def random_state(generator: torch.Generator) -> dict[str, Any]:
+    """Return the state of every source of randomness of this process, as plain values."""
+    version, words, gauss = random.getstate()
+    kind, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002 - the global state is what is saved
+    return {
+        "generator": generator.get_state(),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "python": [version, list(words), gauss],
+        "numpy": [str(kind), torch.from_numpy(np.asarray(keys).astype(np.int64)), int(position), int(has_gauss), float(cached)],
+    }  # fmt: skip
+
+
+def set_random_state(state: Mapping[str, Any], generator: torch.Generator) -> None:
+    """Take back what `random_state` returned."""
+    generator.set_state(state["generator"])
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    kind, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))  # noqa: NPY002
+
+
+def write_checkpoint(
+    folder: Path, step: int, weights: Mapping[str, Tensor], state: Mapping[str, Any], keep: int = 2
+) -> Path:
+    """Write `folder/step-NNN` and drop all but the newest `keep`.
+
+    Files are written into a hidden folder, synced, listed with their hashes in a manifest, and the folder is renamed: a
+    crash leaves either no checkpoint of this step or a whole one.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"step-{step:08d}"
+    temporary = folder / f".step-{step:08d}.{os.getpid()}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    save_tensors(weights, temporary / "policy.safetensors")
+    torch.save(dict(state), temporary / "state.pt")
+    hashes = {path.name: _digest(path) for path in sorted(temporary.iterdir())}
+    for name in hashes:
+        descriptor = os.open(temporary / name, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+    write_atomically(temporary / MANIFEST, json.dumps({"step": step, "sha256": hashes}, indent=1))
+    if target.exists():
+        shutil.rmtree(target)
+    os.replace(temporary, target)
+    _sync_folder(folder)
+    for old in checkpoints(folder)[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+    for leftover in folder.glob(".step-*.tmp"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    return target
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Return the checkpoint folders, oldest first."""
+    found = [path for path in folder.glob("step-*") if _FOLDER.search(path.name)] if folder.is_dir() else []
+    return sorted(found, key=lambda path: path.name)
+
+
+def read_checkpoint(path: Path) -> tuple[int, dict[str, Tensor], dict[str, Any]]:
+    """Return (step, policy weights, state) of a checkpoint folder.
+
+    Raises:
+        CheckpointError: a file is missing, shorter, or not what was written; the message names it.
+    """
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+        hashes = manifest["sha256"]
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"checkpoint {path} has no readable {MANIFEST}: {error}") from error
+    for name, digest in hashes.items():
+        if not (path / name).is_file():
+            raise CheckpointError(f"checkpoint {path}: {name} is missing")
+        if _digest(path / name) != digest:
+            raise CheckpointError(f"checkpoint {path}: {name} is truncated or altered (its hash does not match)")
+    try:
+        state = torch.load(path / "state.pt", weights_only=True, map_location="cpu")
+        return int(manifest["step"]), load_tensors(path / "policy.safetensors"), state
+    except Exception as error:
+        raise CheckpointError(f"checkpoint {path} cannot be read: {error}") from error
+
+
+def newest_checkpoint(folder: Path, report: Any = print) -> tuple[int, dict[str, Tensor], dict[str, Any]]:
+    """Return the newest checkpoint that is whole; one that is not is reported and the one before it is tried.
+
+    Raises:
+        CheckpointError: none is whole, or there is none.
+    """
+    problems = []
+    for path in reversed(checkpoints(folder)):
+        try:
+            return read_checkpoint(path)
+        except CheckpointError as error:
+            report(f"refused: {error}; trying the one before it")
+            problems.append(str(error))
+    raise CheckpointError(
+        f"no usable checkpoint in {folder}" + (": " + "; ".join(problems) if problems else " (none was written yet)")
+    )

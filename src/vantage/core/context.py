@@ -1,0 +1,103 @@
+"""What a part may ask for besides the batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from vantage.core.errors import UserError
+from vantage.core.protocols import Engine, Policy, Prompts, Task
+from vantage.core.trajectories import Trajectories
+
+if TYPE_CHECKING:
+    from vantage.core.method import Method
+
+
+class Metrics:
+    """Running weighted means of what parts record in one step; tensors stay on their device until `collect`."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, tuple[Any, float]] = {}
+        self.latest: dict[str, Any] = {}
+        """The last value recorded under each name, as it was given: what a controller reads."""
+
+    def record(self, name: str, value: Tensor | float, weight: float = 1.0) -> None:
+        """Add a value (a scalar tensor is detached, not read out) to the step's mean under `name`."""
+        if isinstance(value, Tensor):
+            value = value.detach()
+        self.latest[name] = value
+        total, count = self._sums.get(name, (0.0, 0.0))
+        self._sums[name] = (total + value * weight, count + weight)
+
+    def collect(self) -> dict[str, float]:
+        """Return the means and begin again. The one place that waits for the device."""
+        collected = {name: float(total) / count for name, (total, count) in self._sums.items() if count}
+        self._sums.clear()
+        return collected
+
+
+@dataclass
+class Context:
+    """Policy, named frozen policies, engine, task, progress, randomness and metrics, shared by all parts of a run."""
+
+    method: Method
+    policy: Policy
+    engine: Engine
+    task: Task
+    generator: torch.Generator
+    step: int = 0
+    """Steps that are done."""
+    horizon: int = 1
+    """Steps that the run will have."""
+    policies: dict[str, Policy] = field(default_factory=dict)
+    metrics: Metrics = field(default_factory=Metrics)
+
+    @property
+    def progress(self) -> float:
+        """Share of the run that is done, in [0, 1]."""
+        return min(self.step / max(self.horizon, 1), 1.0)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the policy lives."""
+        return next(self.policy.parameters()).device
+
+    def record(self, name: str, value: Tensor | float, weight: float = 1.0) -> None:
+        """Record a metric of this step (a weighted mean over its calls)."""
+        self.metrics.record(name, value, weight)
+
+    def named(self, name: str) -> Policy:
+        """Return a named frozen policy.
+
+        Raises:
+            UserError: no part declared it in `policies`, so nothing made it.
+        """
+        if name not in self.policies:
+            raise UserError(
+                f"there is no policy named {name!r}: the part that asks for it must declare it in `policies`"
+            )
+        return self.policies[name]
+
+    def freeze(self, name: str) -> None:
+        """Take a frozen copy of the policy as it is now under this name."""
+        self.policies[name] = self.policy.frozen()
+
+    def next_prompts(self, count: int) -> Prompts:
+        """Draw the next prompts in the method's order."""
+        return self.method.prompts(count, self)
+
+    def verify(self, batch: Trajectories) -> Trajectories:
+        """Fill the named `rewards` by the task's verdicts, unless they are there."""
+        if "rewards" in batch:
+            return batch
+        named = self.task.score(batch, self)
+        return batch.replace(rewards=_table(named, len(batch))) if named else batch
+
+
+def _table(named: dict[str, Tensor], rows: int) -> Any:
+    from tensordict import TensorDict
+
+    return TensorDict(dict(named), batch_size=[rows])

@@ -1,0 +1,57 @@
+"""Errors that a user can act on, and the import of optional libraries."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Iterable
+from types import ModuleType
+
+
+class UserError(ValueError):
+    """Something the user gave is wrong. The message names the value, the place and the remedy.
+
+    The command line prints the message alone and exits with code 2; from Python it is an ordinary ValueError.
+    """
+
+
+class MissingColumn(UserError, AttributeError):
+    """A part read a column of the trajectories that nothing has filled."""
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on (a loss that is not finite, a checkpoint that is not whole)."""
+
+
+class CheckpointError(TrainingError):
+    """A checkpoint is truncated, altered or of another run."""
+
+
+def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
+    """Return '; did you mean a, b?' for the known names nearest to `name`, or '' when none is near."""
+    found = difflib.get_close_matches(name, list(known), n=count, cutoff=0.5)
+    return f"; did you mean {', '.join(found)}?" if found else ""
+
+
+def unknown(kind: str, name: str, known: Iterable[str], where: str = "") -> UserError:
+    """Build the error for a name that is not known: what it was, where it stood, what is near, what there is."""
+    names = sorted(known)
+    listed = ", ".join(names) if len(names) <= 30 else f"{len(names)} names; list them with `vantage {kind}s`"
+    place = f" in {where}" if where else ""
+    return UserError(f"unknown {kind} {name!r}{place}{nearest(name, names)} (known: {listed})")
+
+
+def require(module: str, extra: str) -> ModuleType:
+    """Import an optional library, or say which extra installs it.
+
+    Raises:
+        ImportError: the library is not installed; the message names the extra.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is not None and not module.startswith(error.name):
+            raise
+        raise ImportError(
+            f"{module.split('.')[0]} is needed here and is not installed: pip install 'vantage[{extra}]'"
+        ) from error

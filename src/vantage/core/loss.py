@@ -1,0 +1,162 @@
+"""From a minibatch to its gradient: the loss of a method, exact under any cut into micro-batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vantage.core.averaging import averaging, group_index
+from vantage.core.context import Context
+from vantage.core.errors import UserError
+from vantage.core.protocols import Evaluation
+from vantage.core.trajectories import Trajectories
+
+WEIGHTS = "_weights"
+"""Column of the averaging weights [N, T] of the whole minibatch, carried by its micro-batches."""
+
+
+def weighted(batch: Trajectories, how: Any) -> Trajectories:
+    """Attach the averaging weights, times the column `weight` where there is one."""
+    weights = averaging(how)(batch.mask, batch.get("group")).float()
+    extra = batch.get("weight")
+    if extra is not None:
+        weights = weights * (extra.unsqueeze(-1) if extra.dim() == 1 else extra)
+    return batch.replace(**{WEIGHTS: weights})
+
+
+def reduce(loss: Tensor, batch: Trajectories, whole: int, part: Any) -> Tensor:
+    """Average a loss over the minibatch of which `batch` is a part.
+
+    [N, T]: by the weights of the averaging. [N]: mean over the minibatch's `whole` rows. [M] with M < N (pairs, groups):
+    mean over them, scaled by the batch's share of the rows. Scalar: taken as it is, and only on a whole minibatch.
+    """
+    share = len(batch) / whole
+    if loss.dim() == 2:
+        weights = batch[WEIGHTS]
+        # Padding may hold anything, infinities too, which a product with zero would turn into NaN.
+        return (torch.where(weights != 0, loss, 0.0) * weights).sum()
+    if loss.dim() == 1:
+        extra = batch.get("weight")
+        if extra is not None and extra.dim() == 1 and loss.shape == extra.shape:
+            loss = loss * extra
+        return loss.mean() * share
+    if loss.dim() == 0:
+        return loss * share
+    raise UserError(f"{getattr(part, '__name__', type(part).__name__)} returned a loss of shape {list(loss.shape)}; "
+                    "it must be [N, T], [N], [M] or a scalar")  # fmt: skip
+
+
+def method_loss(evaluation: Evaluation, batch: Trajectories, context: Context, whole: int) -> Tensor:
+    """Sum the terms of the context's method on (part of) a minibatch of `whole` rows: a scalar with gradient."""
+    method = context.method
+    share = len(batch) / whole
+    loss = reduce(method.objective(evaluation, batch, context), batch, whole, method.objective)
+    context.record("loss/policy", loss / share, share)
+    for regularizer in method.regularizers:
+        term = reduce(regularizer(evaluation, batch, context), batch, whole, regularizer)
+        context.record(f"loss/{getattr(regularizer, 'label', type(regularizer).__name__.lower())}", term / share, share)
+        loss = loss + term
+    critic = method.values
+    if critic is not None and hasattr(critic, "loss"):
+        term = reduce(critic.loss(evaluation, batch, context), batch, whole, critic)
+        context.record("loss/value", term / share, share)
+        loss = loss + term
+    return loss
+
+
+def unit(method: Any) -> str:
+    """Return the largest unit that a term of the loss joins: 'decision', 'row', 'group' or 'batch'."""
+    order = ("decision", "row", "group", "batch")
+    terms = (method.objective, *method.regularizers, *((method.values,) if method.values is not None else ()))
+    return max((getattr(term, "unit", "decision") for term in terms), key=order.index)
+
+
+def micro_batches(batch: Trajectories, size: int | None, whole_groups: bool) -> Sequence[Trajectories]:
+    """Cut a minibatch into parts of at most `size` rows; groups stay whole where asked (one group is never cut)."""
+    rows = len(batch)
+    if size is None or size >= rows:
+        return [batch]
+    if not whole_groups:
+        return [batch[start : start + size] for start in range(0, rows, size)]
+    order, bounds = _group_bounds(batch.group)
+    parts: list[Tensor] = []
+    start = 0
+    for begin, end in bounds:
+        if end - start > size and begin > start:
+            parts.append(order[start:begin])
+            start = begin
+    parts.append(order[start:])
+    return [batch.select(part) for part in parts]
+
+
+def _group_bounds(group: Tensor) -> tuple[Tensor, list[tuple[int, int]]]:
+    index, count = group_index(group)
+    order = torch.argsort(index, stable=True)
+    ends = torch.bincount(index, minlength=count).cumsum(0).tolist()
+    return order, list(zip([0, *ends[:-1]], ends, strict=True))
+
+
+def backward(batch: Trajectories, context: Context, micro_size: int | None) -> Evaluation:
+    """Accumulate the gradient of the method's loss over a minibatch into the policy's parameters.
+
+    A loss per decision or row is a sum, so micro-batches are differentiated one by one. A loss that joins a whole batch
+    (a constraint on its mean, a product over it) is differentiated in two passes: the policy's outputs are gathered without
+    gradient, the loss is differentiated with respect to them, and a second pass carries that into the parameters. Both
+    are the gradient of the whole minibatch up to rounding, whatever `micro_size`.
+
+    Returns:
+        The evaluation of the last micro-batch, for statistics.
+    """
+    method = context.method
+    wants = method.wants
+    batch = weighted(batch, method.averaging)
+    joined = unit(method)
+    parts = micro_batches(batch, micro_size, joined == "group")
+    if joined == "batch" and len(parts) > 1:
+        return _two_passes(batch, parts, wants, context)
+    evaluation = Evaluation()
+    for part in parts:
+        evaluation = context.policy.evaluate(part, wants)
+        method_loss(evaluation, part, context, len(batch)).backward()
+    return evaluation
+
+
+def _two_passes(
+    batch: Trajectories, parts: Sequence[Trajectories], wants: frozenset[str], context: Context
+) -> Evaluation:
+    with torch.no_grad():
+        gathered = [dict(_outputs(context.policy.evaluate(part, wants))) for part in parts]
+    leaves = {name: torch.cat([part[name] for part in gathered]).requires_grad_() for name in gathered[0]}
+    method_loss(_evaluation(leaves), batch, context, len(batch)).backward()
+    start = 0
+    evaluation = Evaluation()
+    for part in parts:
+        evaluation = context.policy.evaluate(part, wants)
+        end = start + len(part)
+        outputs = [(value, leaves[name].grad) for name, value in _outputs(evaluation)]
+        live = [(value, grad[start:end]) for value, grad in outputs if grad is not None and value.requires_grad]
+        torch.autograd.backward([value for value, _ in live], [grad for _, grad in live])
+        start = end
+    return evaluation
+
+
+def _outputs(evaluation: Evaluation) -> Iterator[tuple[str, Tensor]]:
+    for name in ("logp", "entropy", "value", "hidden", "distribution"):
+        if evaluation.has(name):
+            output = getattr(evaluation, name)
+            if not isinstance(output, Tensor):
+                raise UserError(
+                    f"{name!r} is no tensor, so a loss over the whole batch cannot be cut: leave micro_batch unset"
+                )
+            yield name, output
+    for name, output in evaluation.extras.items():
+        yield f"extras.{name}", output
+
+
+def _evaluation(outputs: dict[str, Tensor]) -> Evaluation:
+    plain: dict[str, Any] = {name: value for name, value in outputs.items() if not name.startswith("extras.")}
+    extras = {name.removeprefix("extras."): value for name, value in outputs.items() if name.startswith("extras.")}
+    return Evaluation(**plain, extras=extras)

@@ -1,0 +1,195 @@
+"""What the road asks of a policy, an engine, a task and a part. All are structural: nothing inherits from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from vantage.core.errors import UserError
+from vantage.core.trajectories import Trajectories
+
+if TYPE_CHECKING:
+    from vantage.core.context import Context
+
+
+@dataclass
+class Evaluation:
+    """What the policy says about a batch, with gradient. Only what was wanted is there.
+
+    Attributes:
+        logp: log-probability of the decisions taken, [N, T]; arbitrary where the mask is False.
+        entropy: entropy of the decision's distribution, [N, T], in nats.
+        value: the critic's value of the state before the decision, [N, T].
+        hidden: the last hidden state before the decision, [N, T, D].
+        distribution: the whole distribution of each decision; logits [N, T, A] for a categorical one.
+        extras: outputs of further heads by name.
+        proxy: True when `logp` is a bound or a surrogate (a flow-matching loss, an ELBO), not a log-probability.
+    """
+
+    logp: Tensor | None = None
+    entropy: Tensor | None = None
+    value: Tensor | None = None
+    hidden: Tensor | None = None
+    distribution: Any = None
+    extras: dict[str, Tensor] = field(default_factory=dict)
+    proxy: bool = False
+
+    def __getattribute__(self, name: str) -> Any:
+        found = object.__getattribute__(self, name)
+        if found is None and name in ("logp", "entropy", "value", "hidden", "distribution"):
+            raise UserError(f"{name!r} was not evaluated: the part that reads it must declare it in `wants`")
+        return found
+
+    def has(self, name: str) -> bool:
+        """Whether the output is there."""
+        return object.__getattribute__(self, name) is not None
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """B prompts or initial states: stable ids in the task [B] and what the engine starts from, one item each."""
+
+    ids: Tensor
+    items: Sequence[Any]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def repeat(self, counts: int | Tensor) -> Prompts:
+        """Each prompt `counts` times, copies side by side."""
+        index = torch.arange(len(self)).repeat_interleave(
+            torch.full((len(self),), counts) if isinstance(counts, int) else counts
+        )
+        return Prompts(self.ids[index], [self.items[i] for i in index.tolist()])
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """A part that remembers something; the checkpoint carries it."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return tensors, numbers, strings, lists and dicts of these."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state_dict` returned."""
+        ...
+
+
+class Policy(Protocol):
+    """A network that acts: a torch module that can judge the decisions in a batch."""
+
+    memoryless: bool
+    """Whether a decision depends on its own observation alone, so that decisions can be shuffled freely."""
+
+    training: bool
+
+    def evaluate(self, batch: Trajectories, want: frozenset[str]) -> Evaluation:
+        """Judge the batch's decisions; compute nothing that is not wanted. Carries gradient unless disabled."""
+        ...
+
+    def values(self, batch: Trajectories) -> tuple[Tensor, Tensor]:
+        """Return (value, next_value), each [N, T]: of the state before each decision, and of the state that followed it.
+
+        `next_value` is 0 after a termination and the value of the final state after a truncation. No gradient. Only
+        policies with a critic have it.
+        """
+        ...
+
+    def parameters(self, recurse: bool = ...) -> Iterator[torch.nn.Parameter]:
+        """Iterate over the parameters."""
+        ...
+
+    def named_parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        """Iterate over names and parameters."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return parameters and buffers."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> Any:
+        """Take back what `state_dict` returned."""
+        ...
+
+    def frozen(self) -> Policy:
+        """Return a copy that never learns (or a view of the same weights that leaves out what is learnt)."""
+        ...
+
+    def save(self, folder: Any) -> None:
+        """Write the policy in its field's own file format."""
+        ...
+
+
+class Engine(Protocol):
+    """Gathers decisions of the policy in the task."""
+
+    def sample(self, prompts: Prompts, count: int, context: Context, *, greedy: bool = False) -> Trajectories:
+        """Run `count` whole episodes from each prompt; rows of a prompt stand side by side and share `group`.
+
+        `greedy` takes the most likely decision at each step instead of a draw.
+        """
+        ...
+
+    def advance(self, rows: int, steps: int, context: Context) -> Trajectories:
+        """Take `steps` more decisions in each of `rows` streams that go on from call to call."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what is needed to go on."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state_dict` returned."""
+        ...
+
+
+class Task(Protocol):
+    """Where prompts come from, what is a good outcome, and how a policy is judged."""
+
+    name: str
+    size: int
+    """Number of training prompts; 0 when initial states are drawn by seed and never run out."""
+
+    def prompts(self, ids: Tensor) -> Prompts:
+        """Return the training prompts with these ids [B]."""
+        ...
+
+    def score(self, batch: Trajectories, context: Context) -> dict[str, Tensor]:
+        """Return the named rewards [N] of finished rows; empty when rewards came with the decisions."""
+        ...
+
+    def evaluate(self, policy: Any, *, samples: int, seed: int) -> dict[str, float]:
+        """Judge the policy on what it was not trained on."""
+        ...
+
+
+Part = Any
+"""A callable whose arguments depend on its place in the method (see `Method`); it may also be `Stateful`, declare what it
+reads (`wants`, `columns`, `policies`, `unit`), and have `prepare(context)`, run once before the first step."""
+
+
+def declared(part: Any, name: str) -> frozenset[str]:
+    """Return what a part declares under `name` ('wants', 'columns' or 'policies'), parts inside it included."""
+    found = set(getattr(part, name, ()) or ())
+    for inner in getattr(part, "parts", ()) or ():
+        found |= declared(inner, name)
+    return frozenset(found)
+
+
+def reads(
+    *wants: str, columns: Sequence[str] = (), policies: Sequence[str] = ()
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Declare on a plain function what it reads: outputs of the policy, columns, named policies."""
+
+    def mark(function: Callable[..., Any]) -> Callable[..., Any]:
+        function.wants = frozenset(wants)  # type: ignore[attr-defined]
+        function.columns = frozenset(columns)  # type: ignore[attr-defined]
+        function.policies = frozenset(policies)  # type: ignore[attr-defined]
+        return function
+
+    return mark

@@ -1,0 +1,366 @@
+"""The trainer: carries a batch along the road, step by step, and keeps what a crash would cost."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vantage.core import checkpoint, columns
+from vantage.core.context import Context
+from vantage.core.errors import CheckpointError, TrainingError, UserError
+from vantage.core.method import Method
+from vantage.core.protocols import Engine, Policy, Stateful, Task
+from vantage.core.runlog import RunLog
+from vantage.core.trajectories import Trajectories
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """When a run saves, evaluates and stops. Counts are steps of the road; 0 means never (evaluation: only at the ends).
+
+    Attributes:
+        steps: how many steps the run has.
+        save_every: steps between checkpoints; the last step always has one. 0: about one a minute, by the clock.
+        evaluate_every: steps between evaluations; before the first and after the last step there is always one,
+            unless `evaluate_samples` is 0.
+        evaluate_samples: how many samples per held-out problem, or episodes, an evaluation takes.
+        keep: how many checkpoints are kept.
+    """
+
+    steps: int
+    save_every: int = 0
+    evaluate_every: int = 0
+    evaluate_samples: int = 0
+    keep: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "keep"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)} is out of range: at least 1")
+        for name in ("save_every", "evaluate_every", "evaluate_samples"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name}={getattr(self, name)} is out of range: at least 0")
+
+
+@dataclass
+class Report:
+    """What listeners are told after each step."""
+
+    step: int
+    horizon: int
+    metrics: dict[str, float]
+    timing: dict[str, float]
+
+
+Listener = Callable[[Report], None]
+
+
+@dataclass
+class Outcome:
+    """How a run ended: 'finished' or 'interrupted', after which step, and every step's metrics."""
+
+    status: str
+    step: int
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+class Trainer:
+    """Runs a method on a task with a policy. It knows none of the three.
+
+    The method is copied, so that parts with memory start afresh and two runs never share them.
+
+    Args:
+        method: the parts.
+        task: where prompts and verdicts come from.
+        policy: what learns.
+        engine: gathers its decisions.
+        schedule: when to save, evaluate, stop.
+        seed: of every random draw.
+        folder: the run's folder; None keeps everything in memory.
+        micro_batch: rows that the policy judges at once where no gradient is kept; None for all.
+        listeners: called after each step.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        task: Task,
+        policy: Policy,
+        engine: Engine,
+        schedule: Schedule,
+        *,
+        seed: int = 0,
+        folder: Path | None = None,
+        micro_batch: int | None = None,
+        listeners: Sequence[Listener] = (),
+    ) -> None:
+        self.schedule = schedule
+        self.seed = seed
+        self.folder = folder
+        self.micro_batch = micro_batch
+        self.listeners = list(listeners)
+        self.context = Context(
+            method=copy.deepcopy(method),
+            policy=policy,
+            engine=engine,
+            task=task,
+            generator=torch.Generator().manual_seed(seed),
+            horizon=schedule.steps,
+        )
+        self._columns = self.context.method.declared("columns")
+        for name in sorted(self._named_policies()):
+            self.context.freeze(name)
+        for _, part in self.context.method.parts():
+            if hasattr(part, "prepare"):
+                part.prepare(self.context)
+        self._interrupted = False
+        self._last_save = time.monotonic()
+        self._files: dict[str, tuple[Policy, str]] = {}
+        """Named policies that are on disk: name -> (the policy that was written, its file)."""
+
+    def _named_policies(self) -> frozenset[str]:
+        named = self.context.method.declared("policies")
+        for column in self._columns:
+            named |= columns.NEEDED_POLICIES.get(column, frozenset())
+        return named
+
+    # one step ------------------------------------------------------------------------------------------------------
+
+    def step(self) -> tuple[dict[str, float], dict[str, float]]:
+        """Carry one batch along the road; return the step's metrics and the seconds of each stage."""
+        context, method = self.context, self.context.method
+        clock = _Clock()
+        batch: Trajectories = method.rollout(context)
+        clock.lap("rollout")
+        batch = context.verify(batch)
+        clock.lap("reward")
+        batch = columns.fill(batch, self._columns, context, self.micro_batch)
+        for reward in method.rewards:
+            batch = reward(batch, context)
+        if method.values is not None:
+            batch = method.values(batch, context)
+        credit = method.advantage(batch, context)
+        batch = credit if isinstance(credit, Trajectories) else batch.replace(advantage=_spread(credit, batch.mask))
+        for select in method.selection:
+            batch = select(batch, context)
+        clock.lap("credit")
+        method.update(batch, context)
+        if method.values is not None and hasattr(method.values, "fit"):
+            method.values.fit(batch, context)
+        context.step += 1
+        for controller in method.controllers:
+            if getattr(controller, "every", "step") == "step":
+                controller(context)
+        metrics = context.metrics.collect()
+        clock.lap("update")
+        return metrics, clock.laps
+
+    # a run ---------------------------------------------------------------------------------------------------------
+
+    def run(self) -> Outcome:
+        """Train until the horizon, or until an interrupt, which ends the run after the step in progress and saves it.
+
+        Raises:
+            TrainingError: a loss or gradient is not finite; the last good checkpoint is kept.
+        """
+        context, schedule = self.context, self.schedule
+        log = RunLog(self.folder, context.step) if self.folder else None
+        history: list[dict[str, float]] = []
+        try:
+            with self._signals():
+                if context.step == 0:
+                    self._tell(log, history, self._evaluate(), {})
+                    self.save()
+                while context.step < context.horizon and not self._interrupted:
+                    metrics, timing = self.step()
+                    _check_finite(metrics, context.step, self.folder)
+                    if self._due(schedule.evaluate_every):
+                        started = time.perf_counter()
+                        metrics |= self._evaluate()
+                        timing["evaluate"] = time.perf_counter() - started
+                    self._tell(log, history, metrics, timing)
+                    if self._save_due():
+                        if log is not None:
+                            log.sync()
+                        self.save()
+                if self._interrupted:
+                    self.save()
+        finally:
+            if log is not None:
+                log.close()
+        return Outcome("interrupted" if context.step < context.horizon else "finished", context.step, history)
+
+    def _tell(
+        self, log: RunLog | None, history: list[dict[str, float]], metrics: dict[str, float], timing: dict[str, float]
+    ) -> None:
+        step = self.context.step
+        history.append({"step": step, **metrics})
+        if log is not None:
+            log.write(step, metrics, timing)
+        for listener in self.listeners:
+            listener(Report(step, self.context.horizon, metrics, timing))
+
+    def _due(self, every: int) -> bool:
+        step = self.context.step
+        return step == self.context.horizon or (every > 0 and step % every == 0)
+
+    def _save_due(self) -> bool:
+        if self.schedule.save_every:
+            return self._due(self.schedule.save_every)
+        return self._due(0) or time.monotonic() - self._last_save > 60
+
+    def _evaluate(self) -> dict[str, float]:
+        if not self.schedule.evaluate_samples:
+            return {}
+        was_training = self.context.policy.training
+        # Evaluation must not move the run's randomness: a run evaluated more often is the same run.
+        saved = checkpoint.random_state(self.context.generator)
+        with torch.no_grad():
+            judged = self.context.task.evaluate(
+                self.context.policy, samples=self.schedule.evaluate_samples, seed=self.seed + 1
+            )
+        checkpoint.set_random_state(saved, self.context.generator)
+        if hasattr(self.context.policy, "train"):
+            self.context.policy.train(was_training)
+        return {f"eval/{name}": value for name, value in judged.items()}
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Turn the first Ctrl-C (or a polite kill) into "finish this step, save, end"; the second one is immediate."""
+
+        def ask(number: int, frame: Any) -> None:
+            if self._interrupted:
+                raise KeyboardInterrupt
+            self._interrupted = True
+
+        previous: dict[signal.Signals, Any] = {}
+        try:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                previous[number] = signal.signal(number, ask)
+        except ValueError:  # not the main thread: interrupts are the caller's affair
+            previous = {}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    # checkpoints ---------------------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """Write a checkpoint of everything that decides how the run goes on."""
+        if self.folder is None:
+            return
+        context = self.context
+        weights = dict(context.policy.state_dict())
+        bad = [
+            name for name, tensor in weights.items() if tensor.is_floating_point() and not torch.isfinite(tensor).all()
+        ]
+        if bad:
+            raise TrainingError(f"after step {context.step} the weights {', '.join(bad[:3])} are not finite: not saved")
+        parts = {place: part.state_dict() for place, part in context.method.parts() if isinstance(part, Stateful)}
+        state = {
+            "parts": parts,
+            "engine": context.engine.state_dict(),
+            "random": checkpoint.random_state(context.generator),
+            "policies": self._save_policies(),
+            "seed": self.seed,
+        }
+        checkpoint.write_checkpoint(self.folder / "checkpoints", context.step, weights, state, self.schedule.keep)
+        self._last_save = time.monotonic()
+
+    def _save_policies(self) -> dict[str, str]:
+        """Write the named policies that are new since the last checkpoint; return name -> file."""
+        assert self.folder is not None
+        folder = self.folder / "policies"
+        files: dict[str, str] = {}
+        for name, policy in self.context.policies.items():
+            written, file = self._files.get(name, (None, ""))
+            if written is not policy:
+                folder.mkdir(parents=True, exist_ok=True)
+                file = f"{name}-{self.context.step:08d}.safetensors"
+                temporary = folder / f".{file}.tmp"
+                checkpoint.save_tensors(policy.state_dict(), temporary)
+                os.replace(temporary, folder / file)
+                self._files[name] = (policy, file)
+            files[name] = file
+        return files
+
+    def restore(self, report: Callable[[str], None] = print) -> int:
+        """Take back the newest whole checkpoint of the run's folder; return its step.
+
+        Raises:
+            CheckpointError: there is none, or it belongs to another method.
+        """
+        if self.folder is None:
+            raise CheckpointError("a run without a folder has no checkpoint")
+        context = self.context
+        step, weights, state = checkpoint.newest_checkpoint(self.folder / "checkpoints", report)
+        _load_weights(context.policy, weights)
+        stateful = {place: part for place, part in context.method.parts() if isinstance(part, Stateful)}
+        if set(stateful) != set(state["parts"]):
+            odd = ", ".join(sorted(set(stateful) ^ set(state["parts"])))
+            raise CheckpointError(f"the checkpoint in {self.folder} is of another method: its parts differ at {odd}")
+        for name, file in state["policies"].items():
+            if name not in context.policies:
+                context.freeze(name)
+            path = self.folder / "policies" / file
+            if not path.is_file():
+                raise CheckpointError(f"the named policy {name!r} is missing: {path}")
+            _load_weights(context.policies[name], checkpoint.load_tensors(path))
+            self._files[name] = (context.policies[name], file)
+        for place, part in stateful.items():
+            part.load_state_dict(state["parts"][place])
+        context.engine.load_state_dict(state["engine"])
+        context.step = step
+        checkpoint.set_random_state(state["random"], context.generator)
+        return step
+
+
+def _load_weights(policy: Policy, weights: Mapping[str, Tensor]) -> None:
+    """Copy weights in place: what holds a view of a parameter keeps it."""
+    own = policy.state_dict()
+    if set(own) != set(weights):
+        odd = ", ".join(sorted(set(own) ^ set(weights))[:5])
+        raise CheckpointError(f"the checkpoint's weights are of another policy: they differ at {odd}")
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(weights[name])
+
+
+def _spread(credit: Tensor, mask: Tensor) -> Tensor:
+    return credit.unsqueeze(-1) * mask if credit.dim() == 1 else credit
+
+
+def _check_finite(metrics: Mapping[str, float], step: int, folder: Path | None) -> None:
+    bad = [name for name, value in metrics.items() if name.startswith(("loss/", "grad")) and not math.isfinite(value)]
+    if bad:
+        where = f"; the last good checkpoint is in {folder / 'checkpoints'}" if folder else ""
+        listed = ", ".join(f"{name}={metrics[name]}" for name in bad)
+        raise TrainingError(
+            f"step {step}: {listed} is not finite; this began in step {step}, all steps before it were finite{where}"
+        )
+
+
+class _Clock:
+    """Seconds between laps."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.laps[name] = self.laps.get(name, 0.0) + now - self._last
+        self._last = now

@@ -1,0 +1,1 @@
+"""Vantage inside other trainers."""

@@ -1,0 +1,1 @@
+"""Control: continuous and discrete control, from REINFORCE and TRPO to diffusion policies."""

@@ -1,0 +1,78 @@
+"""PPO: several epochs of minibatch steps on one batch, kept honest by clipping the probability ratio. (S043)
+
+One batch of on-policy data is worth several passes if the objective stops rewarding a sample once its ratio has moved
+too far. The minimum of the plain and the clipped surrogate does that with first-order steps only:
+
+    ratio = exp(logp - logp_old)
+    loss  = -mean min(ratio * A, clip(ratio, 1 - eps, 1 + eps) * A)
+            + c1 * 0.5 * mean (V - R)^2  -  c2 * mean entropy
+
+A by GAE with truncation kept apart from termination, standardised in each minibatch; R = A + V before standardising.
+The defaults are those of the continuous-control implementations (the paper's, and openai/baselines for what it leaves
+open): separate tanh 64-64 networks, orthogonal initialisation and running normalisation belong to the policy and the task.
+"""
+
+from __future__ import annotations
+
+from vantage.advantages.critic import Critic
+from vantage.advantages.estimators import GAE
+from vantage.core.method import Method
+from vantage.methods.registry import Paper, method
+from vantage.objectives.surrogates import Clip
+from vantage.regularizers.penalties import EntropyBonus
+from vantage.rewards.mixing import Total
+from vantage.rollouts.plans import Shuffled, Steps
+from vantage.updates.gradient import GradientUpdate
+from vantage.updates.optimizers import Adam, Constant, Linear
+
+PAPER = Paper(
+    "Proximal Policy Optimization Algorithms",
+    "John Schulman and Filip Wolski and Prafulla Dhariwal and Alec Radford and Oleg Klimov",
+    2017,
+    arxiv="1707.06347",
+)
+GAE_PAPER = Paper(
+    "High-Dimensional Continuous Control Using Generalized Advantage Estimation",
+    "John Schulman and Philipp Moritz and Sergey Levine and Michael Jordan and Pieter Abbeel",
+    2016,
+    arxiv="1506.02438",
+)
+
+
+@method(id="S043", family="control", papers=(PAPER, GAE_PAPER))
+def ppo(
+    rows: int = 1,
+    length: int = 2048,
+    epochs: int = 10,
+    minibatches: int = 32,
+    lr: float = 3e-4,
+    anneal: bool = True,
+    gamma: float = 0.99,
+    lam: float = 0.95,
+    eps: float = 0.2,
+    clip_value: bool = True,
+    value_coefficient: float = 0.5,
+    entropy_coefficient: float = 0.0,
+    max_grad_norm: float = 0.5,
+    target_kl: float | None = None,
+) -> Method:
+    """Compose PPO; the settings are those of the paper's continuous-control table."""
+    return Method(
+        prompts=Shuffled(),
+        rollout=Steps(rows, length),
+        rewards=(Total(),),
+        values=Critic(value_coefficient, clip=eps if clip_value else None),
+        advantage=GAE(gamma, lam),
+        objective=Clip(eps),
+        averaging="token",
+        regularizers=(EntropyBonus(entropy_coefficient),),
+        update=GradientUpdate(
+            optimizer=Adam(lr, eps=1e-5),
+            schedule=Linear() if anneal else Constant(),
+            epochs=epochs,
+            minibatches=minibatches,
+            normalize_advantage=True,
+            max_grad_norm=max_grad_norm,
+            target_kl=target_kl,
+        ),
+    )

@@ -1,0 +1,54 @@
+"""REINFORCE with a baseline: the score-function gradient of the expected return, and nothing else.
+
+    loss = -mean logp_t * (G_t - b),      G_t = sum_{k >= t} gamma^{k - t} r_k over whole episodes
+
+The baseline b takes variance away and no gradient: the mean of the batch's returns to go, which are then scaled to unit
+variance (`baseline="mean"`), a learned value of the state (`"critic"`), or none (`"none"`). Williams gives the
+estimator, and Sutton and Barto (2018, section 13.4) the form with a learned value.
+"""
+
+from __future__ import annotations
+
+from vantage.advantages.critic import Critic
+from vantage.advantages.estimators import RewardToGo
+from vantage.core.errors import UserError
+from vantage.core.method import Method
+from vantage.methods.registry import Paper, method
+from vantage.objectives.surrogates import PolicyGradient
+from vantage.regularizers.penalties import EntropyBonus
+from vantage.rewards.mixing import Total
+from vantage.rollouts.plans import Groups, Shuffled
+from vantage.updates.gradient import GradientUpdate
+from vantage.updates.optimizers import Adam
+
+PAPER = Paper(
+    "Simple Statistical Gradient-Following Algorithms for Connectionist Reinforcement Learning",
+    "Ronald J. Williams",
+    1992,
+    venue="Machine Learning 8",
+)
+
+
+@method(family="control", papers=PAPER)
+def reinforce(
+    episodes: int = 16,
+    lr: float = 1e-3,
+    gamma: float = 0.99,
+    baseline: str = "mean",
+    entropy_coefficient: float = 0.0,
+    max_grad_norm: float = 0.5,
+) -> Method:
+    """Compose REINFORCE; one gradient step on `episodes` whole episodes."""
+    if baseline not in ("mean", "critic", "none"):
+        raise UserError(f"reinforce.baseline={baseline!r} is not known: 'mean', 'critic' or 'none'")
+    return Method(
+        prompts=Shuffled(),
+        rollout=Groups(episodes, 1),
+        rewards=(Total(),),
+        values=Critic() if baseline == "critic" else None,
+        advantage=RewardToGo(gamma, baseline=baseline == "critic", whiten=baseline == "mean"),
+        objective=PolicyGradient(),
+        averaging="token",
+        regularizers=(EntropyBonus(entropy_coefficient),) if entropy_coefficient else (),
+        update=GradientUpdate(optimizer=Adam(lr), max_grad_norm=max_grad_norm),
+    )

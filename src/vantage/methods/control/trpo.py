@@ -1,0 +1,56 @@
+"""TRPO: the largest step that keeps the mean KL to the old policy within a bound. (S013)
+
+An improvement bound penalises the largest KL between old and new policy; the practical form constrains the mean:
+
+    maximise  mean exp(logp - logp_old) * A      subject to   mean KL(old || new) <= max_kl
+
+solved by a natural-gradient direction (conjugate gradients on Fisher-vector products) and a line search that checks
+both the surrogate and the KL and may refuse. The critic has its own fit to the TD(lambda) returns. Constants are those of
+openai/baselines: the accepted KL may reach 1.5 times the bound, the Fisher products see every fifth sample.
+"""
+
+from __future__ import annotations
+
+from vantage.advantages.critic import FittedCritic
+from vantage.advantages.estimators import GAE
+from vantage.core.method import Method
+from vantage.methods.registry import Paper, method
+from vantage.objectives.surrogates import Surrogate
+from vantage.regularizers.penalties import EntropyBonus
+from vantage.rewards.mixing import Total
+from vantage.rollouts.plans import Shuffled, Steps
+from vantage.updates.trust_region import TrustRegion
+
+PAPER = Paper(
+    "Trust Region Policy Optimization",
+    "John Schulman and Sergey Levine and Philipp Moritz and Michael I. Jordan and Pieter Abbeel",
+    2015,
+    arxiv="1502.05477",
+)
+
+
+@method(id="S013", family="control", papers=PAPER)
+def trpo(
+    rows: int = 1,
+    length: int = 1024,
+    max_kl: float = 0.01,
+    cg_iterations: int = 10,
+    damping: float = 0.1,
+    gamma: float = 0.99,
+    lam: float = 0.98,
+    value_epochs: int = 5,
+    value_lr: float = 1e-3,
+    entropy_coefficient: float = 0.0,
+) -> Method:
+    """Compose TRPO; the settings are those of the reference code for continuous control."""
+    return Method(
+        prompts=Shuffled(),
+        rollout=Steps(rows, length),
+        rewards=(Total(),),
+        values=FittedCritic(value_epochs, lr=value_lr),
+        advantage=GAE(gamma, lam),
+        objective=Surrogate(),
+        averaging="token",
+        regularizers=(EntropyBonus(entropy_coefficient),) if entropy_coefficient else (),
+        update=TrustRegion(max_kl=max_kl, cg_iterations=cg_iterations, damping=damping),
+    )

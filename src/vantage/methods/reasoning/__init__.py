@@ -1,0 +1,1 @@
+"""Reasoning: language models with verifiable rewards; the GRPO family, credit, sampling and rewards."""

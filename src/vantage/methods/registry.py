@@ -1,0 +1,204 @@
+"""How a page tells its name, and how a name finds its page."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import inspect
+import pkgutil
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from vantage.core.errors import UserError, nearest, unknown
+from vantage.core.method import Method
+
+
+@dataclass(frozen=True)
+class Paper:
+    """A publication, enough for BibTeX."""
+
+    title: str
+    authors: str
+    year: int
+    arxiv: str = ""
+    venue: str = ""
+    url: str = ""
+
+    @property
+    def key(self) -> str:
+        """BibTeX key: first author's last name, year, first word of the title."""
+        first = self.authors.split(" and ")[0].split(",")[0].split()[-1]
+        word = next((w for w in self.title.split() if len(w) > 3), "paper")
+        return "".join(c for c in f"{first}{self.year}{word}".lower() if c.isalnum())
+
+    def bibtex(self) -> str:
+        """Return the BibTeX entry."""
+        rows = [f"  title = {{{self.title}}}", f"  author = {{{self.authors}}}", f"  year = {{{self.year}}}"]
+        if self.arxiv:
+            rows += [f"  eprint = {{{self.arxiv}}}", "  archivePrefix = {arXiv}"]
+        if self.venue:
+            rows.append(f"  booktitle = {{{self.venue}}}")
+        if self.url:
+            rows.append(f"  url = {{{self.url}}}")
+        kind = "inproceedings" if self.venue else "misc"
+        return f"@{kind}{{{self.key},\n" + ",\n".join(rows) + "\n}"
+
+
+@dataclass(frozen=True)
+class Page:
+    """What a page says of its method."""
+
+    name: str
+    family: str
+    kind: str
+    id: str
+    papers: tuple[Paper, ...]
+    recipe: Callable[..., Method] = field(compare=False)
+    module: str
+    summary: str
+
+    def settings(self) -> dict[str, Any]:
+        """Return the recipe's settings and their defaults, the paper's values."""
+        return {name: p.default for name, p in inspect.signature(self.recipe).parameters.items()}
+
+    def build(self, settings: Mapping[str, Any] | None = None) -> Method:
+        """Compose the method.
+
+        Raises:
+            UserError: a setting is not known, or of the wrong kind.
+        """
+        settings = dict(settings or {})
+        known = self.settings()
+        hints = get_type_hints(self.recipe)
+        for name, value in settings.items():
+            if name not in known:
+                raise UserError(
+                    f"{self.name} has no setting {name!r}{nearest(name, known)} (settings: {', '.join(known) or 'none'};"
+                    " a setting of a part is written part.field)"
+                )
+            settings[name] = _fit(value, hints.get(name), f"{self.name}.{name}")
+        return self.recipe(**settings).replace(name=self.name)
+
+
+def _fit(value: Any, hint: Any, where: str) -> Any:
+    """Accept what the hint says; a whole number serves as a real one."""
+    kinds = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    options = getattr(hint, "__args__", (hint,)) if hint is not None else ()
+    plain = [option for option in options if option in kinds]
+    if not plain or (value is None and type(None) in options):
+        return value
+    for option in plain:
+        if option is float and isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+        if option is int and isinstance(value, float) and value.is_integer():
+            return int(value)
+        if isinstance(value, option) and not (option is int and isinstance(value, bool)):
+            return value
+    if len(plain) == len([o for o in options if o is not type(None)]):
+        raise UserError(f"setting {where}={value!r} must be {' or '.join(kinds[o] for o in plain)}")
+    return value
+
+
+def method(
+    *, family: str, papers: tuple[Paper, ...] | Paper, id: str = "", kind: str = "algorithm", name: str = ""
+) -> Callable[[Callable[..., Method]], Callable[..., Method]]:
+    """Mark a recipe as the page's method. The name is the module's, with hyphens, unless given.
+
+    The recipe called directly returns the method with its name set, so that a child knows its parent.
+    """
+
+    def mark(recipe: Callable[..., Method]) -> Callable[..., Method]:
+        module = recipe.__module__
+        called = name or module.rsplit(".", 1)[-1].replace("_", "-")
+        doc = inspect.getdoc(sys.modules[module]) or inspect.getdoc(recipe) or ""
+
+        @functools.wraps(recipe)
+        def named(*args: Any, **kwargs: Any) -> Method:
+            return recipe(*args, **kwargs).replace(name=called)
+
+        named.page = Page(  # type: ignore[attr-defined]
+            name=called,
+            family=family,
+            kind=kind,
+            id=id,
+            papers=(papers,) if isinstance(papers, Paper) else tuple(papers),
+            recipe=recipe,
+            module=module,
+            summary=doc.split("\n", 1)[0].strip(),
+        )
+        return named
+
+    return mark
+
+
+@functools.cache
+def _modules() -> dict[str, str]:
+    """Return method name -> module, from the files' names alone: nothing is imported."""
+    root = Path(__file__).parent
+    found: dict[str, str] = {}
+    for family in sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("_")):
+        for info in pkgutil.iter_modules([str(family)]):
+            if not info.name.startswith("_"):
+                found[info.name.replace("_", "-")] = f"vantage.methods.{family.name}.{info.name}"
+    return found
+
+
+def _pages_of(module: Any) -> list[Page]:
+    return [held.page for held in vars(module).values() if isinstance(getattr(held, "page", None), Page)
+            and held.page.module == module.__name__]  # fmt: skip
+
+
+def names() -> list[str]:
+    """Return the names of all methods."""
+    return sorted(_modules())
+
+
+def page(name: str) -> Page:
+    """Return the page of a method, by its name or by the path of a file that defines one.
+
+    Raises:
+        UserError: there is none of this name; the message gives the nearest.
+    """
+    if name.endswith(".py"):
+        return _page_of_file(Path(name))
+    modules = _modules()
+    key = name.strip().lower().replace("_", "-")
+    if key not in modules:
+        raise unknown("method", name, modules)
+    found = [p for p in _pages_of(importlib.import_module(modules[key])) if p.name == key]
+    if not found:
+        raise UserError(f"the module {modules[key]} defines no method {key!r}: mark its recipe with @method")
+    return found[0]
+
+
+def _page_of_file(path: Path) -> Page:
+    if not path.is_file():
+        raise UserError(f"there is no file {path}")
+    name = f"vantage_page_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    found = _pages_of(module)
+    if len(found) != 1:
+        raise UserError(f"{path} defines {len(found)} methods; exactly one recipe must be marked with @method")
+    return found[0]
+
+
+def pages(family: str | None = None) -> list[Page]:
+    """Return all pages, or those of a family, by name.
+
+    Raises:
+        UserError: there is no such family.
+    """
+    everything = [page(name) for name in names()]
+    families = sorted({p.family for p in everything})
+    if family is not None and family not in families:
+        raise UserError(f"unknown family {family!r}{nearest(family, families)} (known: {', '.join(families)})")
+    return [p for p in everything if family is None or p.family == family]

@@ -1,0 +1,1 @@
+"""Log-probabilities and advantages to a loss."""

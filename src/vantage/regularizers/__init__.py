@@ -1,0 +1,1 @@
+"""Divergences, entropies and constraints beside the policy loss."""

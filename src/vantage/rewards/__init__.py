@@ -1,0 +1,1 @@
+"""Scores, verifiers, and what shapes and mixes them."""

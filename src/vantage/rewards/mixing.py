@@ -1,0 +1,101 @@
+"""From named rewards to one score per row and a reward per decision."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from vantage.core.context import Context
+from vantage.core.errors import UserError, nearest
+from vantage.core.trajectories import Trajectories
+
+
+@dataclass(frozen=True)
+class Total:
+    """Weighted sum of the named rewards as `score` [N], paid at the row's last decision as `reward` [N, T].
+
+    A reward that is missing for a row (NaN) is left out of its sum. Where rewards came with the decisions, they stay, and
+    the score is their sum over the row.
+
+    Attributes:
+        weights: weight of each named reward; 1 where none is given.
+    """
+
+    weights: Mapping[str, float] = field(default_factory=dict)
+
+    def __call__(self, batch: Trajectories, context: Context) -> Trajectories:
+        """Fill `score` and `reward`."""
+        if "rewards" not in batch:
+            return batch.replace(score=(batch.reward * batch.mask).sum(-1))
+        named = {str(name): batch.rewards[name] for name in batch.rewards.keys()}  # noqa: SIM118 - a TensorDict
+        for name in self.weights:
+            if name not in named:
+                raise UserError(
+                    f"Total.weights names {name!r}, which no verifier gives{nearest(name, named)} (given: {', '.join(named)})"
+                )
+        score = sum(
+            (torch.nan_to_num(value.float(), nan=0.0) * self.weights.get(name, 1.0) for name, value in named.items()),
+            torch.zeros(len(batch), device=batch.device),
+        )
+        for name, value in named.items():
+            context.record(f"reward/{name}", torch.nanmean(value.float()))
+        context.record("score", score.mean())
+        return batch.replace(score=score, reward=at_last(score, batch))
+
+
+@dataclass(frozen=True)
+class Overlong:
+    """Soft punishment of rows near the length limit, added to the score (DAPO, arXiv 2503.14476, eq. 13).
+
+        0 while length <= limit - buffer;  ((limit - buffer) - length) / buffer up to the limit;  -1 beyond it
+
+    Attributes:
+        buffer: decisions before the limit over which the punishment grows; 0 switches it off.
+        limit: the limit in decisions; 0 takes the engine's.
+        scale: factor on the punishment.
+    """
+
+    buffer: int = 16
+    limit: int = 0
+    scale: float = 1.0
+
+    def __call__(self, batch: Trajectories, context: Context) -> Trajectories:
+        """Lower `score` and `reward`."""
+        if not self.buffer:
+            return batch
+        limit = self.limit or int(getattr(context.engine, "max_length", batch.steps))
+        start = limit - self.buffer
+        penalty = ((start - batch.length).float() / self.buffer).clamp(-1.0, 0.0) * self.scale
+        context.record("reward/overlong", penalty.mean())
+        return batch.replace(score=batch.score + penalty, reward=batch.reward + at_last(penalty, batch))
+
+
+@dataclass(frozen=True)
+class DivergencePenalty:
+    """Reward of each decision less `coefficient` times its log-ratio to the reference: the k1 estimate of the KL. No gradient.
+
+    reward_t <- reward_t - coefficient * (logp_old_t - logp_ref_t)
+    """
+
+    coefficient: float = 0.05
+    columns = frozenset({"logp_ref"})
+
+    def __call__(self, batch: Trajectories, context: Context) -> Trajectories:
+        """Lower `reward`; `score` takes the row's sum too."""
+        if self.coefficient == 0:
+            return batch
+        divergence = torch.where(batch.mask, batch.logp_old - batch.logp_ref, 0.0)
+        context.record("kl/reference", divergence.sum() / batch.mask.sum().clamp(min=1))
+        penalty = -self.coefficient * divergence
+        return batch.replace(reward=batch.reward + penalty, score=batch.score + penalty.sum(-1))
+
+
+def at_last(score: Tensor, batch: Trajectories) -> Tensor:
+    """Place a row's score [N] at its last decision: [N, T]. An empty row keeps nothing."""
+    placed = torch.zeros(batch.mask.shape, dtype=torch.float32, device=score.device)
+    last = (batch.length - 1).clamp(min=0)
+    placed.scatter_(1, last.unsqueeze(-1), torch.where(batch.length > 0, score.float(), 0.0).unsqueeze(-1))
+    return placed

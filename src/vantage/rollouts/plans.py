@@ -1,0 +1,176 @@
+"""Rollout plans that any engine can carry out: groups of episodes, streams of steps, refilled batches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from vantage.advantages.groups import group_moments
+from vantage.core.context import Context
+from vantage.core.errors import UserError
+from vantage.core.protocols import Prompts
+from vantage.core.trajectories import Trajectories, concatenate
+from vantage.rewards.mixing import Total
+
+
+@dataclass(frozen=True)
+class Shuffled:
+    """Prompts in a new random order each epoch; every prompt comes once before any comes twice.
+
+    The order follows from the run's seed. A task without a fixed set of prompts (`size` 0) gets fresh ids 0, 1, 2, ...
+    """
+
+    _state: dict[str, int] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def prepare(self, context: Context) -> None:
+        """Draw the seed of the orders."""
+        seed = int(torch.randint(2**62, (), generator=context.generator))
+        self._state.update(seed=seed, epoch=0, cursor=0)
+
+    def __call__(self, count: int, context: Context) -> Prompts:
+        """Return the next `count` prompts."""
+        size, state = context.task.size, self._state
+        if size == 0:
+            ids = torch.arange(state["cursor"], state["cursor"] + count)
+            state["cursor"] += count
+            return context.task.prompts(ids)
+        taken = []
+        while count > 0:
+            order = self._order(size)
+            part = order[state["cursor"] : state["cursor"] + count]
+            taken.append(part)
+            count -= len(part)
+            state["cursor"] += len(part)
+            if state["cursor"] >= size:
+                state.update(epoch=state["epoch"] + 1, cursor=0)
+        return context.task.prompts(torch.cat(taken))
+
+    def _order(self, size: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed((self._state["seed"] + self._state["epoch"]) % 2**63)
+        return torch.randperm(size, generator=generator)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Seed, epoch and place in it."""
+        return dict(self._state)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        self._state.update({name: int(value) for name, value in state.items()})
+
+
+@dataclass(frozen=True)
+class Groups:
+    """`size` whole episodes from each of `prompts` prompts; a group is a prompt.
+
+    Attributes:
+        prompts: prompts a step, at least 1.
+        size: episodes a prompt (G), at least 1.
+        temperature: divides the logits of a policy that has them; the tempered policy is the one that acts and learns.
+    """
+
+    prompts: int = 16
+    size: int = 8
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        at_least("Groups.prompts", self.prompts, 1)
+        at_least("Groups.size", self.size, 1)
+        if not self.temperature > 0:
+            raise UserError(f"Groups.temperature={self.temperature} is out of range: above 0")
+
+    def prepare(self, context: Context) -> None:
+        """Give the policy its temperature."""
+        set_temperature(context, self.temperature)
+
+    def __call__(self, context: Context) -> Trajectories:
+        """Sample the next prompts."""
+        return context.engine.sample(context.next_prompts(self.prompts), self.size, context)
+
+
+@dataclass(frozen=True)
+class Steps:
+    """`length` further decisions in each of `rows` streams, which go on from call to call through episode ends."""
+
+    rows: int = 4
+    length: int = 128
+
+    def __post_init__(self) -> None:
+        at_least("Steps.rows", self.rows, 1)
+        at_least("Steps.length", self.length, 1)
+
+    def __call__(self, context: Context) -> Trajectories:
+        """Go on."""
+        return context.engine.advance(self.rows, self.length, context)
+
+
+@dataclass(frozen=True)
+class Refill:
+    """Repeat a plan until `groups` groups have outcomes that differ; groups whose members all score the same are dropped.
+
+    Known as dynamic sampling (DAPO, arXiv 2503.14476, eq. 11). The share kept is recorded as `rollout/informative`. After
+    `rounds` plans the batch is what there is; a batch without any informative group keeps the last plan's groups, so that
+    a step never has nothing to show.
+
+    Attributes:
+        plan: samples more groups; its `prompts` a round.
+        groups: informative groups wanted.
+        rounds: plans at most.
+    """
+
+    plan: Any = field(default_factory=Groups)
+    groups: int = 16
+    rounds: int = 4
+
+    def __post_init__(self) -> None:
+        at_least("Refill.groups", self.groups, 1)
+        at_least("Refill.rounds", self.rounds, 1)
+
+    def prepare(self, context: Context) -> None:
+        """Prepare the plan."""
+        if hasattr(self.plan, "prepare"):
+            self.plan.prepare(context)
+
+    def __call__(self, context: Context) -> Trajectories:
+        """Sample until there is enough."""
+        kept: list[Trajectories] = []
+        found = drawn = 0
+        batch: Trajectories | None = None
+        for _ in range(self.rounds):
+            batch = context.verify(self.plan(context))
+            scored = Total()(batch, context)
+            _, std = group_moments(scored.score, scored.group)
+            informative = std > 1e-6
+            drawn += int(torch.unique(batch.group).numel())
+            if informative.any():
+                good = batch.select(informative)
+                # Group ids of different rounds must not meet.
+                good = good.replace(group=torch.unique(good.group, return_inverse=True)[1] + found)
+                kept.append(good)
+                found = int(good.group.max()) + 1
+            if found >= self.groups:
+                break
+        context.record("rollout/informative", found / max(drawn, 1))
+        if not kept:
+            assert batch is not None
+            return batch
+        joined = concatenate(kept)
+        return joined.select(joined.group < self.groups)
+
+
+def set_temperature(context: Context, temperature: float) -> None:
+    """Give the policy a temperature; one without logits takes only 1."""
+    if hasattr(context.policy, "temperature"):
+        context.policy.temperature = temperature
+        for frozen in context.policies.values():
+            frozen.temperature = temperature  # type: ignore[attr-defined]
+    elif temperature != 1.0:
+        raise UserError(f"temperature={temperature}: {type(context.policy).__name__} has no temperature; it must be 1")
+
+
+def at_least(name: str, value: float, least: float) -> None:
+    """Raise a UserError unless value >= least."""
+    if not value >= least:
+        raise UserError(f"{name}={value} is out of range: at least {least}")

@@ -1,0 +1,1 @@
+"""Compare methods, with statistics and a report."""

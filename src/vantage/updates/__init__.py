@@ -1,0 +1,1 @@
+"""How the policy changes: gradient steps, trust regions, and what stands between gradient and optimiser."""

@@ -1,0 +1,174 @@
+"""The ordinary update: epochs of minibatches, each a gradient, a clip, and a step of the optimiser."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vantage.advantages.groups import whiten
+from vantage.core.averaging import group_index
+from vantage.core.context import Context
+from vantage.core.errors import UserError
+from vantage.core.loss import backward, unit
+from vantage.core.trajectories import Trajectories
+from vantage.updates.optimizers import Adam, Constant
+
+_UNITS = ("auto", "decision", "row", "group")
+
+
+@dataclass(frozen=True)
+class GradientUpdate:
+    """Epochs of shuffled minibatches; in each: loss, gradient, transforms, norm clip, optimiser step.
+
+    Attributes:
+        optimizer: what takes the step (`Adam`, `SGD`, or anything with `lr` and `build(parameters)`).
+        schedule: `(step, horizon) -> factor` on the learning rate.
+        epochs: passes over the batch.
+        minibatches: how many a pass is cut into.
+        unit: what is shuffled: "decision", "row" or "group" (groups stay whole); "auto" takes the smallest that the policy
+            (decisions of one with memory stay in their row) and the loss (one over groups keeps them whole) allow.
+        normalize_advantage: standardise the advantages within each minibatch (sample std, eps 1e-8).
+        max_grad_norm: the gradient's global L2 norm is scaled down to this; None leaves it.
+        micro_batch: rows differentiated at once; None for the whole minibatch. It changes memory, not the gradient.
+        target_kl: stop the passes when an epoch's mean k3 estimate of KL(old || new) exceeds it; None never stops.
+        transforms: `(parameters, context) -> None` each, between gradient and clip; may change the gradients in place.
+    """
+
+    optimizer: Any = field(default_factory=Adam)
+    schedule: Any = field(default_factory=Constant)
+    epochs: int = 1
+    minibatches: int = 1
+    unit: str = "auto"
+    normalize_advantage: bool = False
+    max_grad_norm: float | None = 1.0
+    micro_batch: int | None = None
+    target_kl: float | None = None
+    transforms: tuple[Any, ...] = ()
+    _memory: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "minibatches"):
+            if getattr(self, name) < 1:
+                raise UserError(f"GradientUpdate.{name}={getattr(self, name)} is out of range: at least 1")
+        if self.unit not in _UNITS:
+            raise UserError(f"GradientUpdate.unit={self.unit!r} is not known: {', '.join(_UNITS)}")
+        if self.micro_batch is not None and self.micro_batch < 1:
+            raise UserError(f"GradientUpdate.micro_batch={self.micro_batch} is out of range: at least 1, or none")
+        if self.max_grad_norm is not None and not self.max_grad_norm > 0:
+            raise UserError(f"GradientUpdate.max_grad_norm={self.max_grad_norm} is out of range: above 0, or none")
+
+    def prepare(self, context: Context) -> None:
+        """Make the optimiser of the policy's trainable parameters."""
+        parameters = [p for p in context.policy.parameters() if p.requires_grad]
+        if not parameters:
+            raise UserError("the policy has no parameter that requires gradient: nothing can be learnt")
+        self._memory.update(parameters=parameters, optimizer=self.optimizer.build(parameters))
+
+    def __call__(self, batch: Trajectories, context: Context) -> None:
+        """Change the policy."""
+        optimizer: torch.optim.Optimizer = self._memory["optimizer"]
+        factor = self.schedule(context.step, context.horizon)
+        for group in optimizer.param_groups:
+            group["lr"] = self.optimizer.lr * factor
+        context.record("lr", self.optimizer.lr * factor)
+        chosen = self._unit(context)
+        batch = batch.detach()
+        if chosen == "decision":
+            batch = batch.flatten()
+        if not bool(batch.mask.all()):
+            batch = batch.select(batch.mask.any(-1))
+        if not len(batch):
+            raise UserError("no decision is left to learn from: every row's mask is empty")
+        for _ in range(self.epochs):
+            divergences = []
+            for part in minibatches(batch, self.minibatches, chosen, context.generator):
+                self.step(part, context)
+                if self.target_kl is not None:
+                    divergences.append(context.metrics.latest.get("kl/old", 0.0))
+            if self.target_kl is not None and float(sum(divergences)) / len(divergences) > self.target_kl:
+                context.record("update/stopped_early", 1.0)
+                break
+
+    def step(self, part: Trajectories, context: Context) -> None:
+        """Take one optimiser step on a minibatch."""
+        parameters: list[torch.nn.Parameter] = self._memory["parameters"]
+        optimizer: torch.optim.Optimizer = self._memory["optimizer"]
+        if self.normalize_advantage:
+            part = part.replace(advantage=whiten(part.advantage, part.mask))
+        optimizer.zero_grad(set_to_none=True)
+        backward(part, context, self.micro_batch)
+        for transform in self.transforms:
+            transform(parameters, context)
+        norm = clip_gradient(parameters, self.max_grad_norm)
+        context.record("grad_norm", norm)
+        optimizer.step()
+        for controller in context.method.controllers:
+            if getattr(controller, "every", "step") == "minibatch":
+                controller(context)
+
+    def _unit(self, context: Context) -> str:
+        joined = unit(context.method)
+        smallest = "decision" if context.policy.memoryless else "row"
+        needed = {"decision": smallest, "row": "row", "group": "group", "batch": smallest}[joined]
+        if self.unit == "auto":
+            return needed
+        order = ("decision", "row", "group")
+        if order.index(self.unit) < order.index(needed):
+            raise UserError(
+                f"GradientUpdate.unit={self.unit!r} breaks up what the loss or the policy joins: {needed!r} at least"
+            )
+        return self.unit
+
+    def state_dict(self) -> dict[str, Any]:
+        """The optimiser's state, and that of transforms that have one."""
+        inner = {str(i): t.state_dict() for i, t in enumerate(self.transforms) if hasattr(t, "state_dict")}
+        return {"optimizer": self._memory["optimizer"].state_dict(), "transforms": inner}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take it back."""
+        self._memory["optimizer"].load_state_dict(state["optimizer"])
+        for index, inner in state["transforms"].items():
+            self.transforms[int(index)].load_state_dict(inner)
+
+
+def clip_gradient(parameters: list[torch.nn.Parameter], limit: float | None) -> Tensor:
+    """Scale the gradients down to a global L2 norm of at most `limit`; return the norm before."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if not gradients:
+        return torch.zeros(())
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    if limit is not None:
+        torch._foreach_mul_(gradients, (limit / (norm + 1e-6)).clamp(max=1.0))
+    return norm
+
+
+def minibatches(batch: Trajectories, count: int, unit_: str, generator: torch.Generator) -> Iterator[Trajectories]:
+    """Cut a shuffled batch into `count` parts of nearly equal size; with unit "group", groups stay whole.
+
+    One gather shuffles the whole batch; the parts are views of it.
+    """
+    rows = len(batch)
+    if count == 1:
+        yield batch
+        return
+    if unit_ == "group":
+        index, groups = group_index(batch.group)
+        order = torch.randperm(groups, generator=generator).to(index.device)
+        place = torch.empty_like(order)
+        place[order] = torch.arange(groups, device=order.device)
+        shuffled = batch.select(torch.argsort(place[index], stable=True))
+        sizes = torch.bincount(place[index], minlength=groups)
+        ends = sizes.cumsum(0)
+        cuts = [int(ends[part.max()]) for part in torch.arange(groups).tensor_split(min(count, groups))]
+    else:
+        shuffled = batch.select(torch.randperm(rows, generator=generator).to(batch.device))
+        count = min(count, rows)
+        cuts = [(i + 1) * rows // count for i in range(count)]
+    start = 0
+    for end in cuts:
+        yield shuffled[start:end]
+        start = end

@@ -1,0 +1,116 @@
+"""Optimisers and learning-rate schedules as settings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+
+from vantage.core.errors import UserError
+
+
+@dataclass(frozen=True)
+class Adam:
+    """Adam (arXiv 1412.6980), with decoupled weight decay where it is not 0 (AdamW, arXiv 1711.05101).
+
+    Attributes:
+        lr: learning rate, above 0.
+        betas: decay of the first and second moment.
+        eps: added to the root of the second moment.
+        weight_decay: decoupled, at least 0.
+    """
+
+    lr: float = 3e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.lr > 0:
+            raise UserError(f"Adam.lr={self.lr} is out of range: above 0")
+        if not self.weight_decay >= 0:
+            raise UserError(f"Adam.weight_decay={self.weight_decay} is out of range: at least 0")
+
+    def build(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
+        """Return the optimiser of these parameters; fused kernels, one launch for all."""
+        kind = torch.optim.AdamW if self.weight_decay else torch.optim.Adam
+        return kind(
+            list(parameters), lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay, fused=True
+        )
+
+
+@dataclass(frozen=True)
+class SGD:
+    """Stochastic gradient descent, with momentum where it is not 0."""
+
+    lr: float = 1e-2
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.lr > 0:
+            raise UserError(f"SGD.lr={self.lr} is out of range: above 0")
+
+    def build(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
+        """Return the optimiser of these parameters."""
+        return torch.optim.SGD(list(parameters), lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
+
+
+@dataclass(frozen=True)
+class RMSprop:
+    """RMSprop (Tieleman and Hinton 2012): the gradient over the root of its running mean square."""
+
+    lr: float = 7e-4
+    alpha: float = 0.99
+    eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        if not self.lr > 0:
+            raise UserError(f"RMSprop.lr={self.lr} is out of range: above 0")
+
+    def build(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
+        """Return the optimiser of these parameters."""
+        return torch.optim.RMSprop(list(parameters), lr=self.lr, alpha=self.alpha, eps=self.eps)
+
+
+@dataclass(frozen=True)
+class Constant:
+    """The learning rate stays, after an optional linear warm-up over `warmup` (share of the run, 0 to 1)."""
+
+    warmup: float = 0.0
+
+    def __call__(self, step: int, horizon: int) -> float:
+        """Return the factor on the learning rate in the step after `step` steps of `horizon`."""
+        return _warm(step, horizon, self.warmup)
+
+
+@dataclass(frozen=True)
+class Linear:
+    """The learning rate falls linearly to `final` of itself at the end of the run."""
+
+    final: float = 0.0
+    warmup: float = 0.0
+
+    def __call__(self, step: int, horizon: int) -> float:
+        """Return the factor."""
+        return _warm(step, horizon, self.warmup) * (1 - (1 - self.final) * step / horizon)
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """The learning rate falls along half a cosine to `final` of itself at the end of the run."""
+
+    final: float = 0.0
+    warmup: float = 0.0
+
+    def __call__(self, step: int, horizon: int) -> float:
+        """Return the factor."""
+        wave = 0.5 * (1 + math.cos(math.pi * step / horizon))
+        return _warm(step, horizon, self.warmup) * (self.final + (1 - self.final) * wave)
+
+
+def _warm(step: int, horizon: int, warmup: float) -> float:
+    # The first step already moves: it has 1 / (warm-up steps) of the rate, not 0.
+    return min(1.0, (step + 1) / (warmup * horizon)) if warmup > 0 else 1.0
