@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from vantage.config import RunConfig, is_run, parse_settings, read_config
+from vantage.core.checkpoint import checkpoints
 from vantage.core.errors import UserError
 from vantage.core.method import Method, configure
 from vantage.core.runlog import read_metrics
@@ -267,10 +268,14 @@ def _run(
     if folder is not None and not resume:
         config.write(folder)
     if resume:
-        step = trainer.restore(report)
-        for note in getattr(engine, "resume_notes", ()):
-            report(note)
-        report(f"resumed from step {step} of {horizon}")
+        assert folder is not None
+        if checkpoints(folder / "checkpoints"):
+            step = trainer.restore(report)
+            for note in getattr(engine, "resume_notes", ()):
+                report(note)
+            report(f"resumed from step {step} of {horizon}")
+        else:
+            report("the run was stopped before its first checkpoint: it begins again")
     with contextlib.ExitStack() as stack:
         for listener in (*writers, *listeners):
             if hasattr(listener, "__enter__"):

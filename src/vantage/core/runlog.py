@@ -16,10 +16,10 @@ class RunLog:
     """Appends one line of JSON per step to `metrics.jsonl`, and the same to TensorBoard.
 
     `metrics.jsonl` holds nothing that depends on the clock, so that two runs can be compared byte by byte; seconds go to
-    `timing.jsonl`. After a resume from step k, lines of later steps are cut: they will be written again.
+    `timing.jsonl`. After a resume from step `done`, lines of later steps are cut: they will be written again. -1 cuts all.
     """
 
-    def __init__(self, folder: Path, done: int = 0, tensorboard: bool = True) -> None:
+    def __init__(self, folder: Path, done: int = -1, tensorboard: bool = True) -> None:
         self.folder = folder
         for name in ("metrics.jsonl", "timing.jsonl"):
             _cut(folder / name, done)
@@ -29,7 +29,7 @@ class RunLog:
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._events = SummaryWriter(str(folder), purge_step=done + 1 if done else None)
+            self._events = SummaryWriter(str(folder), purge_step=done + 1 if done >= 0 else None)
 
     def write(self, step: int, metrics: Mapping[str, float], timing: Mapping[str, float]) -> None:
         """Append one step."""

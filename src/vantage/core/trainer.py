@@ -175,7 +175,8 @@ class Trainer:
             TrainingError: a loss or gradient is not finite; the last good checkpoint is kept.
         """
         context, schedule = self.context, self.schedule
-        log = RunLog(self.folder, context.step) if self.folder else None
+        # Before the first step nothing is kept: a run killed before its first checkpoint begins again.
+        log = RunLog(self.folder, context.step or -1) if self.folder else None
         history: list[dict[str, float]] = []
         try:
             with self._signals():

@@ -29,12 +29,12 @@ def log_ratio(logp: Tensor, logp_old: Tensor, mask: Tensor, level: str = "token"
     level: "token" each decision's own; "sequence" the mean over the row (GSPO, arXiv 2507.18071, eq. 7: the ratio of the
     row to the power 1 / length); "product" the sum over the row (the row's true ratio).
     """
-    difference = logp - logp_old
+    # Padding becomes ratio 1, so that whatever stands there can neither overflow nor send NaN into the gradient.
+    difference = torch.where(mask, logp - logp_old, 0.0)
     if level == "token":
         return difference
-    if level == "sequence":
-        return row_mean(difference, mask)
-    return torch.where(mask, difference, 0.0).sum(-1, keepdim=True)
+    total = difference.sum(-1, keepdim=True)
+    return total / mask.sum(-1, keepdim=True).clamp(min=1) if level == "sequence" else total
 
 
 def record_ratio(log: Tensor, mask: Tensor, context: Context) -> None:

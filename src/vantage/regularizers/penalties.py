@@ -66,6 +66,7 @@ class ReferenceKL:
 
     def __call__(self, evaluation: Evaluation, batch: Trajectories, context: Context) -> Tensor:
         """Return the term per decision [N, T]."""
-        estimate = divergence(evaluation.logp, batch.logp_ref, self.estimator)
+        reference = torch.where(batch.mask, batch.logp_ref, evaluation.logp.detach())
+        estimate = divergence(evaluation.logp, reference, self.estimator)
         context.record("kl/reference", masked_mean(estimate.detach(), batch.mask))
         return self.coefficient * estimate

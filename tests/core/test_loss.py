@@ -1,0 +1,120 @@
+"""The gradient of a minibatch does not depend on how it is cut, for every averaging and every kind of loss."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from tests.core.toy import ToyPolicy, toy_batch, toy_method
+from vantage.advantages.critic import Critic
+from vantage.core import UserError, reads
+from vantage.core.averaging import AVERAGINGS, averaging
+from vantage.core.context import Metrics
+from vantage.core.loss import WEIGHTS, backward, micro_batches, weighted
+from vantage.objectives.surrogates import Clip
+from vantage.regularizers.penalties import EntropyBonus, ReferenceKL
+
+
+def gradient(method: Any, micro: int | None, batch: Any = None) -> tuple[torch.Tensor, dict[str, float]]:
+    policy = ToyPolicy(dtype=torch.float64)
+    metrics = Metrics()
+    context: Any = SimpleNamespace(method=method, policy=policy, record=metrics.record)
+    backward(toy_batch() if batch is None else batch, context, micro)
+    flat = torch.cat([p.grad.reshape(-1) if p.grad is not None else torch.zeros(p.numel()) for p in policy.parameters()])
+    return flat, metrics.collect()
+
+
+@reads("logp")
+def constraint(evaluation: Any, batch: Any, context: Any) -> torch.Tensor:
+    """A loss of the whole batch: its coefficient depends on the batch's mean."""
+    kl = torch.where(batch.mask, batch.logp_old - evaluation.logp, 0.0).sum() / batch.mask.sum()
+    return kl.square() + (evaluation.logp * batch.advantage * batch.mask).sum().tanh()
+
+
+constraint.unit = "batch"  # type: ignore[attr-defined]
+
+
+@reads("logp")
+def contrast(evaluation: Any, batch: Any, context: Any) -> torch.Tensor:
+    """A loss per group: log of the summed exponentials of the members' sequence log-probabilities."""
+    rows = torch.where(batch.mask, evaluation.logp, 0.0).sum(-1)
+    index = torch.unique(batch.group, return_inverse=True)[1]
+    count = int(index.max()) + 1
+    return torch.zeros(count, dtype=rows.dtype).index_add(0, index, rows.exp()).log()
+
+
+contrast.unit = "group"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", sorted(AVERAGINGS))
+@pytest.mark.parametrize("micro", [1, 5, 7, 12])
+def test_micro_batches_give_the_gradient_of_the_whole(name: str, micro: int) -> None:
+    method = toy_method(
+        averaging=name, regularizers=(EntropyBonus(0.1), ReferenceKL(0.2)), values=Critic(0.5, clip=0.2), objective=Clip(0.2, 0.3)
+    )
+    whole, metrics = gradient(method, None)
+    cut, cut_metrics = gradient(method, micro)
+    # The averaging weights are float32, whatever the loss.
+    torch.testing.assert_close(cut, whole, rtol=1e-6, atol=1e-9)
+    assert whole.abs().max() > 1e-3
+    for key in ("loss/policy", "loss/value", "loss/entropy", "loss/kl"):
+        assert cut_metrics[key] == pytest.approx(metrics[key], rel=1e-5)
+
+
+@pytest.mark.parametrize(("objective", "micro"), [(constraint, 1), (constraint, 5), (contrast, 3), (contrast, 6)])
+def test_losses_that_join_rows_are_exact_too(objective: Any, micro: int) -> None:
+    method = toy_method(objective=objective, regularizers=(EntropyBonus(0.1),))
+    whole, _ = gradient(method, None)
+    cut, _ = gradient(method, micro)
+    torch.testing.assert_close(cut, whole, rtol=1e-6, atol=1e-9)
+    assert whole.abs().max() > 1e-3
+
+
+def test_micro_batches_keep_groups_whole() -> None:
+    parts = micro_batches(toy_batch(12, 4), 5, whole_groups=True)
+    seen = [set(part.group.tolist()) for part in parts]
+    assert sum(len(part) for part in parts) == 12
+    assert all(not (a & b) for i, a in enumerate(seen) for b in seen[i + 1 :])
+
+
+def test_weights_of_each_averaging() -> None:
+    mask = torch.tensor([[True, True, True, False], [True, False, False, False]])
+    group = torch.tensor([0, 1])
+    expected = {
+        "token": [[1 / 4] * 3 + [0], [1 / 4, 0, 0, 0]],
+        "sequence": [[1 / 6] * 3 + [0], [1 / 2, 0, 0, 0]],
+        "sum": [[1 / 3] * 3 + [0], [1, 0, 0, 0]],
+        "total": [[1 / 2] * 3 + [0], [1 / 2, 0, 0, 0]],
+        "constant": [[1 / 8] * 3 + [0], [1 / 8, 0, 0, 0]],
+        "group": [[1 / 6] * 3 + [0], [1 / 2, 0, 0, 0]],
+    }
+    for name, weights in expected.items():
+        torch.testing.assert_close(averaging(name)(mask, group), torch.tensor(weights))
+    with pytest.raises(UserError, match=r"averaging 'tokens' is not known; did you mean token\?"):
+        averaging("tokens")
+
+
+def test_padding_that_is_not_finite_does_not_reach_the_gradient() -> None:
+    batch = toy_batch()
+    old = torch.where(batch.mask, batch.logp_old, -float("inf"))
+    found, _ = gradient(toy_method(), None, batch.replace(logp_old=old))
+    expected, _ = gradient(toy_method(), None)
+    torch.testing.assert_close(found, expected)
+
+
+def test_the_weight_column_scales_rows_and_decisions() -> None:
+    batch = toy_batch(4, 2)
+    plain = weighted(batch, "token")[WEIGHTS]
+    rows = weighted(batch.replace(weight=torch.tensor([1.0, 0.0, 2.0, 1.0])), "token")[WEIGHTS]
+    torch.testing.assert_close(rows, plain * torch.tensor([[1.0], [0.0], [2.0], [1.0]]))
+
+
+def test_reading_what_was_not_wanted_is_an_error() -> None:
+    def greedy(evaluation: Any, batch: Any, context: Any) -> torch.Tensor:
+        return evaluation.entropy
+
+    with pytest.raises(UserError, match="'entropy' was not evaluated: the part that reads it must declare it"):
+        gradient(toy_method(objective=greedy), None)

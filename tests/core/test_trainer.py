@@ -1,0 +1,197 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.core.toy import ToyEngine, ToyPolicy, ToyTask, toy_method
+from vantage.core import CheckpointError, Schedule, Trainer, TrainingError, UserError
+from vantage.core.checkpoint import checkpoints, load_tensors, newest_checkpoint, read_checkpoint, save_tensors
+from vantage.core.runlog import read_metrics
+from vantage.regularizers.penalties import ReferenceKL
+
+
+def trainer(folder: Path | None, steps: int = 12, method: Any = None, **options: Any) -> Trainer:
+    torch.manual_seed(0)
+    policy = ToyPolicy()
+    listeners = options.pop("listeners", ())
+    schedule = Schedule(steps, **{"save_every": 3, "evaluate_every": 4, "evaluate_samples": 1, **options})
+    chosen = method or toy_method(regularizers=(ReferenceKL(0.05),))
+    return Trainer(chosen, ToyTask(), policy, ToyEngine(policy), schedule, seed=5, folder=folder, listeners=listeners)
+
+
+def test_it_learns_and_logs_and_saves(tmp_path: Path) -> None:
+    outcome = trainer(tmp_path, steps=40).run()
+    lines = read_metrics(tmp_path)
+    assert outcome.status == "finished"
+    assert [line["step"] for line in lines] == list(range(41))
+    assert lines[-1]["eval/right"] > lines[0]["eval/right"] + 0.3
+    assert "score" in lines[1]
+    assert [p.name for p in checkpoints(tmp_path / "checkpoints")] == ["step-00000039", "step-00000040"]
+    timing = [json.loads(line) for line in (tmp_path / "timing.jsonl").read_text().splitlines()]
+    assert set(timing[1]) >= {"step", "rollout", "reward", "credit", "update"}
+
+
+def test_resumed_run_is_bit_for_bit_the_run_that_never_stopped(tmp_path: Path) -> None:
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    whole.mkdir()
+    part.mkdir()
+    trainer(whole).run()
+
+    class Stop(Exception):
+        pass
+
+    def die_at_eight(report: Any) -> None:
+        if report.step == 8:
+            raise Stop
+
+    with pytest.raises(Stop):
+        trainer(part, listeners=[die_at_eight]).run()
+    torch.rand(17)  # another process has other global states
+    again = trainer(part)
+    assert again.restore() == 6
+    again.run()
+    assert (part / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+    mine, theirs = (load_tensors(p / "checkpoints" / "step-00000012" / "policy.safetensors") for p in (part, whole))
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+
+
+def test_evaluating_more_often_changes_nothing_else(tmp_path: Path) -> None:
+    often, seldom = trainer(None, evaluate_every=1), trainer(None, evaluate_every=0)
+    a, b = often.run().history, seldom.run().history
+    for left, right in zip(a[1:], b[1:], strict=True):
+        assert {k: v for k, v in left.items() if not k.startswith("eval/")} == {
+            k: v for k, v in right.items() if not k.startswith("eval/")
+        }
+
+
+@pytest.mark.parametrize("harm", ["truncate", "alter", "remove", "manifest"])
+def test_a_checkpoint_that_is_not_whole_is_refused_and_the_one_before_it_used(tmp_path: Path, harm: str) -> None:
+    trainer(tmp_path).run()
+    newest = checkpoints(tmp_path / "checkpoints")[-1]
+    target = newest / ("manifest.json" if harm == "manifest" else "policy.safetensors")
+    data = bytearray(target.read_bytes())
+    if harm == "truncate":
+        target.write_bytes(data[:-7])
+    elif harm == "remove":
+        target.unlink()
+    else:
+        data[len(data) // 2] ^= 0xFF
+        target.write_bytes(b"{" if harm == "manifest" else bytes(data))
+    said: list[str] = []
+    step, _, _ = newest_checkpoint(tmp_path / "checkpoints", said.append)
+    assert step == 9
+    assert len(said) == 1
+    assert "refused" in said[0]
+    assert target.name in said[0] or harm == "manifest"
+    with pytest.raises(CheckpointError):
+        read_checkpoint(newest)
+
+
+def test_a_run_without_checkpoint_or_of_another_method_says_so(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="none was written yet"):
+        trainer(tmp_path).restore()
+    trainer(tmp_path).run()
+    other = trainer(tmp_path, method=toy_method(prompts=lambda count, context: context.task.prompts(torch.arange(count))))
+    with pytest.raises(CheckpointError, match="another method"):
+        other.restore()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_says_where_it_began(tmp_path: Path) -> None:
+    calls = {"n": 0}
+
+    def poisoned(evaluation: Any, batch: Any, context: Any) -> torch.Tensor:
+        calls["n"] += 1
+        loss = -batch.advantage * evaluation.logp
+        return loss * float("nan") if calls["n"] > 4 * 5 else loss
+
+    with pytest.raises(TrainingError, match=r"step 6: .*loss/policy=nan.*began in step 6.*last good checkpoint"):
+        trainer(tmp_path, method=toy_method(objective=poisoned)).run()
+    step, weights, _ = newest_checkpoint(tmp_path / "checkpoints")
+    assert step == 3
+    assert all(torch.isfinite(tensor).all() for tensor in weights.values())
+
+
+def test_an_interrupt_finishes_the_step_saves_and_ends(tmp_path: Path) -> None:
+    def interrupt(report: Any) -> None:
+        if report.step == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    outcome = trainer(tmp_path, listeners=[interrupt]).run()
+    assert outcome.status == "interrupted"
+    assert outcome.step == 5
+    assert newest_checkpoint(tmp_path / "checkpoints")[0] == 5
+    again = trainer(tmp_path)
+    again.restore()
+    assert again.run().status == "finished"
+    assert [line["step"] for line in read_metrics(tmp_path)] == list(range(13))
+
+
+def test_killed_at_any_moment_and_resumed_is_the_same_run(tmp_path: Path) -> None:
+    """SIGKILL at a random moment, several times over, then resumed to the end: the same metrics to the last byte."""
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    whole.mkdir()
+    part.mkdir()
+    trainer(whole, steps=30, save_every=2).run()
+    script = textwrap.dedent(
+        """
+        import sys, time, torch
+        from pathlib import Path
+        from tests.core.test_trainer import trainer
+        from vantage.core import CheckpointError
+        t = trainer(Path(sys.argv[1]), steps=30, save_every=2, listeners=[lambda r: time.sleep(0.02)])
+        try:
+            t.restore()
+        except CheckpointError:
+            pass
+        print("ready", flush=True)
+        t.run()
+        """
+    )
+    for delay in (0.05, 0.17, 0.31):
+        process = subprocess.Popen(
+            [sys.executable, "-c", script, str(part)], stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]
+        )
+        assert process.stdout is not None
+        process.stdout.readline()
+        try:
+            process.wait(delay)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        process.stdout.close()
+    again = trainer(part, steps=30, save_every=2)
+    assert again.restore() > 0
+    again.run()
+    assert (part / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+
+
+def test_tied_tensors_are_written_once(tmp_path: Path) -> None:
+    shared = torch.randn(100, 100)
+    save_tensors({"a": shared, "b": shared, "c": torch.ones(2)}, tmp_path / "x.safetensors")
+    assert (tmp_path / "x.safetensors").stat().st_size < 45_000
+    loaded = load_tensors(tmp_path / "x.safetensors")
+    assert torch.equal(loaded["a"], shared)
+    assert torch.equal(loaded["b"], shared)
+
+
+def test_schedules_out_of_range_are_refused() -> None:
+    with pytest.raises(UserError, match="steps=0 is out of range: at least 1"):
+        Schedule(0)
+    with pytest.raises(UserError, match="save_every=-1"):
+        Schedule(1, save_every=-1)
+
+
+def test_runs_share_no_memory_of_stateful_parts() -> None:
+    method = toy_method()
+    first, second = trainer(None, method=method), trainer(None, method=method)
+    first.run()
+    assert second.context.method.update.state_dict()["optimizer"]["state"] == {}
