@@ -48,7 +48,7 @@ class TrustRegion:
     steps whose KL is at most `kl_slack * max_kl` and whose loss is finite and no larger; if none is, nothing changes.
 
     The loss is the method's objective and regularizers. Parameters that it does not depend on (a critic's) do not move. The
-    policy must give its `distribution`, with `kl(other)` per decision and `detach()`.
+    policy must give its `distribution`, with `kl(other)` per decision.
 
     Attributes:
         max_kl: the bound, in nats, above 0.
@@ -119,8 +119,10 @@ class TrustRegion:
         self, batch: Trajectories, parameters: list[torch.nn.Parameter], policy: Any
     ) -> Callable[[Tensor], Tensor]:
         """Products with the damped Hessian of the mean KL, by differentiating twice; the first derivative is kept."""
-        distribution = policy.evaluate(batch, frozenset({"distribution"})).distribution
-        divergence = (distribution.detach().kl(distribution) * batch.mask).sum() / batch.mask.sum()
+        with torch.no_grad():
+            old = policy.evaluate(batch, frozenset({"distribution"})).distribution
+        new = policy.evaluate(batch, frozenset({"distribution"})).distribution
+        divergence = (old.kl(new) * batch.mask).sum() / batch.mask.sum()
         slope = _flat(torch.autograd.grad(divergence, parameters, create_graph=True))
 
         def product(vector: Tensor) -> Tensor:
@@ -141,7 +143,7 @@ class TrustRegion:
     ) -> None:
         policy: Any = context.policy
         with torch.no_grad():
-            old = policy.evaluate(batch, frozenset({"distribution"})).distribution.detach()
+            old = policy.evaluate(batch, frozenset({"distribution"})).distribution
             start = [p.clone() for p in parameters]
             moves = _split(full, parameters)
             step = 1.0
