@@ -44,10 +44,21 @@ class Critic:
         """Fill the values; no gradient."""
         return fill_values(batch, context)
 
+    def prepare(self, context: Context) -> None:
+        """Give the policy a critic, where it has none of its own."""
+        add_critic(context)
+
     def loss(self, evaluation: Evaluation, batch: Trajectories, context: Context) -> Tensor:
         """Return the value loss per decision [N, T]."""
         value_old = batch.value if self.clip is not None else None
         return self.coefficient * value_loss(evaluation.value, batch.returns, value_old, self.clip)
+
+
+def add_critic(context: Context) -> None:
+    """Ask a policy that comes without critic (a language model) to grow one."""
+    grow = getattr(context.policy, "add_value_head", None)
+    if grow is not None:
+        grow()
 
 
 def fill_values(batch: Trajectories, context: Context) -> Trajectories:
@@ -80,6 +91,7 @@ class FittedCritic:
 
     def prepare(self, context: Context) -> None:
         """Make the optimiser of the parameters that the value depends on."""
+        add_critic(context)
         module: Any = context.policy
         parameters = list(module.critic_parameters())
         self._memory["optimizer"] = torch.optim.Adam(parameters, lr=self.lr)

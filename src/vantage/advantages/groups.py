@@ -115,7 +115,15 @@ def record_groups(std: Tensor, group: Tensor, context: Context) -> None:
 
 
 def whiten(values: Tensor, mask: Tensor, eps: float = 1e-8, ddof: int = 1) -> Tensor:
-    """Return (values - mean) / (std + eps) over the decisions where the mask holds; 0 elsewhere."""
+    """Return (values - mean) / (std + eps) over the decisions where the mask holds; 0 elsewhere.
+
+    Rows of one decision have no padding.
+    """
+    if mask.shape[1] == 1:
+        std, mean = (
+            torch.std_mean(values, correction=ddof) if len(values) > ddof else (values.new_zeros(()), values.mean())
+        )
+        return (values - mean) / (std + eps)
     count = mask.sum()
     mean = torch.where(mask, values, 0.0).sum() / count.clamp(min=1)
     centred = torch.where(mask, values - mean, 0.0)

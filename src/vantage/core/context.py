@@ -17,25 +17,32 @@ if TYPE_CHECKING:
 
 
 class Metrics:
-    """Running weighted means of what parts record in one step; tensors stay on their device until `collect`."""
+    """Weighted means of what parts record in one step. Recording costs no arithmetic and never waits for the device."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, tuple[Any, float]] = {}
+        self._records: dict[str, list[tuple[Any, float]]] = {}
         self.latest: dict[str, Any] = {}
         """The last value recorded under each name, as it was given: what a controller reads."""
 
     def record(self, name: str, value: Tensor | float, weight: float = 1.0) -> None:
-        """Add a value (a scalar tensor is detached, not read out) to the step's mean under `name`."""
-        if isinstance(value, Tensor):
+        """Add a value (a scalar; a tensor is detached, not read out) to the step's mean under `name`."""
+        if isinstance(value, Tensor) and value.requires_grad:
             value = value.detach()
         self.latest[name] = value
-        total, count = self._sums.get(name, (0.0, 0.0))
-        self._sums[name] = (total + value * weight, count + weight)
+        self._records.setdefault(name, []).append((value, weight))
 
     def collect(self) -> dict[str, float]:
         """Return the means and begin again. The one place that waits for the device."""
-        collected = {name: float(total) / count for name, (total, count) in self._sums.items() if count}
-        self._sums.clear()
+        collected = {}
+        for name, records in self._records.items():
+            weights = [weight for _, weight in records]
+            tensors = [value for value, _ in records if isinstance(value, Tensor)]
+            # One transfer a name, however often it was recorded.
+            read = iter(torch.stack([t.reshape(()).float() for t in tensors]).tolist() if tensors else ())
+            values = [next(read) if isinstance(value, Tensor) else float(value) for value, _ in records]
+            if sum(weights):
+                collected[name] = sum(v * w for v, w in zip(values, weights, strict=True)) / sum(weights)
+        self._records.clear()
         return collected
 
 

@@ -33,11 +33,9 @@ def reduce(loss: Tensor, batch: Trajectories, whole: int, part: Any) -> Tensor:
     [N, T]: by the weights of the averaging. [N]: mean over the minibatch's `whole` rows. [M] with M < N (pairs, groups):
     mean over them, scaled by the batch's share of the rows. Scalar: taken as it is, and only on a whole minibatch.
     """
-    share = len(batch) / whole
     if loss.dim() == 2:
-        weights = batch[WEIGHTS]
-        # Padding may hold anything, infinities too, which a product with zero would turn into NaN.
-        return (torch.where(weights != 0, loss, 0.0) * weights).sum()
+        return _by_weights(loss, batch[WEIGHTS])
+    share = len(batch) / whole
     if loss.dim() == 1:
         extra = batch.get("weight")
         if extra is not None and extra.dim() == 1 and loss.shape == extra.shape:
@@ -45,26 +43,47 @@ def reduce(loss: Tensor, batch: Trajectories, whole: int, part: Any) -> Tensor:
         return loss.mean() * share
     if loss.dim() == 0:
         return loss * share
-    raise UserError(f"{getattr(part, '__name__', type(part).__name__)} returned a loss of shape {list(loss.shape)}; "
-                    "it must be [N, T], [N], [M] or a scalar")  # fmt: skip
+    raise UserError(
+        f"{getattr(part, '__name__', type(part).__name__)} returned a loss of shape {list(loss.shape)}; "
+        "it must be [N, T], [N], [M] or a scalar"
+    )
+
+
+def _by_weights(loss: Tensor, weights: Tensor) -> Tensor:
+    if weights.shape[1] > 1:
+        # Padding may hold anything, infinities too, which a product with zero would turn into NaN.
+        loss = torch.where(weights != 0, loss, 0.0)
+    return (loss * weights).sum()
 
 
 def method_loss(evaluation: Evaluation, batch: Trajectories, context: Context, whole: int) -> Tensor:
-    """Sum the terms of the context's method on (part of) a minibatch of `whole` rows: a scalar with gradient."""
+    """Sum the terms of the context's method on (part of) a minibatch of `whole` rows: a scalar with gradient.
+
+    Terms per decision are added before they are averaged, so that one product and one sum carry gradient.
+    """
     method = context.method
     share = len(batch) / whole
-    loss = reduce(method.objective(evaluation, batch, context), batch, whole, method.objective)
-    context.record("loss/policy", loss / share, share)
-    for regularizer in method.regularizers:
-        term = reduce(regularizer(evaluation, batch, context), batch, whole, regularizer)
-        context.record(f"loss/{getattr(regularizer, 'label', type(regularizer).__name__.lower())}", term / share, share)
-        loss = loss + term
+    terms = [("loss/policy", method.objective(evaluation, batch, context), method.objective)]
+    for part in method.regularizers:
+        label = getattr(part, "label", type(part).__name__.lower())
+        terms.append((f"loss/{label}", part(evaluation, batch, context), part))
     critic = method.values
     if critic is not None and hasattr(critic, "loss"):
-        term = reduce(critic.loss(evaluation, batch, context), batch, whole, critic)
-        context.record("loss/value", term / share, share)
-        loss = loss + term
-    return loss
+        terms.append(("loss/value", critic.loss(evaluation, batch, context), critic))
+    together: Tensor | None = None
+    apart: list[Tensor] = []
+    for label, term, part in terms:
+        if term.dim() == 2:
+            with torch.no_grad():
+                context.record(label, _by_weights(term, batch[WEIGHTS]) / share, share)
+            together = term if together is None else together + term
+        else:
+            reduced = reduce(term, batch, whole, part)
+            context.record(label, reduced / share, share)
+            apart.append(reduced)
+    if together is not None:
+        apart.append(_by_weights(together, batch[WEIGHTS]))
+    return apart[0] if len(apart) == 1 else torch.stack(apart).sum()
 
 
 def unit(method: Any) -> str:

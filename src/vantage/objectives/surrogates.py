@@ -14,13 +14,10 @@ from vantage.core.trajectories import Trajectories
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the decisions where the mask holds."""
+    """Mean over the decisions where the mask holds; rows of one decision have no padding."""
+    if mask.shape[1] == 1:
+        return values.mean()
     return torch.where(mask, values, 0.0).sum() / mask.sum().clamp(min=1)
-
-
-def row_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean over each row's decisions where the mask holds: [N, 1]."""
-    return torch.where(mask, values, 0.0).sum(-1, keepdim=True) / mask.sum(-1, keepdim=True).clamp(min=1)
 
 
 def log_ratio(logp: Tensor, logp_old: Tensor, mask: Tensor, level: str = "token") -> Tensor:
@@ -29,8 +26,10 @@ def log_ratio(logp: Tensor, logp_old: Tensor, mask: Tensor, level: str = "token"
     level: "token" each decision's own; "sequence" the mean over the row (GSPO, arXiv 2507.18071, eq. 7: the ratio of the
     row to the power 1 / length); "product" the sum over the row (the row's true ratio).
     """
-    # Padding becomes ratio 1, so that whatever stands there can neither overflow nor send NaN into the gradient.
-    difference = torch.where(mask, logp - logp_old, 0.0)
+    difference = logp - logp_old
+    if mask.shape[1] > 1:
+        # Padding becomes ratio 1, so that whatever stands there can neither overflow nor send NaN into the gradient.
+        difference = torch.where(mask, difference, 0.0)
     if level == "token":
         return difference
     total = difference.sum(-1, keepdim=True)
@@ -40,7 +39,8 @@ def log_ratio(logp: Tensor, logp_old: Tensor, mask: Tensor, level: str = "token"
 def record_ratio(log: Tensor, mask: Tensor, context: Context) -> None:
     """Record the KL estimate mean(ratio - 1 - log ratio) (k3, non-negative)."""
     with torch.no_grad():
-        context.record("kl/old", masked_mean((torch.expm1(log) - log).expand(mask.shape), mask))
+        excess = torch.expm1(log) - log
+        context.record("kl/old", masked_mean(excess if excess.shape == mask.shape else excess.expand(mask.shape), mask))
 
 
 _LEVELS = ("token", "sequence", "product")

@@ -24,7 +24,7 @@ class EntropyBonus:
 
     def __call__(self, evaluation: Evaluation, batch: Trajectories, context: Context) -> Tensor:
         """Return the term per decision [N, T]."""
-        context.record("entropy", masked_mean(evaluation.entropy, batch.mask))
+        context.record("entropy", masked_mean(evaluation.entropy.detach(), batch.mask))
         return -self.coefficient * evaluation.entropy
 
 

@@ -99,7 +99,8 @@ class GradientUpdate:
         optimizer: torch.optim.Optimizer = self._memory["optimizer"]
         if self.normalize_advantage:
             part = part.replace(advantage=whiten(part.advantage, part.mask))
-        optimizer.zero_grad(set_to_none=True)
+        for parameter in parameters:
+            parameter.grad = None
         backward(part, context, self.micro_batch)
         for transform in self.transforms:
             transform(parameters, context)
