@@ -61,6 +61,8 @@ class Report:
     horizon: int
     metrics: dict[str, float]
     timing: dict[str, float]
+    batch: Trajectories | None = None
+    """What the step learnt from, credit included; None before the first step."""
 
 
 Listener = Callable[[Report], None]
@@ -124,6 +126,7 @@ class Trainer:
         for _, part in self.context.method.parts():
             if hasattr(part, "prepare"):
                 part.prepare(self.context)
+        self._batch: Trajectories | None = None
         self._interrupted = False
         self._last_save = time.monotonic()
         self._files: dict[str, tuple[Policy, str]] = {}
@@ -155,6 +158,7 @@ class Trainer:
         for select in method.selection:
             batch = select(batch, context)
         clock.lap("credit")
+        self._batch = batch
         method.update(batch, context)
         if method.values is not None and hasattr(method.values, "fit"):
             method.values.fit(batch, context)
@@ -210,7 +214,7 @@ class Trainer:
         if log is not None:
             log.write(step, metrics, timing)
         for listener in self.listeners:
-            listener(Report(step, self.context.horizon, metrics, timing))
+            listener(Report(step, self.context.horizon, metrics, timing, self._batch))
 
     def _due(self, every: int) -> bool:
         step = self.context.step
