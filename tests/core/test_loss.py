@@ -23,7 +23,9 @@ def gradient(method: Any, micro: int | None, batch: Any = None) -> tuple[torch.T
     metrics = Metrics()
     context: Any = SimpleNamespace(method=method, policy=policy, record=metrics.record)
     backward(toy_batch() if batch is None else batch, context, micro)
-    flat = torch.cat([p.grad.reshape(-1) if p.grad is not None else torch.zeros(p.numel()) for p in policy.parameters()])
+    flat = torch.cat(
+        [p.grad.reshape(-1) if p.grad is not None else torch.zeros(p.numel()) for p in policy.parameters()]
+    )
     return flat, metrics.collect()
 
 
@@ -53,7 +55,10 @@ contrast.unit = "group"  # type: ignore[attr-defined]
 @pytest.mark.parametrize("micro", [1, 5, 7, 12])
 def test_micro_batches_give_the_gradient_of_the_whole(name: str, micro: int) -> None:
     method = toy_method(
-        averaging=name, regularizers=(EntropyBonus(0.1), ReferenceKL(0.2)), values=Critic(0.5, clip=0.2), objective=Clip(0.2, 0.3)
+        averaging=name,
+        regularizers=(EntropyBonus(0.1), ReferenceKL(0.2)),
+        values=Critic(0.5, clip=0.2),
+        objective=Clip(0.2, 0.3),
     )
     whole, metrics = gradient(method, None)
     cut, cut_metrics = gradient(method, micro)

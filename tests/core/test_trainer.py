@@ -100,7 +100,9 @@ def test_a_run_without_checkpoint_or_of_another_method_says_so(tmp_path: Path) -
     with pytest.raises(CheckpointError, match="none was written yet"):
         trainer(tmp_path).restore()
     trainer(tmp_path).run()
-    other = trainer(tmp_path, method=toy_method(prompts=lambda count, context: context.task.prompts(torch.arange(count))))
+    other = trainer(
+        tmp_path, method=toy_method(prompts=lambda count, context: context.task.prompts(torch.arange(count)))
+    )
     with pytest.raises(CheckpointError, match="another method"):
         other.restore()
 

@@ -55,6 +55,12 @@ def group_moments(
     return mean, std
 
 
+def standardize(centred: Tensor, std: Tensor, eps: float = 0.0) -> Tensor:
+    """Return centred / (std + eps); exactly 0 where the scores do not differ (std up to 1e-6) or one is missing (NaN)."""
+    flat = (std <= 1e-6) | torch.isnan(centred)
+    return torch.where(flat, 0.0, centred / (std + eps).masked_fill(flat, 1.0))
+
+
 def leave_one_out_mean(score: Tensor, group: Tensor) -> Tensor:
     """Return the mean of the other members of each row's group [N]; a group of one has 0."""
     sums, sizes = group_sums(score, group)

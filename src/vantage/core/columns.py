@@ -4,36 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from vantage.core.context import Context
-from vantage.core.protocols import Policy
 from vantage.core.trajectories import Trajectories
 
 REFERENCE = "reference"
+UNDER = "logp_under_"
+"""A column of this name and a policy's: log-probability [N, T] under that named frozen policy."""
 
-
-def _judge(policy: Policy, batch: Trajectories, want: str, micro: int | None) -> Tensor:
-    with torch.no_grad():
-        if micro is None or micro >= len(batch):
-            return getattr(policy.evaluate(batch, frozenset({want})), want)
-        parts = [batch[i : i + micro] for i in range(0, len(batch), micro)]
-        return torch.cat([getattr(policy.evaluate(part, frozenset({want})), want) for part in parts])
-
-
-FILLERS: dict[str, Callable[[Trajectories, Context, int | None], Tensor]] = {
-    "logp_ref": lambda batch, context, micro: _judge(context.named(REFERENCE), batch, "logp", micro),
-    "logp_old": lambda batch, context, micro: _judge(context.policy, batch, "logp", micro),
-    "entropy_old": lambda batch, context, micro: _judge(context.policy, batch, "entropy", micro),
-    "hidden_old": lambda batch, context, micro: _judge(context.policy, batch, "hidden", micro),
+FILLERS: dict[str, Callable[[Trajectories, Context], Tensor]] = {
+    "logp_ref": lambda batch, context: context.judge(batch, "logp", context.named(REFERENCE)),
+    "logp_old": lambda batch, context: context.judge(batch, "logp"),
+    "logp_current": lambda batch, context: context.judge(batch, "logp"),
+    "entropy_old": lambda batch, context: context.judge(batch, "entropy"),
+    "hidden_old": lambda batch, context: context.judge(batch, "hidden"),
 }
 
-NEEDED_POLICIES = {"logp_ref": frozenset({REFERENCE})}
-"""Named policies that a column needs, so that a part which reads it need not declare both."""
+
+def needed_policies(column: str) -> frozenset[str]:
+    """Return the named policies that a column needs, so that a part which reads it need not declare both."""
+    if column == "logp_ref":
+        return frozenset({REFERENCE})
+    return frozenset({column.removeprefix(UNDER)} if column.startswith(UNDER) else ())
 
 
-def fill(batch: Trajectories, names: frozenset[str], context: Context, micro: int | None = None) -> Trajectories:
+def fill(batch: Trajectories, names: frozenset[str], context: Context) -> Trajectories:
     """Fill those of the named columns that can be filled from a policy and are not there yet; no gradient."""
-    missing = [name for name in sorted(names) if name in FILLERS and name not in batch]
-    return batch.replace(**{name: FILLERS[name](batch, context, micro) for name in missing}) if missing else batch
+    filled: dict[str, Tensor] = {}
+    for name in sorted(names):
+        if name in batch:
+            continue
+        if name in FILLERS:
+            filled[name] = FILLERS[name](batch, context)
+        elif name.startswith(UNDER):
+            filled[name] = context.judge(batch, "logp", context.named(name.removeprefix(UNDER)))
+    return batch.replace(**filled) if filled else batch

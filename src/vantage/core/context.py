@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vantage.core.errors import UserError
-from vantage.core.protocols import Engine, Policy, Prompts, Task
+from vantage.core.protocols import Engine, Evaluation, Policy, Prompts, Task
 from vantage.core.trajectories import Trajectories
 
 if TYPE_CHECKING:
@@ -61,6 +62,8 @@ class Context:
     """Steps that the run will have."""
     policies: dict[str, Policy] = field(default_factory=dict)
     metrics: Metrics = field(default_factory=Metrics)
+    micro_batch: int | None = None
+    """Rows that a policy judges at once where no gradient is kept; None for all."""
 
     @property
     def progress(self) -> float:
@@ -91,6 +94,35 @@ class Context:
     def freeze(self, name: str) -> None:
         """Take a frozen copy of the policy as it is now under this name."""
         self.policies[name] = self.policy.frozen()
+
+    def judge(
+        self,
+        batch: Trajectories,
+        want: str = "logp",
+        policy: Policy | None = None,
+        read: Callable[[Evaluation], Tensor] | None = None,
+    ) -> Tensor:
+        """Return one output of a policy on a batch, [N, T, ...], without gradient and `micro_batch` rows at once.
+
+        Args:
+            batch: what is judged.
+            want: the output's name ("logp", "entropy", "value", "hidden", "distribution").
+            policy: who judges; None for the policy that learns.
+            read: what is kept of each evaluation, so that a large output need never stand whole; None for the output.
+        """
+        judge = self.policy if policy is None else policy
+        keep = read if read is not None else lambda evaluation: getattr(evaluation, want)
+        size = max(self.micro_batch or len(batch), 1)
+        with torch.no_grad():
+            parts = [
+                keep(judge.evaluate(batch[start : start + size], frozenset({want})))
+                for start in range(0, max(len(batch), 1), size)
+            ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def now(self, setting: Any) -> Any:
+        """Return the present value of a setting: what it is, or, where it is a function of the run, `setting(context)`."""
+        return setting(self) if callable(setting) else setting
 
     def next_prompts(self, count: int) -> Prompts:
         """Draw the next prompts in the method's order."""

@@ -86,11 +86,18 @@ def method_loss(evaluation: Evaluation, batch: Trajectories, context: Context, w
     return apart[0] if len(apart) == 1 else torch.stack(apart).sum()
 
 
-def unit(method: Any) -> str:
-    """Return the largest unit that a term of the loss joins: 'decision', 'row', 'group' or 'batch'."""
-    order = ("decision", "row", "group", "batch")
+UNITS = ("decision", "row", "group", "batch")
+
+
+def units(method: Any) -> list[str]:
+    """Return what each term of the loss joins, the smallest first: 'decision', 'row', 'group' or 'batch'."""
     terms = (method.objective, *method.regularizers, *((method.values,) if method.values is not None else ()))
-    return max((getattr(term, "unit", "decision") for term in terms), key=order.index)
+    return sorted({getattr(term, "unit", "decision") for term in terms}, key=UNITS.index)
+
+
+def unit(method: Any) -> str:
+    """Return the largest unit that a term of the loss joins."""
+    return units(method)[-1]
 
 
 def micro_batches(batch: Trajectories, size: int | None, whole_groups: bool) -> Sequence[Trajectories]:

@@ -30,10 +30,11 @@ class Evaluation:
         proxy: True when `logp` is a bound or a surrogate (a flow-matching loss, an ELBO), not a log-probability.
     """
 
-    logp: Tensor | None = None
-    entropy: Tensor | None = None
-    value: Tensor | None = None
-    hidden: Tensor | None = None
+    # What a type checker may assume; an output that is not there is an error when it is read.
+    logp: Tensor = None  # type: ignore[assignment]
+    entropy: Tensor = None  # type: ignore[assignment]
+    value: Tensor = None  # type: ignore[assignment]
+    hidden: Tensor = None  # type: ignore[assignment]
     distribution: Any = None
     extras: dict[str, Tensor] = field(default_factory=dict)
     proxy: bool = False

@@ -110,7 +110,6 @@ class Trainer:
         self.schedule = schedule
         self.seed = seed
         self.folder = folder
-        self.micro_batch = micro_batch
         self.listeners = list(listeners)
         self.context = Context(
             method=copy.deepcopy(method),
@@ -119,6 +118,7 @@ class Trainer:
             task=task,
             generator=torch.Generator().manual_seed(seed),
             horizon=schedule.steps,
+            micro_batch=micro_batch,
         )
         self._columns = self.context.method.declared("columns")
         for name in sorted(self._named_policies()):
@@ -135,7 +135,7 @@ class Trainer:
     def _named_policies(self) -> frozenset[str]:
         named = self.context.method.declared("policies")
         for column in self._columns:
-            named |= columns.NEEDED_POLICIES.get(column, frozenset())
+            named |= columns.needed_policies(column)
         return named
 
     # one step ------------------------------------------------------------------------------------------------------
@@ -148,7 +148,7 @@ class Trainer:
         clock.lap("rollout")
         batch = context.verify(batch)
         clock.lap("reward")
-        batch = columns.fill(batch, self._columns, context, self.micro_batch)
+        batch = columns.fill(batch, self._columns, context)
         for reward in method.rewards:
             batch = reward(batch, context)
         if method.values is not None:
@@ -283,6 +283,7 @@ class Trainer:
             "seed": self.seed,
         }
         checkpoint.write_checkpoint(self.folder / "checkpoints", context.step, weights, state, self.schedule.keep)
+        self._drop_policies()
         self._last_save = time.monotonic()
 
     def _save_policies(self) -> dict[str, str]:
@@ -301,6 +302,19 @@ class Trainer:
                 self._files[name] = (policy, file)
             files[name] = file
         return files
+
+    def _drop_policies(self) -> None:
+        """Remove files of named policies that no checkpoint refers to any more: a policy frozen anew every step leaves many."""
+        assert self.folder is not None
+        kept = [int(path.name.removeprefix("step-")) for path in checkpoint.checkpoints(self.folder / "checkpoints")]
+        for name in self.context.policies:
+            files = sorted((self.folder / "policies").glob(f"{name}-" + "[0-9]" * 8 + ".safetensors"))
+            written = [int(path.stem[-8:]) for path in files]
+            # A checkpoint refers to the newest file that is no newer than itself.
+            needed = {max((step for step in written if step <= place), default=-1) for place in kept}
+            for path, step in zip(files, written, strict=True):
+                if step not in needed:
+                    path.unlink(missing_ok=True)
 
     def restore(self, report: Callable[[str], None] = print) -> int:
         """Take back the newest whole checkpoint of the run's folder; return its step.

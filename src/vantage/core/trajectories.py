@@ -42,6 +42,7 @@ COLUMNS: dict[str, ColumnInfo] = {
     "returns": ColumnInfo("[N, T]", "what the critic is fitted to", "an advantage that estimates returns (GAE)"),
     "advantage": ColumnInfo("[N, T]", "credit of the decision", "`advantage`"),
     "logp_ref": ColumnInfo("[N, T]", "log-probability under the reference policy", "a part that names it in `columns`"),
+    "logp_current": ColumnInfo("[N, T]", "log-probability under the policy before the update", "a part that names it in `columns`"),
     "entropy_old": ColumnInfo("[N, T]", "entropy of the policy that acted", "a rollout that records it"),
     "turn": ColumnInfo("[N, T]", "number of the turn that the decision belongs to", "a multi-turn rollout"),
     "segment": ColumnInfo("[N, T]", "number of the segment that the decision belongs to", "a rollout or advantage that splits"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,7 @@ from vantage.advantages.groups import whiten
 from vantage.core.averaging import group_index
 from vantage.core.context import Context
 from vantage.core.errors import UserError
-from vantage.core.loss import backward, unit
+from vantage.core.loss import backward, units
 from vantage.core.trajectories import Trajectories
 from vantage.updates.optimizers import Adam, Constant
 
@@ -27,7 +27,7 @@ class GradientUpdate:
     Attributes:
         optimizer: what takes the step (`Adam`, `SGD`, or anything with `lr` and `build(parameters)`).
         schedule: `(step, horizon) -> factor` on the learning rate.
-        epochs: passes over the batch.
+        epochs: passes over the batch; a function of the context where it changes in the run.
         minibatches: how many a pass is cut into.
         unit: what is shuffled: "decision", "row" or "group" (groups stay whole); "auto" takes the smallest that the policy
             (decisions of one with memory stay in their row) and the loss (one over groups keeps them whole) allow.
@@ -40,7 +40,7 @@ class GradientUpdate:
 
     optimizer: Any = field(default_factory=Adam)
     schedule: Any = field(default_factory=Constant)
-    epochs: int = 1
+    epochs: int | Callable[[Context], int] = 1
     minibatches: int = 1
     unit: str = "auto"
     normalize_advantage: bool = False
@@ -52,7 +52,7 @@ class GradientUpdate:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "minibatches"):
-            if getattr(self, name) < 1:
+            if isinstance(getattr(self, name), int) and getattr(self, name) < 1:
                 raise UserError(f"GradientUpdate.{name}={getattr(self, name)} is out of range: at least 1")
         if self.unit not in _UNITS:
             raise UserError(f"GradientUpdate.unit={self.unit!r} is not known: {', '.join(_UNITS)}")
@@ -83,7 +83,7 @@ class GradientUpdate:
             batch = batch.select(batch.mask.any(-1))
         if not len(batch):
             raise UserError("no decision is left to learn from: every row's mask is empty")
-        for _ in range(self.epochs):
+        for _ in range(context.now(self.epochs)):
             divergences = []
             for part in minibatches(batch, self.minibatches, chosen, context.generator):
                 self.step(part, context)
@@ -101,7 +101,7 @@ class GradientUpdate:
             part = part.replace(advantage=whiten(part.advantage, part.mask))
         for parameter in parameters:
             parameter.grad = None
-        backward(part, context, self.micro_batch)
+        self.differentiate(part, context)
         for transform in self.transforms:
             transform(parameters, context)
         norm = clip_gradient(parameters, self.max_grad_norm)
@@ -111,10 +111,15 @@ class GradientUpdate:
             if getattr(controller, "every", "step") == "minibatch":
                 controller(context)
 
+    def differentiate(self, part: Trajectories, context: Context) -> None:
+        """Leave the gradient of the method's loss on a minibatch in the parameters' `.grad`, which is None before."""
+        backward(part, context, self.micro_batch)
+
     def _unit(self, context: Context) -> str:
-        joined = unit(context.method)
         smallest = "decision" if context.policy.memoryless else "row"
-        needed = {"decision": smallest, "row": "row", "group": "group", "batch": smallest}[joined]
+        # A term over the whole minibatch takes any; what the other terms join must still come whole.
+        joined = [unit for unit in units(context.method) if unit != "batch"]
+        needed = joined[-1] if joined and joined[-1] != "decision" else smallest
         if self.unit == "auto":
             return needed
         order = ("decision", "row", "group")
