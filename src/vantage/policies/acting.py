@@ -1,0 +1,73 @@
+"""Choosing actions in a rollout: the noise of all steps in one draw, and the choice itself in a few numpy calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vantage.policies.control import LOG_STD_RANGE, ControlPolicy
+
+Array = NDArray[Any]
+Chooser = Callable[[Array, Array, Array], None]
+
+
+def draw_noise(policy: ControlPolicy, steps: int, rows: int, generator: torch.Generator) -> Array:
+    """Return what `steps` choices for `rows` streams need, [steps, rows, width] float32, in one draw on the CPU.
+
+    Standard normal for continuous actions; for discrete ones the logarithm of exponential noise, whose negative is
+    Gumbel's, so that argmax(logits - noise) is a draw from softmax(logits).
+    """
+    noise = torch.empty(steps, rows, policy.actions.width)
+    if policy.actions.kind == "continuous":
+        return noise.normal_(generator=generator).numpy()
+    return noise.exponential_(generator=generator).log_().numpy()
+
+
+def chooser(policy: ControlPolicy) -> Chooser:
+    """Return `(outputs [n, outputs], noise [n, width], action) -> None`, which writes the actions and spends the noise.
+
+    The parameters that it needs besides the outputs are read once, so make a new one for each rollout.
+    """
+    if policy.actions.kind == "discrete":
+        return _discrete
+    if policy.actions.kind == "multidiscrete":
+        ends = np.cumsum(policy.actions.sizes).tolist()
+        return _multidiscrete(list(zip([0, *ends[:-1]], ends, strict=True)))
+    if policy.log_std is not None:
+        return _gaussian(policy.log_std.detach().exp().cpu().numpy())
+    return _state_dependent(policy.actions.width, policy.config["log_std"])
+
+
+def _discrete(outputs: Array, noise: Array, action: Array) -> None:
+    np.subtract(outputs, noise, noise)
+    noise.argmax(1, action)
+
+
+def _multidiscrete(parts: list[tuple[int, int]]) -> Chooser:
+    def choose(outputs: Array, noise: Array, action: Array) -> None:
+        np.subtract(outputs, noise, noise)
+        for k, (start, end) in enumerate(parts):
+            action[:, k] = noise[:, start:end].argmax(1)
+
+    return choose
+
+
+def _gaussian(std: Array) -> Chooser:
+    def choose(outputs: Array, noise: Array, action: Array) -> None:
+        np.multiply(noise, std, action)
+        np.add(action, outputs, action)
+
+    return choose
+
+
+def _state_dependent(width: int, shift: float) -> Chooser:
+    def choose(outputs: Array, noise: Array, action: Array) -> None:
+        std = np.exp(np.clip(outputs[:, width:] + np.float32(shift), *LOG_STD_RANGE))
+        np.multiply(noise, std, action)
+        np.add(action, outputs[:, :width], action)
+
+    return choose

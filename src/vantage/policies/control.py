@@ -1,0 +1,370 @@
+"""The policy for control: separate actor and critic perceptrons, or one convolutional trunk for images."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vantage.core.checkpoint import load_tensors, save_tensors, write_atomically
+from vantage.core.errors import UserError
+from vantage.core.protocols import Evaluation
+from vantage.core.trajectories import Trajectories
+from vantage.policies import spaces
+from vantage.policies.distributions import (
+    Categorical,
+    Distribution,
+    Gaussian,
+    MultiCategorical,
+    SquashedGaussian,
+)
+from vantage.policies.networks import MLP, HostMLP, NatureCNN, activation
+from vantage.policies.normalize import RunningMoments
+from vantage.policies.spaces import Actions, Observations
+
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+ACTOR_GAIN = 0.01
+CRITIC_GAIN = 1.0
+LOG_STD_RANGE = (-20.0, 2.0)
+
+
+class ControlPolicy(nn.Module):
+    """Actor and critic for vectors, whole numbers or images; actions discrete, multi-discrete or continuous.
+
+    Weights are orthogonal (gain sqrt(2), the actor's last layer 0.01, the critic's 1), biases zero. A Gaussian's log
+    standard deviation is a parameter of its own, not of the state, unless `state_dependent_std`.
+
+    `evaluate` and `value_of` take observations as they stand in a batch: a rollout stores what the policy saw, so where
+    observations are normalised they already are. `act` takes raw ones and normalises by the statistics as they are.
+
+    Args:
+        observations: what it sees.
+        actions: what it does.
+        hidden: widths of the hidden layers of the actor and of the critic; for images, of the trunk's output alone.
+        activation: 'tanh', 'relu', 'silu', 'elu' or 'gelu'.
+        shared: one trunk for actor and critic; None: for images.
+        state_dependent_std: the actor gives the log standard deviation too (clipped to [-20, 2]).
+        squash: tanh of the Gaussian, stretched to the bounds of the action space, which must be finite.
+        log_std: the initial log standard deviation.
+        normalize_observations: keep running moments of the observations and normalise by them.
+        seed: of the initial weights.
+
+    Raises:
+        UserError: an option does not fit the spaces.
+    """
+
+    memoryless = True
+    _offsets: Tensor
+
+    def __init__(
+        self,
+        observations: Observations,
+        actions: Actions,
+        *,
+        hidden: Sequence[int] = (64, 64),
+        activation: str = "tanh",
+        shared: bool | None = None,
+        state_dependent_std: bool = False,
+        squash: bool = False,
+        log_std: float = 0.0,
+        normalize_observations: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        image = observations.kind == "image"
+        shared = image if shared is None else shared
+        _check(observations, actions, hidden, activation, shared, state_dependent_std, squash, normalize_observations)
+        self.observations = observations
+        self.actions = actions
+        self.config: dict[str, Any] = {
+            "hidden": list(hidden),
+            "activation": activation,
+            "shared": shared,
+            "state_dependent_std": state_dependent_std,
+            "squash": squash,
+            "log_std": log_std,
+            "normalize_observations": normalize_observations,
+        }
+        generator = torch.Generator().manual_seed(seed)
+        outputs = actions.width * (2 if state_dependent_std else 1)
+        self.trunk: nn.Module | None = None
+        if image:
+            self.trunk = NatureCNN(observations.shape, hidden[-1], generator)
+        elif shared:
+            self.trunk = MLP([observations.width, *hidden], activation, 2.0**0.5, generator, activate_last=True)
+        inner = [hidden[-1]] if shared else [observations.width, *hidden]
+        self.actor = MLP([*inner, outputs], activation, ACTOR_GAIN, generator)
+        self.critic = MLP([*inner, 1], activation, CRITIC_GAIN, generator)
+        self.log_std: nn.Parameter | None = None
+        if actions.kind == "continuous" and not state_dependent_std:
+            self.log_std = nn.Parameter(torch.full((actions.width,), float(log_std)))
+        self._log_std_shift = log_std
+        self.normalizer = RunningMoments(observations.shape) if normalize_observations else None
+        if observations.kind == "discrete":
+            sizes = torch.tensor(observations.sizes)
+            offsets = sizes.cumsum(0) - sizes - torch.tensor(observations.start)
+            self.register_buffer("_offsets", offsets, persistent=False)
+        self._bounds = actions.bounds
+        self._start = np.array(actions.start, dtype=np.int64)
+
+    # judging -------------------------------------------------------------------------------------------------------
+
+    def evaluate(self, batch: Trajectories, want: frozenset[str]) -> Evaluation:
+        """Judge the batch's decisions from its columns `observation` [N, T, ...] and `action`.
+
+        Returns logp, entropy and value [N, T], hidden [N, T, H] (the actor's), and the distribution: an object with
+        `log_prob`, `entropy`, `kl` and `mode`. Only what `want` names is computed. Carries gradient.
+
+        Raises:
+            UserError: `want` names an output that this policy does not have.
+        """
+        odd = want - {"logp", "entropy", "value", "hidden", "distribution"}
+        if odd:
+            raise UserError(f"a control policy has no output {', '.join(sorted(odd))}")
+        features = self._features(batch.observation)
+        evaluation = Evaluation()
+        if want - {"value"}:
+            if "hidden" in want:
+                evaluation.hidden = hidden = self.actor.hidden(features)
+                output = self.actor.output(hidden)
+            else:
+                output = self.actor(features)
+            if want & {"logp", "entropy", "distribution"}:
+                distribution = self.head(output)
+                if "logp" in want:
+                    evaluation.logp = distribution.log_prob(batch.action)
+                if "entropy" in want:
+                    evaluation.entropy = distribution.entropy()
+                if "distribution" in want:
+                    evaluation.distribution = distribution
+        if "value" in want:
+            evaluation.value = self.critic(features).squeeze(-1)
+        return evaluation
+
+    def value_of(self, observation: Tensor) -> Tensor:
+        """Return the critic's value of observations [..., *shape] as they stand in a batch: [...]."""
+        return self.critic(self._features(observation)).squeeze(-1)
+
+    def distribution_of(self, observation: Tensor) -> Distribution:
+        """Return the distribution of the action for observations [..., *shape] as they stand in a batch."""
+        return self.head(self.outputs_of(observation))
+
+    @torch.no_grad()
+    def values(self, batch: Trajectories) -> tuple[Tensor, Tensor]:
+        """Return `value` and `next_value` [N, T] of a rollout that ends with its bootstrap columns; no gradient.
+
+        The state after decision t is the one before decision t + 1; the state after the last is in `last_observation`
+        [N, *shape]; where an episode was cut it is the one in `final_observation` [N, K, *shape], of which row n holds one
+        for each of its decisions that are truncated and not terminated, in order. A column `final_observation` that is
+        not there means that such states stand in the row itself, as they do where an environment resets one step late.
+        After a termination `next_value` means nothing.
+        """
+        value = self._value_in_parts(batch.observation)
+        finals = batch.get("final_observation")
+        last = batch["last_observation"]
+        cut = None
+        if finals is not None:
+            cut = batch.truncated & ~batch.terminated
+            held = torch.arange(finals.shape[1], device=cut.device) < cut.sum(-1, keepdim=True)
+            last = torch.cat([last, finals[held]])
+        after = self.value_of(last)
+        rows = len(batch)
+        next_value = torch.cat([value[:, 1:], after[:rows, None]], 1)
+        if cut is not None:
+            # Both run through the rows in order and through each row's cuts in order.
+            next_value[cut] = after[rows:]
+        return value, next_value
+
+    def _value_in_parts(self, observation: Tensor, size: int = 65_536) -> Tensor:
+        """Values of [N, T, *shape], in parts small enough for images to fit."""
+        rows, steps = observation.shape[:2]
+        part = max(1, size * 64 // max(steps * max(self.observations.width, 1), 1)) if self.trunk is not None else rows
+        if part >= rows:
+            return self.value_of(observation)
+        return torch.cat([self.value_of(some) for some in observation.split(part)])
+
+    def critic_parameters(self) -> Iterator[nn.Parameter]:
+        """The parameters that the value alone depends on."""
+        return self.critic.parameters()
+
+    def actor_parameters(self) -> Iterator[nn.Parameter]:
+        """The parameters that the action depends on, a shared trunk included."""
+        return (p for name, p in self.named_parameters() if not name.startswith("critic."))
+
+    def head(self, output: Tensor) -> Distribution:
+        """Make the actor's output [..., outputs] a distribution."""
+        if self.actions.kind == "discrete":
+            return Categorical(output)
+        if self.actions.kind == "multidiscrete":
+            return MultiCategorical(output, self.actions.sizes)
+        if self.log_std is None:
+            mean, log_std = output.chunk(2, -1)
+            log_std = (log_std + self._log_std_shift).clamp(*LOG_STD_RANGE)
+        else:
+            mean, log_std = output, self.log_std
+        return SquashedGaussian(mean, log_std) if self.config["squash"] else Gaussian(mean, log_std)
+
+    def _features(self, observation: Tensor) -> Tensor:
+        if self.observations.kind == "image":
+            assert self.trunk is not None
+            return self.trunk(observation)
+        x = self.encode(observation)
+        return x if self.trunk is None else self.trunk(x)
+
+    def encode(self, observation: Tensor) -> Tensor:
+        """Turn observations [..., *shape] into what the first layer takes, [..., width] floats."""
+        if self.observations.kind == "discrete":
+            coordinates = observation.unsqueeze(-1) if not self.observations.shape else observation
+            index = coordinates.long() + self._offsets
+            one_hot = torch.zeros(*index.shape[:-1], self.observations.width, device=index.device)
+            return one_hot.scatter_(-1, index, 1.0)
+        lead = observation.shape[: observation.dim() - len(self.observations.shape)]
+        return observation.reshape(*lead, self.observations.width).float()
+
+    # acting --------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def act(
+        self, observation: np.ndarray, *, deterministic: bool = True, generator: torch.Generator | None = None
+    ) -> np.ndarray:
+        """Choose actions for raw observations [n, *shape]; return them as the environment takes them, [n, ...].
+
+        Observations are normalised by the statistics as they are. `deterministic` takes the mode.
+        """
+        raw = torch.from_numpy(np.ascontiguousarray(observation)).to(next(self.parameters()).device)
+        distribution = self.distribution_of(self.normalize(raw))
+        action = distribution.mode if deterministic else distribution.sample(generator)
+        return self.to_environment(action.cpu().numpy())
+
+    def normalize(self, observation: Tensor) -> Tensor:
+        """Turn raw observations [..., *shape] into what the networks are fed, by the statistics as they are."""
+        return observation if self.normalizer is None else self.normalizer(observation)
+
+    def to_environment(self, action: np.ndarray) -> np.ndarray:
+        """Turn stored actions [n, ...] into the environment's: shifted, clipped or squashed, reshaped; a new array."""
+        space = self.actions
+        if space.kind == "continuous":
+            low, high = self._bounds
+            if self.config["squash"]:
+                bounded = low + (np.tanh(action) + 1.0) * (0.5 * (high - low))
+            else:
+                bounded = np.minimum(np.maximum(action, low), high)
+            return bounded.reshape(-1, *space.shape).astype(np.float32, copy=False)
+        shifted = action + self._start
+        return shifted if space.kind == "discrete" else shifted.reshape(-1, *space.shape)
+
+    def outputs_of(self, observation: Tensor) -> Tensor:
+        """Return the actor's raw outputs [..., outputs], which `head` makes a distribution."""
+        return self.actor(self._features(observation))
+
+    def actor_for(self, rows: int) -> Callable[[np.ndarray, np.ndarray], None]:
+        """Return `(observation [n, *shape], out [n, outputs]) -> None` for up to `rows` observations as they stand in a
+        batch: the actor without gradient, in numpy on views of the parameters where the network is small and on the CPU.
+
+        It follows optimiser steps taken in place; make a new one for each rollout, so that it follows a move as well.
+        """
+        if self.trunk is None and HostMLP.suits(self.actor):
+            return host_actor(self, HostMLP(self.actor, rows))
+        device = next(self.parameters()).device
+
+        def in_torch(observation: np.ndarray, out: np.ndarray) -> None:
+            with torch.no_grad():
+                out[...] = self.outputs_of(torch.from_numpy(observation).to(device)).cpu().numpy()
+
+        return in_torch
+
+    # keeping -------------------------------------------------------------------------------------------------------
+
+    def frozen(self) -> ControlPolicy:
+        """Return a copy that never learns."""
+        held = copy.deepcopy(self)
+        held.requires_grad_(False)
+        return held.eval()
+
+    def save(self, folder: Any) -> None:
+        """Write `model.safetensors` (weights and statistics) and `config.json` into the folder."""
+        path = Path(folder)
+        path.mkdir(parents=True, exist_ok=True)
+        temporary = path / f".{WEIGHTS}.{os.getpid()}.tmp"
+        save_tensors({name: tensor.cpu() for name, tensor in self.state_dict().items()}, temporary)
+        os.replace(temporary, path / WEIGHTS)
+        config = {
+            "policy": "control",
+            "observations": spaces.to_plain(self.observations),
+            "actions": spaces.to_plain(self.actions),
+            **self.config,
+        }
+        write_atomically(path / CONFIG, json.dumps(config, indent=1))
+
+    @classmethod
+    def load(cls, folder: Any) -> ControlPolicy:
+        """Read what `save` wrote.
+
+        Raises:
+            UserError: the folder holds no control policy; the message says what is missing.
+        """
+        path = Path(folder)
+        for name in (CONFIG, WEIGHTS):
+            if not (path / name).is_file():
+                raise UserError(f"{path} holds no control policy: {name} is missing")
+        config = json.loads((path / CONFIG).read_text())
+        if config.pop("policy", None) != "control":
+            raise UserError(f"{path / CONFIG} describes no control policy ('policy' is not 'control')")
+        seen, done = spaces.observations(config.pop("observations")), spaces.actions(config.pop("actions"))
+        policy = cls(seen, done, **config)
+        policy.load_state_dict(load_tensors(path / WEIGHTS))
+        return policy
+
+
+def host_actor(policy: ControlPolicy, mlp: HostMLP) -> Callable[[np.ndarray, np.ndarray], None]:
+    """Put the encoding of observations before a numpy perceptron."""
+    space = policy.observations
+    if space.kind == "vector" and len(space.shape) == 1:
+        return mlp
+    if space.kind == "vector":
+        return lambda observation, out: mlp(observation.reshape(len(observation), -1), out)
+    sizes = np.array(space.sizes)
+    offsets = np.cumsum(sizes) - sizes - np.array(space.start)
+
+    def one_hot(observation: np.ndarray, out: np.ndarray) -> None:
+        x = np.zeros((len(observation), space.width), np.float32)
+        np.put_along_axis(x, observation.reshape(len(x), -1) + offsets, 1.0, 1)
+        mlp(x, out)
+
+    return one_hot
+
+
+def _check(
+    observations: Observations,
+    actions: Actions,
+    hidden: Sequence[int],
+    activation_name: str,
+    shared: bool,
+    state_dependent_std: bool,
+    squash: bool,
+    normalize_observations: bool,
+) -> None:
+    activation(activation_name)
+    if any(width < 1 for width in hidden) or (shared and not hidden):
+        raise UserError(
+            f"hidden={tuple(hidden)} is out of range: every width is at least 1, and a shared trunk needs one"
+        )
+    if observations.kind == "image" and not shared:
+        raise UserError("shared=False is not offered for images: actor and critic share the convolutional trunk")
+    if actions.kind != "continuous" and (squash or state_dependent_std):
+        name = "squash" if squash else "state_dependent_std"
+        raise UserError(f"{name}=True needs continuous actions, not {actions.kind} ones")
+    if squash and (None in actions.low or None in actions.high):
+        raise UserError("squash=True needs an action space with finite bounds")
+    if normalize_observations and observations.kind != "vector":
+        raise UserError(
+            f"normalize_observations=True needs observations that are numbers, not {observations.kind} ones"
+        )

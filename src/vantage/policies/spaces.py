@@ -1,0 +1,157 @@
+"""What a control policy sees and does, as plain data that a configuration file can hold."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from vantage.core.errors import UserError
+
+SUPPORTED = "Box, Discrete, MultiDiscrete and MultiBinary"
+
+
+@dataclass(frozen=True)
+class Observations:
+    """Space of the observations.
+
+    Attributes:
+        kind: 'vector' (numbers of any shape), 'image' (uint8, [C, H, W] or [H, W, C]) or 'discrete' (whole numbers,
+            each fed to the network as one-hot).
+        shape: of one observation; () for a single whole number.
+        sizes: number of values of each coordinate, for 'discrete'.
+        start: smallest value of each coordinate, for 'discrete'.
+    """
+
+    kind: str
+    shape: tuple[int, ...]
+    sizes: tuple[int, ...] = ()
+    start: tuple[int, ...] = ()
+
+    @property
+    def width(self) -> int:
+        """Number of inputs that the first layer has."""
+        return sum(self.sizes) if self.kind == "discrete" else math.prod(self.shape)
+
+    @property
+    def dtype(self) -> Any:
+        """The numpy type in which observations are kept."""
+        return {"vector": np.float32, "image": np.uint8, "discrete": np.int64}[self.kind]
+
+    @classmethod
+    def of(cls, space: Any) -> Observations:
+        """Describe a Gymnasium space.
+
+        Raises:
+            UserError: the space is of a kind that no network here reads.
+        """
+        kind = _kind(space)
+        if kind == "Box":
+            image = space.dtype == np.uint8 and len(space.shape) == 3
+            return cls("image" if image else "vector", tuple(int(n) for n in space.shape))
+        if kind == "Discrete":
+            return cls("discrete", (), (int(space.n),), (int(space.start),))
+        if kind == "MultiDiscrete" and len(space.shape) == 1:
+            return cls("discrete", space.shape, tuple(map(int, space.nvec)), tuple(map(int, space.start)))
+        if kind == "MultiBinary":
+            return cls("vector", tuple(space.shape))
+        raise UserError(
+            f"observation space {space} is not supported: {SUPPORTED} are (wrap the environment in "
+            "gymnasium.wrappers.FlattenObservation to make a Dict or Tuple one flat)"
+        )
+
+
+@dataclass(frozen=True)
+class Actions:
+    """Space of the actions.
+
+    Attributes:
+        kind: 'discrete', 'multidiscrete' or 'continuous'.
+        shape: of one action as the environment takes it; () for a single whole number.
+        sizes: number of values of each coordinate, for the discrete kinds.
+        start: smallest value of each coordinate, for the discrete kinds.
+        low: lower bounds, for 'continuous'; None where there is none.
+        high: upper bounds.
+    """
+
+    kind: str
+    shape: tuple[int, ...]
+    sizes: tuple[int, ...] = ()
+    start: tuple[int, ...] = ()
+    low: tuple[float | None, ...] = ()
+    high: tuple[float | None, ...] = ()
+
+    @property
+    def width(self) -> int:
+        """Number of outputs that the actor's last layer needs (a mean a coordinate, or a logit a choice)."""
+        return math.prod(self.shape) if self.kind == "continuous" else sum(self.sizes)
+
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """Shape of one decision in the column `action`."""
+        return () if self.kind == "discrete" else (len(self.sizes) or math.prod(self.shape),)
+
+    @property
+    def dtype(self) -> Any:
+        """The numpy type in which decisions are kept."""
+        return np.float32 if self.kind == "continuous" else np.int64
+
+    @property
+    def bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        """Bounds of a continuous action as flat float32 arrays, infinite where there is none."""
+        low = np.array([-np.inf if b is None else b for b in self.low], dtype=np.float32)
+        high = np.array([np.inf if b is None else b for b in self.high], dtype=np.float32)
+        return low, high
+
+    @classmethod
+    def of(cls, space: Any) -> Actions:
+        """Describe a Gymnasium space.
+
+        Raises:
+            UserError: the space is of a kind that no head here covers.
+        """
+        kind = _kind(space)
+        shape = tuple(int(n) for n in space.shape or ())
+        if kind == "Box" and np.issubdtype(space.dtype, np.floating):
+            return cls("continuous", shape, low=_bounds(space.low), high=_bounds(space.high))
+        if kind == "Discrete":
+            return cls("discrete", (), (int(space.n),), (int(space.start),))
+        if kind == "MultiDiscrete":
+            sizes, start = np.asarray(space.nvec).ravel(), np.asarray(space.start).ravel()
+            return cls("multidiscrete", shape, tuple(map(int, sizes)), tuple(map(int, start)))
+        if kind == "MultiBinary":
+            count = math.prod(shape)
+            return cls("multidiscrete", shape, (2,) * count, (0,) * count)
+        raise UserError(f"action space {space} is not supported: {SUPPORTED} are (Box with floating-point numbers)")
+
+
+def to_plain(space: Observations | Actions) -> dict[str, Any]:
+    """Return the space as values that JSON holds."""
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(space).items()}
+
+
+def observations(plain: Mapping[str, Any]) -> Observations:
+    """Take back what `to_plain` returned."""
+    given: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in plain.items()}
+    return Observations(**given)
+
+
+def actions(plain: Mapping[str, Any]) -> Actions:
+    """Take back what `to_plain` returned."""
+    given: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in plain.items()}
+    return Actions(**given)
+
+
+def _bounds(values: np.ndarray) -> tuple[float | None, ...]:
+    return tuple(float(v) if np.isfinite(v) else None for v in np.ravel(values))
+
+
+def _kind(space: Any) -> str:
+    # By name along the class's ancestry, so that nothing here imports gymnasium.
+    for ancestor in type(space).__mro__:
+        if ancestor.__name__ in ("Box", "Discrete", "MultiDiscrete", "MultiBinary"):
+            return ancestor.__name__
+    return type(space).__name__

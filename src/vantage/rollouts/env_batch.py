@@ -1,0 +1,117 @@
+"""What a rollout in environments leaves behind, put in order: episodes, scaled rewards, columns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vantage.advantages.gae import reverse_scan
+from vantage.policies.normalize import CLIP, EPSILON
+
+Floats = NDArray[np.floating]
+Bools = NDArray[np.bool_]
+Final = tuple[int, int, NDArray[Any]]
+"""Row, step and observation of an episode's end that was cut."""
+
+
+class Episodes:
+    """Return and length of the episodes that N streams are in, and of those that end."""
+
+    def __init__(self, rows: int) -> None:
+        self.returns = np.zeros(rows)
+        self.lengths = np.zeros(rows, dtype=np.int64)
+
+    def take(self, reward: Floats, over: Bools, mask: Bools) -> tuple[Floats, NDArray[np.int64]]:
+        """Go on by T steps, all [T, N]; return the returns and lengths of the episodes that ended, undiscounted.
+
+        Each is a difference of two running sums, so no loop runs over steps.
+        """
+        total = np.cumsum(reward, 0, dtype=np.float64) + self.returns
+        count = np.cumsum(mask, 0) + self.lengths
+        row, step = np.nonzero(over.T)
+        at_end, until = total[step, row], count[step, row]
+        same = np.zeros(len(row), dtype=bool)
+        same[1:] = row[1:] == row[:-1]
+        returns = at_end - np.where(same, np.roll(at_end, 1), 0.0)
+        lengths = until - np.where(same, np.roll(until, 1), 0)
+        self.returns, self.lengths = total[-1].copy(), count[-1].copy()
+        # A row's last end comes last among its ends, so it is the one that stays.
+        self.returns[row] = total[-1, row] - at_end
+        self.lengths[row] = count[-1, row] - until
+        return returns, lengths
+
+
+class RewardScale:
+    """Divides rewards by the standard deviation of the running discounted return, without taking a mean away.
+
+    The return of stream n is R <- gamma R (1 - terminated) + r; its moments take in all streams at every step, and each
+    reward is divided by the deviation as it is after its own step, then clipped to +-10. This is what OpenAI Baselines'
+    VecNormalize and Gymnasium's NormalizeReward do, without their loop over steps.
+
+    Args:
+        rows: number of streams.
+        gamma: discount of the running return.
+    """
+
+    def __init__(self, rows: int, gamma: float) -> None:
+        self.gamma = gamma
+        self.returns = np.zeros(rows)
+        self.mean, self.var, self.count = 0.0, 1.0, 1e-4
+
+    def take(self, reward: Floats, terminated: Bools, mask: Bools, fresh: bool = False) -> Floats:
+        """Return the scaled rewards of T further steps, all [T, N]; steps outside the mask are skipped.
+
+        With `fresh` the rows are whole episodes of their own, which leave the streams' returns as they are.
+        """
+        decay = np.where(mask, self.gamma * ~terminated, 1.0)
+        increment = np.where(mask, reward, 0.0).astype(np.float64)
+        if not fresh:
+            increment[0] += decay[0] * self.returns
+        # Forward in time is backward in the flipped one, where x_t takes in the decay of its own step.
+        flipped = [torch.from_numpy(np.ascontiguousarray(x[::-1].T)) for x in (decay, increment)]
+        running = reverse_scan(flipped[0], flipped[1]).numpy()[:, ::-1].T
+        shifted = np.where(mask, running - self.mean, 0.0)
+        count = self.count + np.cumsum(mask.sum(1))
+        first = np.cumsum(shifted.sum(1)) / count
+        second = (self.var * self.count + np.cumsum(np.square(shifted).sum(1))) / count
+        var = second - np.square(first)
+        scaled = reward / np.sqrt(var + EPSILON)[:, None]
+        if not fresh:
+            self.returns = running[-1].copy()
+        self.mean, self.var, self.count = self.mean + float(first[-1]), float(var[-1]), float(count[-1])
+        return np.clip(scaled, -CLIP, CLIP)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the moments and the streams' returns."""
+        moments = {"mean": self.mean, "var": self.var, "count": self.count}
+        return {**moments, "returns": torch.from_numpy(self.returns.copy())}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take them back."""
+        self.mean, self.var, self.count = state["mean"], state["var"], state["count"]
+        self.returns = state["returns"].numpy().copy()
+
+
+def rows_first(array: NDArray[Any]) -> torch.Tensor:
+    """Turn [T, N, ...] into a tensor [N, T, ...]."""
+    return torch.from_numpy(array).transpose(0, 1).contiguous()
+
+
+def final_column(finals: Sequence[Final], rows: int, shape: tuple[int, ...], dtype: Any) -> torch.Tensor:
+    """Lay the observations of cut episodes' ends out as [N, K, *shape], each row's own in order of time, zeros after them.
+
+    K is the largest number that a row has, at least 1, so that batches agree in their columns.
+    """
+    counts = [0] * rows
+    for row, _, _ in finals:
+        counts[row] += 1
+    column = np.zeros((rows, max([1, *counts]), *shape), dtype=dtype)
+    place = [0] * rows
+    for row, _, observation in sorted(finals, key=lambda final: final[1]):
+        column[row, place[row]] = observation
+        place[row] += 1
+    return torch.from_numpy(column)

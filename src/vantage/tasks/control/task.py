@@ -1,0 +1,207 @@
+"""Control tasks: a Gymnasium environment with the policy, the engine and the evaluation that go with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vantage.core.context import Context
+from vantage.core.errors import UserError, require
+from vantage.core.protocols import Prompts
+from vantage.core.trajectories import Trajectories
+from vantage.policies.control import ControlPolicy
+from vantage.policies.spaces import Actions, Observations
+from vantage.rollouts.env_backends import EnvPool, envpool_spec, seeds_of
+from vantage.rollouts.env_make import make_env
+from vantage.rollouts.environments import EnvironmentEngine
+from vantage.tasks.control.evaluation import play, play_pool
+
+SHORT_NAMES = {
+    "cartpole": "CartPole-v1",
+    "pendulum": "Pendulum-v1",
+    "acrobot": "Acrobot-v1",
+    "mountaincar": "MountainCar-v0",
+    "hopper": "Hopper-v5",
+    "halfcheetah": "HalfCheetah-v5",
+    "grid": "vantage/Grid-v0",
+}
+_POLICY_OPTIONS = ("hidden", "activation", "shared", "state_dependent_std", "squash", "log_std")
+_ENGINE_OPTIONS = ("backend", "gamma")
+EVALUATION = 2**31
+"""Marks the seeds of evaluations, so that they do not meet those of training."""
+
+
+class ControlTask:
+    """A Gymnasium environment as a task. Prompts are seeds of initial states; they never run out.
+
+    Args:
+        env: a short name (`cartpole`, `hopper`, ...), a Gymnasium id, or with `backend="envpool"` one of EnvPool's.
+        normalize_observations: whether the policy normalises what it sees; None: where actions are continuous.
+        normalize_rewards: whether rewards are scaled in training; None: where actions are continuous.
+        clip_rewards: whether only the signs of rewards are learnt from; None: for Atari.
+        stochastic_evaluation: evaluate sampled actions too, beside the most likely ones.
+        parallel: environments that an evaluation steps side by side.
+        **options: of the policy (`hidden`, `activation`, `shared`, `state_dependent_std`, `squash`, `log_std`), of the engine
+            (`backend`, `gamma`), and of the environment (all others).
+
+    Raises:
+        UserError: the environment is not known or its spaces are not supported.
+        ImportError: a library that it needs is not installed; the message names the extra.
+    """
+
+    size = 0
+    default_steps = 100_000
+
+    def __init__(
+        self,
+        env: str,
+        *,
+        normalize_observations: bool | None = None,
+        normalize_rewards: bool | None = None,
+        clip_rewards: bool | None = None,
+        stochastic_evaluation: bool = False,
+        parallel: int = 16,
+        **options: Any,
+    ) -> None:
+        self.env_id = SHORT_NAMES.get(env, env)
+        self.name = env
+        self.stochastic_evaluation = stochastic_evaluation
+        self.parallel = parallel
+        self.policy_options = {name: options.pop(name) for name in _POLICY_OPTIONS if name in options}
+        self.engine_options = {name: options.pop(name) for name in _ENGINE_OPTIONS if name in options}
+        self.env_options = options
+        self.pooled = self.engine_options.get("backend") == "envpool"
+        try:
+            probe = envpool_spec(self.env_id, options) if self.pooled else make(self.env_id, options)
+            self.observations = Observations.of(probe.observation_space)
+            self.actions = Actions.of(probe.action_space)
+        except UserError as error:
+            raise UserError(f"task {env}: {error}") from None
+        limit = probe.max_episode_steps if self.pooled else getattr(probe.spec, "max_episode_steps", None)
+        self.episode_limit: int | None = limit
+        if not self.pooled:
+            probe.close()
+        continuous = self.actions.kind == "continuous"
+        numbers = self.observations.kind == "vector"
+        if normalize_observations is None:
+            normalize_observations = continuous and numbers
+        self.policy_options.setdefault("normalize_observations", normalize_observations)
+        self.engine_options["normalize_rewards"] = continuous if normalize_rewards is None else normalize_rewards
+        atari = env.startswith("ALE/") or (self.pooled and self.observations.kind == "image")
+        self.engine_options["clip_rewards"] = atari if clip_rewards is None else clip_rewards
+
+    def prompts(self, ids: Tensor) -> Prompts:
+        """Return initial states; the id is the seed."""
+        return Prompts(ids, ids.tolist())
+
+    def score(self, batch: Trajectories, context: Context) -> dict[str, Tensor]:
+        """Nothing: rewards come with the decisions."""
+        return {}
+
+    def horizon(self, steps: int, method: Any) -> int:
+        """Return how many steps of the road take `steps` steps of the environment; one whole episode counts as its limit."""
+        plan = method.rollout
+        if hasattr(plan, "rows") and hasattr(plan, "length"):
+            return max(1, steps // (plan.rows * plan.length))
+        if hasattr(plan, "prompts") and hasattr(plan, "size"):
+            return max(1, steps // (plan.prompts * plan.size * (self.episode_limit or 1000)))
+        return steps
+
+    def make_policy(self, model: str | Path = "", seed: int = 0, **options: Any) -> ControlPolicy:
+        """Return a new policy, or the saved one in the folder `model`.
+
+        Raises:
+            UserError: the folder holds none, or one for other spaces.
+        """
+        if model:
+            policy = ControlPolicy.load(model)
+            if (policy.observations, policy.actions) != (self.observations, self.actions):
+                raise UserError(
+                    f"the policy in {model} was made for other observations or actions than {self.env_id} has"
+                )
+            return policy
+        return ControlPolicy(self.observations, self.actions, seed=seed, **{**self.policy_options, **options})
+
+    def make_engine(self, policy: ControlPolicy, seed: int = 0, **options: Any) -> EnvironmentEngine:
+        """Return an engine that runs the policy in copies of the environment."""
+        if not self.pooled:
+            prepare(self.env_id)
+        return EnvironmentEngine(self.env_id, options=self.env_options, seed=seed, **{**self.engine_options, **options})
+
+    def evaluate(self, policy: Any, *, samples: int, seed: int) -> dict[str, float]:
+        """Run `samples` episodes in environments of its own with the most likely actions; normalisation does not move.
+
+        Returns:
+            `return`, `return_std` (over episodes, ddof 0) and `length`, undiscounted and in the environment's own reward; with
+            `stochastic_evaluation` also `return_sampled`, of as many episodes with sampled actions.
+        """
+        returns, lengths = self._play(policy, samples, seed, None)
+        judged = {"return": float(returns.mean()), "return_std": float(returns.std()), "length": float(lengths.mean())}
+        if self.stochastic_evaluation:
+            generator = torch.Generator(next(policy.parameters()).device).manual_seed(seed)
+            judged["return_sampled"] = float(self._play(policy, samples, seed, generator)[0].mean())
+        return judged
+
+    def _play(
+        self, policy: Any, samples: int, seed: int, generator: torch.Generator | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        count = min(samples, self.parallel)
+        seeds = seeds_of(seed, samples, EVALUATION)
+        if self.pooled:
+            pool = EnvPool(self.env_id, count, self.env_options)
+            return play_pool(pool, seeds[0], samples, policy, self.observations, generator)
+        envs = [make(self.env_id, self.env_options) for _ in range(count)]
+        scalar = self.actions.kind == "discrete"
+        try:
+            return play(envs, seeds, policy, scalar_actions=scalar, limit=self.episode_limit, generator=generator)
+        finally:
+            for env in envs:
+                env.close()
+
+
+def make(env_id: str, options: Mapping[str, Any]) -> Any:
+    """Make a single environment, this package's own included; raises as `make_env` does."""
+    prepare(env_id)
+    return make_env(env_id, options)
+
+
+def prepare(env_id: str) -> None:
+    """Make this package's own environments known to Gymnasium."""
+    require("gymnasium", "control")
+    if env_id.startswith("vantage/"):
+        from vantage.tasks.control import grid
+
+        grid.register()
+
+
+def task_from_spec(spec: str, options: Mapping[str, Any] | None = None) -> ControlTask:
+    """Return the task of `cartpole`, `cartpole:max_episode_steps=100`, `gym:Hopper-v5` or `gym:Hopper-v5,key=value`."""
+    name, _, rest = spec.partition(":")
+    if name == "gym":
+        name, _, rest = rest.partition(",")
+        if not name:
+            raise UserError("task gym: give the environment's id, as in gym:Hopper-v5")
+    given: dict[str, Any] = dict(options or {})
+    for pair in filter(None, rest.split(",")):
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise UserError(f"task {spec}: {pair!r} is no key=value")
+        given[key] = _plain(value)
+    return ControlTask(name, **given)
+
+
+def _plain(text: str) -> Any:
+    lowered = text.lower()
+    if lowered in ("true", "false", "none"):
+        return {"true": True, "false": False, "none": None}[lowered]
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
