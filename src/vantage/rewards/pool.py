@@ -1,0 +1,304 @@
+"""Scoring a batch: cheap verifiers where they are called, the others in worker processes that live on.
+
+A verifier that crashes or hangs costs its own row: reward 0, and a count under `errors`.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import math
+import os
+import pickle
+import selectors
+import signal
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from vantage.core.errors import UserError
+from vantage.rewards.verifiers import Rewards, Verifier, named_scores
+
+_START_SECONDS = 300.0
+"""Time for a worker to start and to import what its verifiers need."""
+
+
+class _Failed(str):
+    """Why a row has no score."""
+
+
+_Outcome = dict[str, float] | _Failed
+
+
+def score_all(
+    verifiers: Verifier | Rewards | Mapping[str, Verifier],
+    problems: Sequence[Any],
+    completions: Sequence[str],
+    workers: int | None = None,
+    timeout: float = 10.0,
+) -> dict[str, list[float]]:
+    """Score N completions by every verifier.
+
+    Args:
+        verifiers: one verifier, several by name, or `Rewards`.
+        problems: N problems, one for each completion.
+        completions: N texts.
+        workers: processes for the verifiers that need one; the number of cores, at most 8, by default. They start at
+            the first call that needs them and serve all later ones.
+        timeout: seconds for one verifier on one row; past it the worker is replaced.
+
+    Returns:
+        Columns of N numbers by name: a verifier's name (`score` for one without), or `name/key` where it returns several;
+        NaN where a score is missing. `errors` counts, for each row, the verifiers that crashed, hung or returned what is
+        not a number; these score 0. The first error of each kind is also shown as a warning.
+
+    Raises:
+        UserError: not as many problems as completions, or a verifier is called `errors`.
+    """
+    if len(problems) != len(completions):
+        raise UserError(f"score_all: {len(problems)} problems for {len(completions)} completions")
+    named = verifiers.verifiers if isinstance(verifiers, Rewards) else verifiers
+    if not isinstance(named, Mapping):
+        named = {"": named}
+    if "errors" in named:
+        raise UserError("score_all: no verifier can be called 'errors', the name of the column that counts failures")
+    outcomes: dict[str, list[_Outcome]] = {}
+    packed = {name: _packed(each) for name, each in named.items()}
+    sent = [name for name in named if packed[name] is not None]
+    if sent and completions:
+        jobs = [(name, problem, text) for name in sent for problem, text in zip(problems, completions)]
+        done = _shared(workers).run({name: packed[name] or b"" for name in sent}, jobs, timeout)
+        for place, name in enumerate(sent):
+            outcomes[name] = done[place * len(problems) : (place + 1) * len(problems)]
+    for name, each in named.items():
+        if packed[name] is None:
+            outcomes[name] = [_here(name, each, problem, text) for problem, text in zip(problems, completions)]
+    return _columns({name: outcomes.get(name, []) for name in named}, len(completions))
+
+
+def _packed(each: Verifier) -> bytes | None:
+    """Return the verifier as a worker can load it, or None when it runs here: it is cheap, or it cannot be sent."""
+    if not getattr(each, "isolated", True):
+        return None
+    module = getattr(each, "__module__", "") or ""
+    if module == "__main__" or getattr(type(each), "__module__", "") == "__main__":
+        return None
+    try:
+        return pickle.dumps(each)
+    except Exception:  # a closure, a lambda, a bound method of something with a lock: pickle raises what it likes
+        return None
+
+
+def _here(name: str, each: Verifier, problem: Any, completion: str) -> _Outcome:
+    try:
+        return named_scores(name, each(problem, completion))
+    except Exception as error:
+        return _Failed(f"{type(error).__name__}: {error}")
+
+
+def _columns(outcomes: Mapping[str, Sequence[_Outcome]], rows: int) -> dict[str, list[float]]:
+    columns: dict[str, list[float]] = {}
+    errors = [0.0] * rows
+    for name, results in outcomes.items():
+        keys = dict.fromkeys(key for result in results if isinstance(result, dict) for key in result)
+        for key in keys or [name or "score"]:
+            columns[key] = [
+                0.0 if isinstance(result, _Failed) else result.get(key, math.nan)  # type: ignore[union-attr]
+                for result in results
+            ]
+        failed = {place: result for place, result in enumerate(results) if isinstance(result, _Failed)}
+        for place in failed:
+            errors[place] += 1.0
+        if failed:
+            place, why = next(iter(failed.items()))
+            warnings.warn(
+                f"verifier {name or 'score'!r} failed on {len(failed)} of {rows} rows, which score 0; row {place}: {why}",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+    return columns | {"errors": errors}
+
+
+@dataclass
+class _Worker:
+    process: subprocess.Popen[bytes]
+    deadline: float
+    rows: deque[int] = field(default_factory=deque)
+    ready: bool = False
+    begun: bool = False
+    unread: bytes = b""
+
+
+class Pool:
+    """Worker processes for verifiers. Started when they are needed, kept until `close`, replaced when they die."""
+
+    def __init__(self, workers: int) -> None:
+        if workers < 1:
+            raise UserError(f"workers={workers} is out of range: it must be at least 1")
+        self._size = workers
+        self._workers: list[_Worker] = []
+        self._lock = threading.Lock()
+        self._owner = os.getpid()
+
+    def run(
+        self, verifiers: Mapping[str, bytes], jobs: Sequence[tuple[str, Any, str]], timeout: float
+    ) -> list[_Outcome]:
+        """Run every job (verifier's name, problem, completion); a job that fails returns why.
+
+        Args:
+            verifiers: the pickled verifiers by name.
+            jobs: what to score.
+            timeout: seconds for one job.
+        """
+        if timeout <= 0:
+            raise UserError(f"timeout={timeout} is out of range: it must be above 0")
+        with self._lock:
+            try:
+                return self._run(verifiers, jobs, timeout)
+            except BaseException:
+                self._stop()  # what the workers still hold belongs to nobody
+                raise
+
+    def _run(
+        self, verifiers: Mapping[str, bytes], jobs: Sequence[tuple[str, Any, str]], timeout: float
+    ) -> list[_Outcome]:
+        outcomes: list[_Outcome | None] = [None] * len(jobs)
+        # Several chunks a worker, so that slow rows even out; long enough that the hop costs little.
+        length = max(1, min(32, -(-len(jobs) // (4 * self._size))))
+        waiting = deque(deque(range(first, min(first + length, len(jobs)))) for first in range(0, len(jobs), length))
+        busy: list[_Worker] = []
+        with selectors.DefaultSelector() as selector:
+            while waiting or busy:
+                idle = [worker for worker in self._workers if worker not in busy]
+                while waiting and len(busy) < self._size:
+                    worker = idle.pop() if idle else self._start()
+                    worker.rows, worker.begun = waiting.popleft(), False
+                    worker.deadline = time.monotonic() + _START_SECONDS
+                    busy.append(worker)
+                    assert worker.process.stdout is not None
+                    selector.register(worker.process.stdout, selectors.EVENT_READ, worker)
+                    self._send(worker, (timeout, verifiers, [jobs[row] for row in worker.rows]))
+                left = min(worker.deadline for worker in busy) - time.monotonic()
+                for key, _ in selector.select(max(left, 0.0)):
+                    worker = key.data
+                    part = os.read(key.fd, 1 << 16)
+                    why = self._read(worker, part, outcomes, timeout) if part else self._death(worker)
+                    if why or not worker.rows:
+                        self._finish(worker, why, busy, selector, outcomes, waiting)
+                now = time.monotonic()
+                for worker in [each for each in busy if each.deadline <= now]:
+                    self._finish(worker, f"no result after {timeout:g} s", busy, selector, outcomes, waiting)
+        return [outcome if outcome is not None else _Failed("lost") for outcome in outcomes]
+
+    def _start(self) -> _Worker:
+        code = (
+            f"import sys; sys.path[:] = {sys.path!r}; from vantage.rewards.deferred import defer; defer('vantage.core'); "
+            f"from vantage.rewards.worker import main; main({os.getpid()})"
+        )
+        process = subprocess.Popen(
+            [sys.executable, "-c", code],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
+            start_new_session=True,
+        )
+        worker = _Worker(process, 0.0)
+        self._workers.append(worker)
+        return worker
+
+    @staticmethod
+    def _send(worker: _Worker, message: Any) -> None:
+        data = pickle.dumps(message)
+        assert worker.process.stdin is not None
+        try:
+            worker.process.stdin.write(len(data).to_bytes(8, "little") + data)
+            worker.process.stdin.flush()
+        except BrokenPipeError:
+            return  # it has died; reading from it says so
+
+    def _read(self, worker: _Worker, part: bytes, outcomes: list[_Outcome | None], timeout: float) -> str:
+        """Take in what the worker wrote; return why it must go, '' when it may stay."""
+        *lines, worker.unread = (worker.unread + part).split(b"\n")
+        for line in lines:
+            message = json.loads(line)
+            if "ready" in message:
+                worker.ready = True
+            elif "fatal" in message:
+                # Not the rows' doing, and every worker would say the same.
+                raise UserError(f"a verifier cannot be loaded in a worker process: {message['fatal']}")
+            elif "begin" in message:
+                worker.begun = True
+            else:
+                row = worker.rows.popleft()
+                outcomes[row] = message["scores"] if "scores" in message else _Failed(message["error"])
+            worker.deadline = time.monotonic() + (timeout if worker.begun else _START_SECONDS)
+        return ""
+
+    @staticmethod
+    def _death(worker: _Worker) -> str:
+        code = worker.process.wait()
+        how = f"signal {-code}" if code < 0 else f"exit code {code}"
+        if not worker.ready:
+            raise RuntimeError(f"a worker process for verifiers did not start ({how}); its message is above")
+        return f"the worker process died ({how})"
+
+    def _finish(
+        self,
+        worker: _Worker,
+        why: str,
+        busy: list[_Worker],
+        selector: selectors.BaseSelector,
+        outcomes: list[_Outcome | None],
+        waiting: deque[deque[int]],
+    ) -> None:
+        """Take the worker off its chunk. When it must go, its current row fails and the others wait for another worker."""
+        assert worker.process.stdout is not None
+        selector.unregister(worker.process.stdout)
+        busy.remove(worker)
+        if why:
+            outcomes[worker.rows.popleft()] = _Failed(why)
+            if worker.rows:
+                waiting.appendleft(worker.rows)
+            self._workers.remove(worker)
+            _end(worker)
+
+    def _stop(self) -> None:
+        for worker in self._workers:
+            _end(worker)
+        self._workers.clear()
+
+    def close(self) -> None:
+        """End the workers."""
+        if os.getpid() == self._owner:
+            with self._lock:
+                self._stop()
+
+
+def _end(worker: _Worker) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(worker.process.pid, signal.SIGKILL)
+    worker.process.wait()
+    for stream in (worker.process.stdin, worker.process.stdout):
+        if stream is not None:
+            with contextlib.suppress(BrokenPipeError):
+                stream.close()
+
+
+_pools: dict[tuple[int, int], Pool] = {}
+
+
+def _shared(workers: int | None) -> Pool:
+    if workers is None:
+        workers = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 8)
+    key = (os.getpid(), workers)
+    if key not in _pools:
+        _pools[key] = Pool(workers)
+        atexit.register(_pools[key].close)
+    return _pools[key]

@@ -1,0 +1,336 @@
+"""Run Python that nobody has read: a separate process without network, files, environment or time to do harm.
+
+Isolation, strongest first; the strongest that the kernel offers is found once by running it:
+
+- "namespaces": its own process tree, root file system, network and users. The files of the machine are not there,
+  only the standard library, read-only. Processes die with their tree, however detached.
+- "landlock": the kernel's Landlock (6.2 and later) and a system-call filter. The program reads the standard library, writes
+  in its folder, cannot start processes, open sockets or signal others. It can learn that a path exists.
+- "rlimits": limits on CPU, memory and files only. No protection from a program that means harm; never chosen by
+  itself.
+
+Each also has limits on CPU time, wall time, memory, processes, files and output, a clean folder, and an empty environment.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import marshal
+import os
+import selectors
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from vantage.core.errors import UserError, nearest
+
+ISOLATION = ("namespaces", "landlock", "rlimits")
+_HERE = str(Path(__file__).parent)
+_START = "import sys; sys.path.insert(0, {here!r}); from isolation.launcher import main; del sys.path[0]; main({status}, {pid})"
+_GRACE = 1.0
+"""Seconds that the launcher has to end the program after the wall limit before it is killed itself."""
+
+
+class SandboxError(RuntimeError):
+    """The sandbox itself failed, whatever the program was."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a program may use. Every limit is a hard one; passing it ends the program or refuses the call.
+
+    Attributes:
+        cpu_seconds: CPU time of each process, rounded up to whole seconds.
+        wall_seconds: real time of the whole program.
+        memory_bytes: address space of each process, Python's own 30 MB included.
+        processes: processes and threads at one time (always 1 process under "landlock").
+        file_bytes: bytes of the largest file, and of the whole folder.
+        output_bytes: bytes of standard output and standard error, each.
+    """
+
+    cpu_seconds: float = 2.0
+    wall_seconds: float = 4.0
+    memory_bytes: int = 512 << 20
+    processes: int = 8
+    file_bytes: int = 16 << 20
+    output_bytes: int = 1 << 20
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("cpu_seconds", 0.01, 86400.0),
+            ("wall_seconds", 0.01, 86400.0),
+            ("memory_bytes", 64 << 20, 1 << 50),
+            ("processes", 1, 1 << 16),
+            ("file_bytes", 4096, 1 << 50),
+            ("output_bytes", 1, 1 << 40),
+        ):
+            if not low <= getattr(self, name) <= high:
+                raise UserError(f"limit {name}={getattr(self, name)} is out of range: between {low} and {high}")
+
+
+@dataclass(frozen=True)
+class SandboxResult:
+    """How a program ended.
+
+    Attributes:
+        ok: it ran to its end with exit code 0, within its limits.
+        stdout, stderr: what it wrote, cut at the limit; bytes that are not UTF-8 are replaced.
+        reason: why not ok: "exit CODE", "signal NUMBER", "cpu time", "wall time", "memory", "output", "files", "killed"
+            (by something else); "" when ok.
+        seconds: real time from start to end.
+        cpu_seconds: CPU time of the program and of the children it waited for; 0 when it was stopped.
+    """
+
+    ok: bool
+    stdout: str
+    stderr: str
+    reason: str
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+
+
+def run_python(
+    code: str,
+    stdin: str = "",
+    limits: Limits = Limits(),
+    *,
+    isolation: str = "auto",
+    readable: Sequence[str | os.PathLike[str]] = (),
+) -> SandboxResult:
+    """Run Python code as a main module in a process of its own and wait for its end.
+
+    Only the standard library can be imported, and what is in `readable`. Safe to call from several threads at once.
+
+    Args:
+        code: the program's text.
+        stdin: what it reads from standard input.
+        limits: what it may use.
+        isolation: "auto" (the strongest that the machine offers, never "rlimits"), or one of `ISOLATION`.
+        readable: further folders that the program may read and import from.
+
+    Raises:
+        UserError: the machine offers no isolation, or not the one asked for.
+        SandboxError: the sandbox could not be set up.
+    """
+    if isolation == "auto":
+        isolation = strongest_isolation()
+    elif isolation not in ISOLATION:
+        raise UserError(
+            f"unknown isolation {isolation!r}{nearest(isolation, ISOLATION)} (known: auto, {', '.join(ISOLATION)})"
+        )
+    elif isolation != "rlimits" and (why := _missing(isolation)):
+        raise UserError(f"isolation {isolation!r} does not work on this machine: {why}")
+    return _run(code, stdin, limits, isolation, tuple(os.path.abspath(path) for path in readable))
+
+
+def strongest_isolation() -> str:
+    """Return "namespaces" or "landlock", whichever is the strongest that works here.
+
+    Raises:
+        UserError: neither works; the message says why and how to run without.
+    """
+    reasons = []
+    for isolation in ("namespaces", "landlock"):
+        if not (why := _missing(isolation)):
+            return isolation
+        reasons.append(f"{isolation}: {why}")
+    raise UserError(
+        f"this machine offers no isolation for untrusted code ({'; '.join(reasons)}). Allow user namespaces, or use Linux "
+        "6.2 or later; isolation='rlimits' runs without protection against code that means harm"
+    )
+
+
+_PROBE = """
+import os
+for act in (lambda: os.listdir({home!r}), lambda: open({outside!r}, "w"), lambda: __import__("socket").socket()):
+    try:
+        act()
+    except OSError:
+        continue
+    raise SystemExit(3)
+open("inside", "w").write("x")
+print(open("inside").read())
+"""
+
+
+@functools.cache
+def _missing(isolation: str) -> str:
+    """Return '' when the isolation works on this machine, else why not. Tried by breaking out of it."""
+    if sys.platform != "linux":
+        return "it needs Linux"
+    with tempfile.TemporaryDirectory() as folder:
+        code = _PROBE.format(home=folder, outside=os.path.join(folder, "file"))
+        try:
+            result = _run(code, "", Limits(cpu_seconds=10, wall_seconds=30), isolation, ())
+        except (SandboxError, OSError) as error:
+            return str(error)
+    return "" if result.ok and result.stdout == "x\n" else f"a trial failed ({result.reason}) {result.stderr[-200:]}"
+
+
+def _run(code: str, stdin: str, limits: Limits, isolation: str, readable: tuple[str, ...]) -> SandboxResult:
+    if sys.platform != "linux":
+        raise UserError("the sandbox needs Linux")
+    started = time.monotonic()
+    folder = tempfile.mkdtemp(prefix="sandbox-") if isolation != "namespaces" else ""
+    job = marshal.dumps(
+        {
+            "code": code.encode("utf-8", "replace"),
+            "isolation": isolation,
+            "folder": folder,
+            "readable": readable,
+            "cpu_seconds": -int(-limits.cpu_seconds // 1),
+            "wall_seconds": limits.wall_seconds,
+            "memory_bytes": limits.memory_bytes,
+            "processes": limits.processes,
+            "file_bytes": limits.file_bytes,
+        }
+    )
+    inside, outside = os.pipe()
+    try:
+        # -s -S -P and an environment of our own: no site packages, no user's folder, nothing of the caller's settings.
+        launcher = subprocess.Popen(
+            [
+                os.path.realpath(sys.executable),
+                *("-s", "-S", "-P", "-X", "utf8", "-c"),
+                _START.format(here=_HERE, status=outside, pid=os.getpid()),
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            pass_fds=(outside,),
+            env={"PYTHONHASHSEED": "0"}
+            | {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ},
+            cwd="/",
+            start_new_session=True,
+        )
+        os.close(outside)
+        outside = -1
+        try:
+            data = len(job).to_bytes(8, "little") + job + stdin.encode("utf-8", "replace")
+            output, stopped = _talk(launcher, inside, data, limits, folder, started)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                launcher.wait(_GRACE)
+        finally:
+            if launcher.poll() is None:
+                launcher.kill()
+                launcher.wait()
+            for stream in (launcher.stdin, launcher.stdout, launcher.stderr):
+                _close(stream)
+    finally:
+        os.close(inside)
+        if outside >= 0:
+            os.close(outside)
+        if folder:
+            _remove(folder)
+    stdout, stderr, status = (bytes(part) for part in output)
+    if not status and not stopped and launcher.returncode > 0:
+        raise SandboxError(f"the sandbox's Python did not start: {stderr.decode('utf-8', 'replace')[-500:].strip()}")
+    return _result(stdout, stderr, status, stopped, limits, time.monotonic() - started)
+
+
+def _talk(
+    launcher: subprocess.Popen[bytes], status: int, data: bytes, limits: Limits, folder: str, started: float
+) -> tuple[list[bytearray], str]:
+    """Feed the program and read it, up to its limits, until it has ended; return stdout, stderr, status, and why stopped."""
+    assert launcher.stdin is not None
+    assert launcher.stdout is not None
+    assert launcher.stderr is not None
+    output = [bytearray(), bytearray(), bytearray()]
+    stopped, last = "", started + limits.wall_seconds + _GRACE
+    left = memoryview(data)
+    with selectors.DefaultSelector() as selector:
+        os.set_blocking(launcher.stdin.fileno(), False)
+        selector.register(launcher.stdin, selectors.EVENT_WRITE)
+        for number, source in enumerate((launcher.stdout.fileno(), launcher.stderr.fileno(), status)):
+            selector.register(source, selectors.EVENT_READ, number)
+        reading = 3
+        while reading:
+            wait = last - time.monotonic()
+            if wait <= 0:
+                launcher.kill()
+                return output, stopped or "wall time"
+            for key, _ in selector.select(min(wait, 0.05) if folder else wait):
+                if key.fileobj is launcher.stdin:
+                    try:
+                        left = left[os.write(key.fd, left[: 1 << 16]) :]
+                    except BlockingIOError:
+                        continue
+                    except BrokenPipeError:
+                        left = left[:0]
+                    if not left:
+                        selector.unregister(key.fileobj)
+                        _close(launcher.stdin)
+                    continue
+                part = os.read(key.fd, 1 << 16)
+                if not part:
+                    selector.unregister(key.fileobj)
+                    reading -= 1
+                    continue
+                output[key.data] += part
+                if len(output[key.data]) > limits.output_bytes and key.data < 2:
+                    del output[key.data][limits.output_bytes :]
+                    if not stopped:
+                        stopped = "output"
+                        launcher.terminate()
+            if folder and not stopped and _size(folder) > limits.file_bytes:
+                stopped = "files"
+                launcher.terminate()
+    return output, stopped
+
+
+def _result(stdout: bytes, stderr: bytes, status: bytes, stopped: str, limits: Limits, seconds: float) -> SandboxResult:
+    kind, cpu, detail = (*status.decode("utf-8", "replace").partition("\n")[0].split("\t"), "", "", "")[:3]
+    if kind == "error":
+        raise SandboxError(f"the sandbox could not be set up: {detail}")
+    text, errors = stdout.decode("utf-8", "replace"), stderr.decode("utf-8", "replace")
+    cpu_seconds = float(cpu or 0)
+    if stopped:
+        reason = stopped
+    elif kind == "wall":
+        reason = "wall time"
+    elif kind == "exit":
+        last = errors.rstrip().rpartition("\n")[2]
+        reason = "" if detail == "0" else "memory" if last.startswith("MemoryError") else f"exit {detail}"
+    elif kind == "signal":
+        # SIGXCPU, or the SIGKILL that follows when it is ignored.
+        spent = detail == "24" or (detail == "9" and cpu_seconds >= limits.cpu_seconds)
+        reason = "cpu time" if spent else f"signal {detail}"
+    else:
+        reason = "killed"
+    return SandboxResult(not reason, text, errors, reason, seconds, cpu_seconds)
+
+
+def _close(stream: IO[bytes] | None) -> None:
+    if stream is not None:
+        with contextlib.suppress(OSError):
+            stream.close()
+
+
+def _size(folder: str) -> int:
+    """Bytes that the files below the folder take on the disk."""
+    total, folders = 0, [folder]
+    for path in folders:
+        try:
+            for entry in os.scandir(path):
+                total += entry.stat(follow_symlinks=False).st_blocks * 512
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
+        except OSError:
+            continue
+    return total
+
+
+def _remove(folder: str) -> None:
+    """Remove a folder, whatever the modes that the program gave to what is in it."""
+    shutil.rmtree(folder, ignore_errors=True)
+    if os.path.exists(folder):
+        for path, _, _ in os.walk(folder):
+            os.chmod(path, 0o700)
+        shutil.rmtree(folder, ignore_errors=True)
