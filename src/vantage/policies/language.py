@@ -1,0 +1,331 @@
+"""A causal language model as a policy: a decision is a token, its distribution softmax(logits / temperature)."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vantage.core.errors import UserError
+from vantage.core.protocols import Evaluation
+from vantage.core.trajectories import Trajectories
+from vantage.policies import trunk
+from vantage.policies.logprob import logits, token_logp
+from vantage.policies.lora import FrozenAdapter, LoraSettings, adapt, merged_state
+from vantage.policies.packing import Inputs, buckets, inputs, pack
+from vantage.policies.pretrained import dtype_of, read_pretrained, write_pretrained
+
+
+class LanguagePolicy(nn.Module):
+    """Judges completions of prompts with a Hugging Face causal language model.
+
+    Only what is needed is computed: no padding (rows are packed one behind the other for Llama, Qwen2 and Qwen3, and put into
+    buckets of similar length for other architectures), no logits but those of judged decisions and of these a chunk at
+    a time, and shared prompts once where `prefix_sharing` allows. None of this changes a value or a gradient beyond
+    rounding. Dropout is switched off: the ratio of a policy to itself is 1.
+
+    Args:
+        model: an `AutoModelForCausalLM`.
+        tokenizer: its tokenizer.
+        temperature: divides the logits, above 0; the tempered distribution is the policy, when it acts and when it learns.
+        prefix_sharing: whether rows with the same prompt are computed with it once; "auto" where that leaves out a fifth
+            of the tokens or more.
+        checkpointing: keep each layer's input only and compute the rest again in the backward pass: less memory for a
+            third more time.
+        autocast: type that matrix products are computed in ("bfloat16") while the parameters stay as they are; None for
+            the parameters' own.
+    """
+
+    memoryless = False
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        temperature: float = 1.0,
+        prefix_sharing: bool | str = "auto",
+        checkpointing: bool = False,
+        autocast: str | None = None,
+    ) -> None:
+        super().__init__()
+        if not temperature > 0:
+            raise UserError(f"temperature={temperature} is out of range: above 0")
+        if prefix_sharing not in (True, False, "auto"):
+            raise UserError(f"prefix_sharing={prefix_sharing!r} is not known: true, false or 'auto'")
+        self.model = model
+        self.tokenizer = tokenizer
+        self.temperature = temperature
+        self.prefix_sharing = prefix_sharing
+        self.checkpointing = checkpointing
+        self.autocast = None if autocast is None else dtype_of(autocast)
+        self.value_head: nn.Linear | None = None
+        self._adapted: tuple[Any, ...] = ()
+        """peft's wrapper of the model where it has adapters; in a tuple, so that it is no second child module."""
+        _still(model)
+        if checkpointing and not trunk.supported(model):
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+    # making and saving ---------------------------------------------------------------------------------------------
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | Path,
+        *,
+        dtype: str = "float32",
+        lora: LoraSettings | None = None,
+        **settings: Any,
+    ) -> LanguagePolicy:
+        """Read a folder in Hugging Face format.
+
+        Args:
+            folder: with configuration, weights and tokenizer.
+            dtype: type of the parameters: "float32", "bfloat16" or "float16".
+            lora: adapters to learn instead of the weights.
+            **settings: of the policy.
+
+        Raises:
+            UserError: the folder is not there or not whole; the message says what is missing.
+        """
+        model, tokenizer = read_pretrained(folder, dtype)
+        return cls._made(model, tokenizer, lora, settings)
+
+    @classmethod
+    def new(
+        cls,
+        preset: str = "tiny",
+        architecture: str = "llama",
+        *,
+        seed: int = 0,
+        dtype: str = "float32",
+        lora: LoraSettings | None = None,
+        **settings: Any,
+    ) -> LanguagePolicy:
+        """Return a small policy with random weights and a tokenizer of characters; see `vantage.policies.tiny.build`."""
+        from vantage.policies.tiny import build
+
+        model, tokenizer = build(preset, architecture, seed=seed)
+        return cls._made(model.to(dtype_of(dtype)), tokenizer, lora, settings)
+
+    @classmethod
+    def _made(
+        cls, model: Any, tokenizer: Any, lora: LoraSettings | None, settings: Mapping[str, Any]
+    ) -> LanguagePolicy:
+        wrapper = adapt(model, lora) if lora is not None else None
+        policy = cls(model, tokenizer, **settings)
+        policy._adapted = () if wrapper is None else (wrapper,)
+        return policy
+
+    def add_value_head(self) -> None:
+        """Give the policy a critic: a linear read-out of the last hidden state, which starts at 0."""
+        if self.value_head is None:
+            width = self.model.config.get_text_config().hidden_size
+            head = nn.Linear(width, 1, device=next(self.model.parameters()).device, dtype=torch.float32)
+            nn.init.zeros_(head.weight)
+            nn.init.zeros_(head.bias)
+            self.value_head = head
+
+    def critic_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters of the critic alone."""
+        return list(self._critic().parameters())
+
+    def frozen(self) -> Any:
+        """Return the policy as it is now, without critic and without gradient.
+
+        With adapters it shares the weights below them and keeps a copy of the adapters alone; else it is a whole copy.
+        """
+        if self._adapted:
+            return FrozenAdapter(self)
+        twin = type(self)(
+            copy.deepcopy(self.model), self.tokenizer, temperature=self.temperature, prefix_sharing=self.prefix_sharing
+        )
+        twin.autocast = self.autocast
+        return twin.requires_grad_(False).train(self.training)
+
+    def save(self, folder: str | Path, *, merged: bool = True) -> None:
+        """Write the model and its tokenizer in Hugging Face format, whole or not at all.
+
+        Args:
+            folder: replaced when it is there.
+            merged: multiply adapters into the weights, so that any reader takes the folder for a plain model; otherwise the
+                adapters alone are written in peft's format.
+        """
+        if self._adapted and not merged:
+            write_pretrained(folder, self._adapted[0], self.tokenizer)
+        else:
+            write_pretrained(folder, self.model, self.tokenizer, merged_state(self.model) if self._adapted else None)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        """Return what can change, each tensor once: all weights, or with adapters these and the critic alone."""
+        state = super().state_dict(*args, **kwargs)
+        if self._adapted:
+            return {name: value for name, value in state.items() if ".lora_" in name or name.startswith("value_head.")}
+        names = {name for name, _ in self.named_parameters()} | {name for name, _ in self.named_buffers()}
+        return {name: value for name, value in state.items() if name in names}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Copy in place what `state_dict` returned.
+
+        Raises:
+            UserError: the names are not this policy's.
+        """
+        own = self.state_dict()
+        if set(own) != set(state_dict):
+            odd = ", ".join(sorted(set(own) ^ set(state_dict))[:5])
+            raise UserError(f"the weights are of another policy: they differ at {odd}")
+        with torch.no_grad():
+            for name, tensor in own.items():
+                tensor.copy_(state_dict[name])
+
+    # text ----------------------------------------------------------------------------------------------------------
+
+    @property
+    def stop_tokens(self) -> tuple[int, ...]:
+        """Ids of the tokens that end a completion."""
+        ends = getattr(self.model.generation_config, "eos_token_id", None)
+        ends = self.tokenizer.eos_token_id if ends is None else ends
+        return tuple(ends) if isinstance(ends, list | tuple) else (int(ends),)
+
+    def encode(self, item: Any) -> list[int]:
+        """Return the token ids of a prompt: ids as they are, text by the tokenizer, messages by its chat template.
+
+        Raises:
+            UserError: the prompt has no tokens, or is messages and the tokenizer has no chat template.
+        """
+        if isinstance(item, str):
+            found = self.tokenizer(item)["input_ids"]
+        elif len(item) and isinstance(item[0], Mapping):
+            if not getattr(self.tokenizer, "chat_template", None):
+                raise UserError(
+                    "the prompt is chat messages, and the tokenizer has no chat template: give prompts as text"
+                )
+            found = self.tokenizer.apply_chat_template(
+                item, add_generation_prompt=True, tokenize=True, return_dict=False
+            )
+        else:
+            found = item
+        if not len(found):
+            raise UserError(f"the prompt {item!r} has no tokens: a prompt needs at least one")
+        return [int(token) for token in found]
+
+    # judging -------------------------------------------------------------------------------------------------------
+
+    def evaluate(self, batch: Trajectories, want: frozenset[str]) -> Evaluation:
+        """Judge the batch's decisions where the mask is True; elsewhere the outputs are 0.
+
+        `logp` and `entropy` [N, T] are float32 and of the distribution at the policy's temperature, as are the logits of
+        `distribution` [N, T, V]; `hidden` [N, T, D] is what the output layer reads; `value` [N, T] needs `add_value_head`.
+        """
+        layout = inputs(batch, batch.mask)
+        output = Evaluation()
+        with self._precision(batch.device):
+            hidden = self._hidden(layout)
+        if want & {"logp", "entropy", "distribution"}:
+            weight, bias, softcap, scale = self._head(hidden)
+            temperature = self.temperature * scale
+        if want & {"logp", "entropy"}:
+            logp, entropy = token_logp(
+                hidden.to(weight.dtype),
+                weight,
+                bias,
+                batch.action[layout.row, layout.step],
+                temperature=temperature,
+                softcap=softcap,
+                entropy="entropy" in want,
+            )
+            if "logp" in want:
+                output.logp = layout.spread(logp)
+            if entropy is not None:
+                output.entropy = layout.spread(entropy)
+        if "value" in want:
+            output.value = layout.spread(self._critic()(hidden.float()).squeeze(-1))
+        if "hidden" in want:
+            output.hidden = layout.spread(hidden)
+        if "distribution" in want:
+            output.distribution = layout.spread(
+                logits(hidden.to(weight.dtype), weight, bias, temperature=temperature, softcap=softcap)
+            )
+        return output
+
+    @torch.no_grad()
+    def values(self, batch: Trajectories) -> tuple[Tensor, Tensor]:
+        """Return (value, next_value), each [N, T] float32, 0 where the mask is False; no gradient.
+
+        The state after a decision is the one before the policy's next decision, past any inserted tokens; after the last one
+        it is 0, or in a truncated row the value of the whole row.
+        """
+        cut = batch.truncated.any(-1)
+        judged = torch.nn.functional.pad(batch.mask, (0, 1))
+        judged.scatter_(1, batch.length.unsqueeze(-1), cut.unsqueeze(-1))
+        layout = inputs(batch, judged)
+        with self._precision(batch.device):
+            hidden = self._hidden(layout)
+        value = layout.spread(self._critic()(hidden.float()).squeeze(-1))
+        width = judged.shape[1]
+        place = torch.where(judged, torch.arange(width, device=judged.device), width)
+        follower = place.flip(1).cummin(1).values.flip(1)[:, 1:]
+        following = torch.nn.functional.pad(value, (0, 1)).gather(1, follower)
+        return value[:, :-1] * batch.mask, following * batch.mask
+
+    def _critic(self) -> nn.Linear:
+        if self.value_head is None:
+            raise UserError("the language policy has no critic: call add_value_head() before training")
+        return self.value_head
+
+    def _head(self, hidden: Tensor) -> tuple[Tensor, Tensor | None, float | None, float]:
+        """Return the output layer's (weight, bias, cap of the logits, what divides them)."""
+        head, config = self.model.get_output_embeddings(), self.model.config.get_text_config()
+        softcap = getattr(config, "final_logit_softcapping", None)
+        divisor = float(getattr(config, "logits_scaling", 1.0)) / float(getattr(config, "logit_scale", 1.0) or 1.0)
+        weight, bias = head.weight, getattr(head, "bias", None)
+        if self.autocast is not None:
+            weight, bias = weight.to(self.autocast), None if bias is None else bias.to(self.autocast)
+        return weight, bias, softcap, divisor
+
+    def _precision(self, device: torch.device) -> Any:
+        if self.autocast is None:
+            return contextlib.nullcontext()
+        return torch.autocast(device.type, self.autocast)
+
+    def _hidden(self, layout: Inputs) -> Tensor:
+        """Return the last hidden state at each judged decision: [M, D]."""
+        if not len(layout.row):
+            width = self.model.config.get_text_config().hidden_size
+            return torch.zeros(0, width, device=layout.tokens.device, dtype=next(self.model.parameters()).dtype)
+        if trunk.supported(self.model):
+            packed = pack(layout, self.prefix_sharing)
+            states = trunk.hidden_states(
+                self.model, packed.tokens, packed.positions, packed.plan, packed.needed, self.checkpointing
+            )
+            return states if packed.index is None else states.index_select(0, packed.index)
+        return self._bucketed(layout)
+
+    def _bucketed(self, layout: Inputs) -> Tensor:
+        """The same through the module's own forward. Padding stands behind, where causal attention does not look."""
+        row, column = layout.row, layout.column
+        found, order = [], []
+        place = torch.empty_like(layout.length)
+        for rows, longest in buckets(layout.length):
+            states = self.model.base_model(input_ids=layout.tokens[rows, :longest], use_cache=False).last_hidden_state
+            place.fill_(-1)
+            place[rows] = torch.arange(len(rows), device=rows.device)
+            inside = (place[row] >= 0).nonzero().squeeze(-1)
+            order.append(inside)
+            found.append(states[place[row[inside]], column[inside]])
+        return torch.cat(found)[torch.argsort(torch.cat(order))]
+
+
+def _still(model: Any) -> None:
+    """Switch dropout off: a policy is one distribution, whatever mode the module is in."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name in ("attention_dropout", "dropout"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)

@@ -1,0 +1,162 @@
+"""Folders in Hugging Face format: read with errors that say what is wrong, written so that a crash leaves no half."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from vantage.core.errors import UserError, nearest, require
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def dtype_of(name: str | torch.dtype) -> torch.dtype:
+    """Return the torch type of a name.
+
+    Raises:
+        UserError: it is not a floating-point type that models are kept in.
+    """
+    if isinstance(name, torch.dtype):
+        return name
+    if name not in DTYPES:
+        raise UserError(f"dtype={name!r} is not known{nearest(name, DTYPES)} (known: {', '.join(DTYPES)})")
+    return DTYPES[name]
+
+
+def read_pretrained(folder: str | Path, dtype: str | torch.dtype = "float32") -> tuple[Any, Any]:
+    """Return (causal language model, tokenizer) of a folder; nothing is downloaded and no code of the folder is run.
+
+    A tokenizer without padding token gets its end token for padding, and says so.
+
+    Raises:
+        UserError: there is no such folder, it has no `config.json`, no weights or no tokenizer, its architecture is no causal
+            language model, or its tokenizer has no end token.
+    """
+    transformers = require("transformers", "language")
+    place = Path(folder)
+    kind = dtype_of(dtype)
+    if not place.is_dir():
+        raise UserError(
+            f"there is no model folder {place}: give a folder in Hugging Face format, or make one with `vantage new-model`"
+        )
+    _check_config(place)
+    tokenizer = _tokenizer(transformers, place)
+    with quiet():
+        try:
+            config = transformers.AutoConfig.from_pretrained(place, local_files_only=True)
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(f"model folder {place}: config.json cannot be read: {_first(error)}") from error
+        if type(config) not in transformers.AutoModelForCausalLM._model_mapping:
+            raise UserError(
+                f"model folder {place} holds a {config.model_type!r}, which is no causal language model that transformers knows"
+            )
+        try:
+            model, loaded = transformers.AutoModelForCausalLM.from_pretrained(
+                place, local_files_only=True, dtype=kind, output_loading_info=True
+            )
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            raise UserError(f"model folder {place}: the weights cannot be read: {_first(error)}") from error
+    missing = sorted(loaded["missing_keys"])
+    if missing:
+        # They would be left at random numbers.
+        listed = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+        raise UserError(f"model folder {place}: the weights lack {listed}, which config.json asks for")
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        raise UserError(
+            f"model folder {place}: the tokenizer has {len(tokenizer)} tokens, the model only {rows} rows for them"
+        )
+    return model, tokenizer
+
+
+def _check_config(place: Path) -> None:
+    path = place / "config.json"
+    if not path.is_file():
+        inside = ", ".join(sorted(p.name for p in place.iterdir())[:6]) or "nothing"
+        raise UserError(
+            f"model folder {place} has no config.json (it holds: {inside}); give the folder that save_pretrained wrote"
+        )
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"model folder {place}: config.json is no JSON: {error}") from error
+    if not isinstance(content, Mapping) or "model_type" not in content:
+        raise UserError(f"model folder {place}: config.json names no model_type, so it is not one of a language model")
+
+
+def _tokenizer(transformers: Any, place: Path) -> Any:
+    names = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
+    if not any((place / name).is_file() for name in names):
+        raise UserError(
+            f"model folder {place} has no tokenizer (none of {', '.join(names)}): save one beside the model"
+        )
+    with quiet():
+        try:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(place, local_files_only=True)
+        except Exception as error:  # the backends of tokenizers raise what they like
+            raise UserError(f"model folder {place}: the tokenizer cannot be read: {_first(error)}") from error
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"model folder {place}: the tokenizer has no end token; set eos_token in tokenizer_config.json")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+        warnings.warn(
+            f"model folder {place}: the tokenizer has no padding token; its end token {tokenizer.eos_token!r} is used",
+            stacklevel=4,
+        )
+    return tokenizer
+
+
+def _first(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers' progress bars off the terminal."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def write_pretrained(folder: str | Path, model: Any, tokenizer: Any, state: Mapping[str, Any] | None = None) -> None:
+    """Write model and tokenizer; a reader, or a crash, sees the folder as it was, or whole, or not at all.
+
+    Args:
+        folder: replaced when it is there.
+        model: has `save_pretrained`.
+        tokenizer: as the model.
+        state: weights to write instead of the model's own.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    target = Path(folder)
+    fresh, old = target.with_name(f".{target.name}.new"), target.with_name(f".{target.name}.old")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        for leftover in (fresh, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+        fresh.mkdir()
+        with quiet():
+            model.save_pretrained(fresh, **({} if state is None else {"state_dict": dict(state)}))
+            tokenizer.save_pretrained(fresh)
+        if target.exists():
+            target.rename(old)
+        fresh.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        raise UserError(f"model folder {target} cannot be written: {error}") from error

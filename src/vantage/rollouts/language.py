@@ -1,0 +1,386 @@
+"""Rollouts of a language model: completions of prompts as rows of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from vantage.core.context import Context
+from vantage.core.errors import UserError
+from vantage.core.protocols import Prompts
+from vantage.core.trajectories import Trajectories
+from vantage.rollouts.tokens.completions import Completions
+from vantage.rollouts.tokens.engine import TokenEngine
+from vantage.rollouts.tokens.sampling import Sampling
+
+
+class LanguageEngine:
+    """Gathers completions from a `LanguagePolicy`.
+
+    A row is a completion. Its columns: `observation` (tokens [N, P] int64, the prompt from column 0 on and padding behind
+    it; length [N]), `action` [N, T] the completion's tokens padded behind, `length` [N], `mask` [N, T] (the policy's own
+    tokens, not inserted ones), `logp_old` and `entropy_old` [N, T] of the distribution at the sampling temperature,
+    `group` and `prompt` [N], `terminated` and `truncated` [N, T] (at the last token: ended by itself, or by the limit). Where
+    top-k, top-p, min-p or greedy decoding drew from another distribution, `logp_sampling` [N, T] is of that one. A
+    conversation also has `turn` [N, T].
+
+    The policy's temperature is that of the sampling, unless a call brings its own settings. Each call draws one 64-bit
+    seed from the run's generator, and each row's stream follows from it and the row's place alone.
+
+    Args:
+        policy: what acts.
+        sampling: how tokens are drawn and when a completion ends; its temperature is ignored, the policy's counts.
+        max_batch_tokens: tokens that the cache may hold at once; rows beyond wait. None measures the free memory.
+        backend: of the token engine: "auto", "lean" or "transformers".
+    """
+
+    def __init__(
+        self,
+        policy: Any,
+        *,
+        sampling: Sampling | None = None,
+        max_batch_tokens: int | None = None,
+        backend: Any = "auto",
+    ) -> None:
+        self.policy = policy
+        self.sampling = sampling or Sampling()
+        self.tokens = TokenEngine(
+            policy.model,
+            policy.tokenizer,
+            eos_token_ids=policy.stop_tokens,
+            pad_token_id=policy.tokenizer.pad_token_id,
+            max_batch_tokens=max_batch_tokens,
+            backend=backend,
+        )
+        self._counts = {"rows": 0}
+
+    @property
+    def max_length(self) -> int:
+        """Longest completion, in tokens."""
+        return self.sampling.max_new_tokens
+
+    # sampling ------------------------------------------------------------------------------------------------------
+
+    def sample(
+        self, prompts: Prompts, count: int, context: Context, *, sampling: Sampling | None = None
+    ) -> Trajectories:
+        """Sample `count` completions of each prompt; rows of a prompt stand side by side and share `group`.
+
+        Args:
+            prompts: items are token ids, text, or chat messages (through the tokenizer's chat template).
+            count: completions of each, at least 1.
+            context: the run; its generator gives the seed.
+            sampling: settings of this call alone, the temperature included.
+
+        Raises:
+            UserError: a prompt has no tokens, or is messages and the tokenizer has no chat template.
+        """
+        encoded = self.encode(prompts.items)
+        found = self.tokens.generate(encoded, count, self._settings(sampling), seed=_seed(context))
+        return self._rows(found, encoded, prompts.ids, _plain(found))
+
+    def advance(self, rows: int, steps: int, context: Context) -> Trajectories:
+        """Draw `rows` prompts and sample one completion of at most `steps` tokens of each.
+
+        A language row ends with its completion: what is cut by `steps` is truncated, and the next call draws new prompts.
+        """
+        prompts = context.next_prompts(rows)
+        return self.sample(prompts, 1, context, sampling=replace(self._settings(None), max_new_tokens=steps))
+
+    def resume(
+        self,
+        batch: Trajectories,
+        rows: Tensor,
+        positions: Tensor,
+        count: int,
+        context: Context,
+        *,
+        sampling: Sampling | None = None,
+        learn_prefix: bool = False,
+    ) -> Trajectories:
+        """Sample `count` times from the middle of completions: row `rows[i]` of the batch is kept up to `positions[i]` tokens.
+
+        Args:
+            batch: rows of this engine.
+            rows: [K] their indices.
+            positions: [K] tokens of each completion to keep, 0 to its length.
+            count: new rows for each, at least 1.
+            context: the run.
+            sampling: settings of this call; `max_new_tokens` bounds the whole completion, kept tokens included.
+            learn_prefix: whether the kept tokens stay in the mask; otherwise only what is new is learnt from.
+
+        Returns:
+            K * count rows with whole completions and the column `parent` [K * count]; they share `group` where they share
+            their start (0 .. K - 1).
+        """
+        if bool(((positions < 0) | (positions > batch.length[rows])).any()):
+            raise UserError("resume: each position must be between 0 and the length of its row")
+        settings = self._settings(sampling)
+        ended = (positions == batch.length[rows]) & batch.terminated[rows].any(-1)
+        if bool((ended | (positions >= settings.max_new_tokens)).any()):
+            raise UserError(
+                f"resume: a row that has ended, or holds max_new_tokens={settings.max_new_tokens}, has nothing left to sample"
+            )
+        origin = batch.select(rows)
+        kept = [ids[:size] for ids, size in zip(_lists(origin), positions.tolist(), strict=True)]
+        prompts = _prompts(origin)
+        room = [settings.max_new_tokens - len(ids) for ids in kept for _ in range(count)]
+        found = self.tokens.generate(
+            [prompt + ids for prompt, ids in zip(prompts, kept, strict=True)],
+            count,
+            settings,
+            seed=_seed(context),
+            max_new_tokens=room,
+        )
+        parent = rows.repeat_interleave(count)
+        fresh = self._rows(found, prompts, origin.prompt, _plain(found))
+        return _behind(batch, parent, positions.repeat_interleave(count), fresh, learn_prefix).replace(parent=parent)
+
+    def respond(
+        self,
+        batch: Trajectories,
+        texts: Sequence[str | Sequence[int] | None],
+        context: Context,
+        *,
+        sampling: Sampling | None = None,
+    ) -> Trajectories:
+        """Put a text behind each completion (a tool's answer, a hint) and let the policy go on after it.
+
+        The inserted tokens count in `length`, are not in the mask, and the policy's next turn has the next number in
+        `turn`. A row whose text is None stays as it is. The whole row is read again; `converse` keeps its cache.
+
+        Args:
+            batch: N rows of this engine.
+            texts: N texts or token ids.
+            context: the run.
+            sampling: settings of this call; `max_new_tokens` bounds the new turn.
+        """
+        if len(texts) != len(batch):
+            raise UserError(f"respond: {len(texts)} texts for {len(batch)} rows: one for each is needed")
+        if "turn" not in batch:
+            batch = batch.replace(turn=torch.zeros_like(batch.action))
+        rows = torch.tensor([i for i, text in enumerate(texts) if text is not None], dtype=torch.int64)
+        if not len(rows):
+            return batch
+        rows = rows.to(batch.device)
+        origin = batch.select(rows)
+        inserted = [self._ids(text) for text in texts if text is not None]
+        prompts = _prompts(origin)
+        histories = [p + c + ids for p, c, ids in zip(prompts, _lists(origin), inserted, strict=True)]
+        found = self.tokens.generate(histories, 1, self._settings(sampling), seed=_seed(context))
+        fresh = self._rows(found, prompts, origin.prompt, _plain(found))
+        last = origin.turn.gather(1, (origin.length - 1).clamp(min=0).unsqueeze(-1))
+        fresh = fresh.replace(turn=(last + 1).expand(fresh.action.shape).clone())
+        fresh = _put_in(fresh, inserted, last)
+        joined = _behind(batch, rows, origin.length, fresh, True)
+        return _replaced(batch, rows, joined)
+
+    def converse(
+        self,
+        prompts: Prompts,
+        count: int,
+        context: Context,
+        answer: Callable[[list[int], list[str]], Sequence[str | Sequence[int] | None]],
+        *,
+        turns: int = 4,
+        sampling: Sampling | None = None,
+    ) -> Trajectories:
+        """Sample conversations: after each turn of the policy, `answer` is asked for what the environment says.
+
+        Args:
+            prompts: as in `sample`.
+            count: conversations of each prompt.
+            context: the run.
+            answer: `(rows, texts) -> answers`: indices of the rows whose turn ended, and the text of that turn; an answer is
+                text or token ids, or None to end the conversation.
+            turns: turns of the policy at most.
+            sampling: settings; `max_new_tokens` bounds each turn.
+
+        Returns:
+            Rows as of `sample`, inserted tokens outside of the mask, with `turn` [N, T]: the number of the policy's turn,
+            inserted tokens counting to the turn that they follow.
+        """
+        encoded = self.encode(prompts.items)
+        settings = self._settings(sampling)
+        session = self.tokens.open(encoded, count, settings, seed=_seed(context))
+        live = list(range(len(encoded) * count))
+        ends: list[list[int]] = [[] for _ in live]
+        for turn in range(turns):
+            session.step()
+            held = session.result(live)
+            sizes, done = held.length.tolist(), held.finished.tolist()
+            for row, size in zip(live, sizes, strict=True):
+                ends[row].append(size)
+            if turn == turns - 1:
+                break
+            # A turn that the limit cut is no turn to answer.
+            ended = [row for row, stopped in zip(live, done, strict=True) if stopped]
+            spoken = [
+                held.tokens[i, (ends[row][-2] if len(ends[row]) > 1 else 0) : sizes[i]].tolist()
+                for i, row in enumerate(live)
+                if done[i]
+            ]
+            said = answer(ended, self.decode(spoken)) if ended else []
+            given = [(row, self._ids(text)) for row, text in zip(ended, said, strict=True) if text is not None]
+            stay = {row for row, _ in given}
+            left = [row for row in live if row not in stay]
+            if left:
+                session.close(left)
+            if not given:
+                break
+            live = [row for row, _ in given]
+            session.append(live, [ids for _, ids in given], max_new_tokens=settings.max_new_tokens)
+        found = session.result()
+        starts = torch.zeros(
+            found.tokens.shape[0], found.tokens.shape[1] + 1, dtype=torch.int64, device=found.tokens.device
+        )
+        forced = torch.nn.functional.pad(found.forced, (0, 1))
+        # A turn begins where a drawn token follows an inserted one.
+        starts[:, 1:] = forced[:, :-1] & ~forced[:, 1:]
+        turn_of = starts.cumsum(1)[:, : found.tokens.shape[1]]
+        return self._rows(found, encoded, prompts.ids, found.mask.clone()).replace(turn=turn_of)
+
+    def complete(self, items: Sequence[Any], count: int, *, seed: int, sampling: Sampling | None = None) -> Completions:
+        """Complete prompts outside of a run: `count` completions of each item, side by side; for evaluations."""
+        return self.tokens.generate(self.encode(items), count, self._settings(sampling), seed=seed)
+
+    # text ----------------------------------------------------------------------------------------------------------
+
+    def encode(self, items: Sequence[Any]) -> list[list[int]]:
+        """Return the token ids of prompts given as ids, text, or chat messages."""
+        return [self.policy.encode(item) for item in items]
+
+    def decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
+        """Return the texts of token ids, special tokens left out."""
+        return list(self.policy.tokenizer.batch_decode(rows, skip_special_tokens=True))
+
+    def _ids(self, text: str | Sequence[int]) -> list[int]:
+        if isinstance(text, str):
+            return list(self.policy.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return list(text)
+
+    # inside --------------------------------------------------------------------------------------------------------
+
+    def _settings(self, given: Sampling | None) -> Sampling:
+        return given if given is not None else replace(self.sampling, temperature=float(self.policy.temperature))
+
+    def _rows(self, found: Completions, prompts: Sequence[Sequence[int]], ids: Tensor, mask: Tensor) -> Trajectories:
+        """Turn what was generated, `prompts[i]` being the prompt of prefix i, into rows."""
+        device = found.tokens.device
+        tokens, length = _aligned(prompts, self.tokens.pad_token_id, device)
+        origin = found.prefix
+        sizes = found.length.clone()
+        last = torch.arange(found.tokens.shape[1], device=device) == (sizes - 1).unsqueeze(-1)
+        stopped = found.finished.unsqueeze(-1)
+        self._counts["rows"] += len(sizes)
+        columns = {
+            "observation": TensorDict({"tokens": tokens[origin], "length": length[origin]}, batch_size=[len(sizes)]),
+            # What is made in inference mode cannot be saved for a backward pass: it is copied.
+            "action": found.tokens.clone(),
+            "length": sizes,
+            "mask": mask,
+            "logp_old": found.logp.clone(),
+            "entropy_old": found.entropy.clone(),
+            "group": origin.clone(),
+            "prompt": ids.to(device)[origin],
+            "terminated": last & stopped,
+            "truncated": last & ~stopped,
+        }
+        if found.logp_sampling is not found.logp:
+            columns["logp_sampling"] = found.logp_sampling.clone()
+        return Trajectories(columns)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Rows sampled so far."""
+        return dict(self._counts)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state_dict` returned."""
+        self._counts.update({name: int(value) for name, value in state.items()})
+
+
+def _seed(context: Context) -> int:
+    return int(torch.randint(2**62, (), generator=context.generator))
+
+
+def _plain(found: Completions) -> Tensor:
+    return torch.arange(found.tokens.shape[1], device=found.tokens.device) < found.length.clone().unsqueeze(-1)
+
+
+def _aligned(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return token rows padded behind, [N, P], and their lengths [N]."""
+    longest = max((len(row) for row in rows), default=0)
+    tokens = torch.tensor([[*row, *[pad] * (longest - len(row))] for row in rows], dtype=torch.int64)
+    length = torch.tensor([len(row) for row in rows], dtype=torch.int64)
+    return tokens.view(len(rows), longest).to(device), length.to(device)
+
+
+def _prompts(batch: Trajectories) -> list[list[int]]:
+    sizes = batch.observation["length"].tolist()
+    return [row[:size] for row, size in zip(batch.observation["tokens"].tolist(), sizes, strict=True)]
+
+
+def _lists(batch: Trajectories) -> list[list[int]]:
+    return [row[:size] for row, size in zip(batch.action.tolist(), batch.length.tolist(), strict=True)]
+
+
+_DECISIONS = ("action", "mask", "logp_old", "entropy_old", "logp_sampling", "terminated", "truncated", "turn")
+
+
+def _behind(batch: Trajectories, rows: Tensor, kept: Tensor, fresh: Trajectories, learn: bool) -> Trajectories:
+    """Put the rows `fresh` [K] behind the first `kept` [K] decisions of rows of the batch."""
+    head = batch.select(rows)
+    steps = int((kept + fresh.length).max())
+    place = torch.arange(steps, device=kept.device).expand(len(rows), steps)
+    old = place < kept.unsqueeze(-1)
+    columns: dict[str, Any] = {}
+    for name in _DECISIONS:
+        if name not in fresh and name not in head:
+            continue
+        # A distribution that nothing truncated is its own sampling distribution.
+        source = "logp_old" if name == "logp_sampling" else name
+        first = head.get(name, head.get(source))
+        second = fresh.get(name, fresh.get(source))
+        if first is None or second is None:
+            continue
+        left = first.gather(1, place.clamp(max=first.shape[1] - 1))
+        right = second.gather(1, (place - kept.unsqueeze(-1)).clamp(min=0, max=second.shape[1] - 1))
+        columns[name] = torch.where(old, left, right)
+    length = kept + fresh.length
+    inside = place < length.unsqueeze(-1)
+    columns["mask"] = columns["mask"] & inside & (~old | learn)
+    for name in ("terminated", "truncated"):
+        columns[name] = columns[name] & ~old & inside
+    return fresh.replace(**dict.fromkeys(_DECISIONS), length=length).replace(**columns)
+
+
+def _put_in(fresh: Trajectories, inserted: Sequence[Sequence[int]], turn: Tensor) -> Trajectories:
+    """Put inserted tokens in front of the rows' completions."""
+    tokens, sizes = _aligned(inserted, 0, fresh.device)
+    blank = tokens.new_zeros(tokens.shape)
+    zeros = torch.zeros(tokens.shape, device=fresh.device)
+    false = zeros.bool()
+    columns: dict[str, Any] = {
+        "action": tokens, "mask": false, "logp_old": zeros, "entropy_old": zeros, "terminated": false, "truncated": false,
+        "turn": blank + turn, "length": sizes, "group": fresh.group, "prompt": fresh.prompt, "observation": fresh.observation,
+    }  # fmt: skip
+    head = Trajectories(columns)
+    return _behind(head, torch.arange(len(sizes), device=fresh.device), sizes, fresh, False)
+
+
+def _replaced(batch: Trajectories, rows: Tensor, new: Trajectories) -> Trajectories:
+    """Replace rows of the batch by longer ones."""
+    steps = max(batch.steps, new.steps)
+    columns: dict[str, Any] = {}
+    for name in _DECISIONS:
+        if name not in batch or name not in new:
+            continue
+        wide = torch.nn.functional.pad(batch[name], (0, steps - batch.steps))
+        columns[name] = wide.index_copy(0, rows, torch.nn.functional.pad(new[name], (0, steps - new.steps)))
+    columns["length"] = batch.length.index_copy(0, rows, new.length)
+    return batch.replace(**columns)

@@ -1,0 +1,239 @@
+"""Rows of earlier steps beside fresh ones: queues per prompt, and a window of the latest rollouts.
+
+What is kept is what the rollout gave, with the log-probabilities of the policy that acted (`logp_old`) and its rewards. Kept
+rows live on the CPU; they move to the batch's device when they are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+
+from vantage.advantages.state import PromptIndex
+from vantage.core.averaging import group_index
+from vantage.core.context import Context
+from vantage.core.errors import UserError
+from vantage.core.trajectories import Trajectories, concatenate
+from vantage.rollouts.plans import Groups, at_least
+
+
+def to_state(batch: Trajectories | None) -> dict[str, Any] | None:
+    """Return rows as nested dicts of tensors, for a checkpoint."""
+    return None if batch is None else batch.columns.to_dict()
+
+
+def from_state(state: Mapping[str, Any] | None) -> Trajectories | None:
+    """Take back what `to_state` returned."""
+    return None if state is None else Trajectories(_table(state))
+
+
+def _table(state: Mapping[str, Any]) -> TensorDictBase:
+    columns = {name: _table(held) if isinstance(held, Mapping) else held for name, held in state.items()}
+    return TensorDict(columns, batch_size=[next(iter(columns.values())).shape[0]])
+
+
+class RowTable:
+    """Rows of trajectories in numbered slots: written in place, read by gather, widened when a longer row comes."""
+
+    def __init__(self) -> None:
+        self.rows: Trajectories | None = None
+
+    def put(self, slots: Tensor, batch: Trajectories) -> None:
+        """Write row i of the batch [N] into slot `slots[i]`; slots are distinct."""
+        if not len(slots):
+            return
+        batch, slots = batch.to("cpu"), slots.cpu()
+        if self.rows is None:
+            self.rows = Trajectories(_zeros(batch.columns, 0))
+        room = len(self.rows)
+        if int(slots.max()) >= room:
+            # Twice the size each time: the copies cost no more than the rows themselves.
+            self.rows = Trajectories(_zeros(self.rows.columns, max(int(slots.max()) + 1, 2 * room), self.rows.columns))
+        _write(self.rows.columns, batch.columns, slots)
+
+    def get(self, slots: Tensor) -> Trajectories:
+        """Return the rows in these slots [N]."""
+        assert self.rows is not None
+        return self.rows.select(slots.cpu()).to(slots.device)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The slots."""
+        return {"rows": to_state(self.rows)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take them back."""
+        self.rows = from_state(state["rows"])
+
+
+def _zeros(like: TensorDictBase, rows: int, held: TensorDictBase | None = None) -> TensorDictBase:
+    """Return `rows` rows of zeros with the columns of `like`, the first of them those of `held`."""
+    made: dict[str, Any] = {}
+    for key, column in like.items():
+        if isinstance(column, TensorDictBase):
+            made[str(key)] = _zeros(column, rows, None if held is None else held.get(key))
+        else:
+            made[str(key)] = torch.zeros(rows, *column.shape[1:], dtype=column.dtype)
+            if held is not None:
+                made[str(key)][: len(held.get(key))] = held.get(key)
+    return TensorDict(made, batch_size=[rows])
+
+
+def _write(table: TensorDictBase, rows: TensorDictBase, slots: Tensor) -> None:
+    for key, column in rows.items():
+        held: Any = table.get(key)
+        if isinstance(column, TensorDictBase):
+            _write(held, column, slots)
+            continue
+        if column.dim() >= 2:
+            more = column.shape[1] - held.shape[1]
+            if more > 0:
+                held = torch.cat([held, held.new_zeros(held.shape[0], more, *held.shape[2:])], 1)
+                table.set(key, held)
+            elif more < 0:
+                column = torch.cat([column, column.new_zeros(column.shape[0], -more, *column.shape[2:])], 1)
+        held[slots] = column.to(held.dtype)
+
+
+class PromptQueues:
+    """First-in-first-out queues of rows, at most `capacity` for each prompt.
+
+    Args:
+        capacity: records a prompt, at least 1.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        at_least("PromptQueues.capacity", capacity, 1)
+        self.capacity = capacity
+        self.index = PromptIndex()
+        self.pushed = torch.zeros(0, dtype=torch.int64)
+        """[P] rows that were ever pushed, by the prompt's number."""
+        self.table = RowTable()
+
+    def push(self, batch: Trajectories) -> None:
+        """Append rows in their order, each to the queue of its `prompt`; the oldest make room."""
+        batch = batch.to("cpu")
+        place = self.index.add(batch.prompt)
+        self.pushed = torch.cat([self.pushed, self.pushed.new_zeros(len(self.index) - len(self.pushed))])
+        rank, total = within(place, len(self.index))
+        stays = rank >= total[place] - self.capacity
+        slot = place * self.capacity + (self.pushed[place] + rank) % self.capacity
+        self.pushed = self.pushed + total
+        self.table.put(slot[stays], batch.select(stays))
+
+    def slots(self, prompts: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (slot, there) of the records of these prompts [B], oldest first: both [B, capacity]; on the CPU."""
+        place = self.index.find(prompts.cpu())
+        count = torch.where(place >= 0, self.pushed[place.clamp(min=0)] if len(self.pushed) else 0, 0)
+        held = count.clamp(max=self.capacity)
+        order = torch.arange(self.capacity)
+        age = (count - held).unsqueeze(-1) + order
+        slot = place.clamp(min=0).unsqueeze(-1) * self.capacity + age % self.capacity
+        return slot, order < held.unsqueeze(-1)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Queues and rows."""
+        return {"index": self.index.state_dict(), "pushed": self.pushed, "table": self.table.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take them back."""
+        self.index.load_state_dict(state["index"])
+        self.pushed = state["pushed"]
+        self.table.load_state_dict(state["table"])
+
+
+def within(key: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return (rank, total) of keys [N] in [0, count): each element's place among equal keys [N], and sizes [count]."""
+    total = torch.bincount(key, minlength=count)
+    order = torch.argsort(key, stable=True)
+    starts = total.cumsum(0) - total
+    rank = torch.empty_like(key)
+    rank[order] = torch.arange(len(key), device=key.device) - starts[key[order]]
+    return rank, total
+
+
+@dataclass(frozen=True)
+class RecentReplay:
+    """A plan in which each group is, with probability `share`, one of the `window` rollouts before this one.
+
+    For each of the plan's prompts a draw says fresh or old, and for an old one how many steps back, 1 to `window`, each alike;
+    where the run is too young, or that rollout has no further group, it is fresh. Groups are replayed whole, with the
+    log-probabilities of the policy that generated them in `logp_old`, and `age` [N] says how many steps ago that was.
+    At least one group is fresh. With share 0 nothing is kept and the plan is as it was.
+
+    Attributes:
+        plan: gathers fresh groups; has `prompts`.
+        share: probability of an old group, 0 to below 1; a function of the context where it changes in the run.
+        window: rollouts that are kept.
+    """
+
+    plan: Any = field(default_factory=Groups)
+    share: float | Callable[[Context], float] = 0.5
+    window: int = 2
+    _memory: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        at_least("RecentReplay.window", self.window, 1)
+        if isinstance(self.share, int | float) and not 0 <= self.share < 1:
+            raise UserError(f"RecentReplay.share={self.share} is out of range: 0 to below 1")
+
+    def prepare(self, context: Context) -> None:
+        """Prepare the plan."""
+        if hasattr(self.plan, "prepare"):
+            self.plan.prepare(context)
+
+    def __call__(self, context: Context) -> Trajectories:
+        """Gather fresh groups and put old ones behind them."""
+        share = float(context.now(self.share))
+        kept: list[Trajectories] = self._memory.setdefault("kept", [])
+        if share == 0:
+            kept.clear()
+            batch = self.plan(context)
+            return batch.replace(age=torch.zeros(len(batch), dtype=torch.int64, device=batch.device))
+        old = self._draw(share, kept, context)
+        wanted = self.plan.prompts - sum(int(part.group.unique().numel()) for part in old)
+        batch = context.verify(replace(self.plan, prompts=wanted)(context))
+        batch = batch.replace(age=torch.zeros(len(batch), dtype=torch.int64, device=batch.device))
+        kept.insert(0, batch.to("cpu"))
+        del kept[self.window :]
+        context.record("rollout/replayed", 1 - wanted / self.plan.prompts)
+        return _joined([batch, *(part.to(batch.device) for part in old)])
+
+    def _draw(self, share: float, kept: list[Trajectories], context: Context) -> list[Trajectories]:
+        """Choose old groups: for each snapshot that a draw falls on, as many of its groups, without repetition."""
+        size = self.plan.prompts
+        drawn = torch.rand(size, generator=context.generator) < share
+        back = torch.randint(self.window, (size,), generator=context.generator)
+        if bool(drawn.all()):
+            drawn[0] = False
+        asked = torch.bincount(back[drawn], minlength=self.window).tolist()
+        old = []
+        for steps, (snapshot, count) in enumerate(zip(kept, asked, strict=False), start=1):
+            index, groups = group_index(snapshot.group)
+            chosen = torch.randperm(groups, generator=context.generator)[:count]
+            part = snapshot.select(torch.isin(index, chosen))
+            if len(part):
+                old.append(part.replace(age=torch.full((len(part),), steps)))
+        return old
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rollouts that are kept, newest first."""
+        return {"kept": [to_state(batch) for batch in self._memory.get("kept", [])]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take them back."""
+        self._memory["kept"] = [from_state(batch) for batch in state["kept"]]
+
+
+def _joined(parts: list[Trajectories]) -> Trajectories:
+    """Stack batches; groups of different parts never meet."""
+    numbered, start = [], 0
+    for part in parts:
+        index, count = group_index(part.group)
+        numbered.append(part.replace(group=index + start))
+        start += count
+    return concatenate(numbered)

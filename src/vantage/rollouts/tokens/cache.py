@@ -1,0 +1,299 @@
+"""The cache of the lean path: each row's own tokens, right aligned, beside prompts that groups share."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vantage.rollouts.tokens.prefill import prefill
+from vantage.rollouts.tokens.shared import NEVER, Block, Plan, log_normaliser, scores
+from vantage.rollouts.tokens.turns import extend, forget
+
+if TYPE_CHECKING:
+    from vantage.rollouts.tokens.lean import Weights
+
+
+def sharing_pays(lengths: Sequence[int], counts: Sequence[int], width: int, device: torch.device) -> bool:
+    """Whether groups should read a shared prompt instead of a copy a row; `width` is Hkv x d.
+
+    Sharing saves reading (and holding) the copies and costs a dozen small operations a layer. The thresholds are where
+    the two took the same time, measured in elements of keys that a step does not read again.
+    """
+    copies = max(lengths, default=0) * sum(counts) - sum(lengths)
+    return copies * width > (150_000 if device.type == "cpu" else 8_000_000)
+
+
+class LeanCache:
+    """Live rows: keys [R, Hkv, d, C] and values [R, Hkv, C, d] of each layer for what each row has of its own.
+
+    All rows write the same column next, whatever their position, so a write is a slice. Columns `low` to `end` are in
+    use, by the first `rows` rows of the storage. A row that has no token in a column of these masks it.
+    """
+
+    def __init__(self, weights: Weights, position: Tensor, room: int) -> None:
+        """Rows without tokens of their own, at these positions [n] (host)."""
+        self.weights, self.room = weights, room
+        self.rows = len(position)
+        self.end = self.low = 0
+        heads, dim, kind = weights.kv_heads, weights.dim, {"dtype": weights.dtype, "device": weights.device}
+        self.keys = [torch.empty(self.rows, heads, dim, 0, **kind) for _ in weights.layers]  # type: ignore[arg-type]
+        self.values = [torch.empty(self.rows, heads, 0, dim, **kind) for _ in weights.layers]  # type: ignore[arg-type]
+        self.bias: Tensor | None = None  # [R, C] float32: NEVER where a row has no token; None while nothing is masked
+        self.position = position.to(weights.device)
+        self.farthest = int(position.max()) if len(position) else 0  # no row's position is beyond it
+        self.filled = torch.zeros(self.rows, dtype=torch.int64)  # [n] host: tokens of its own, less `ahead`
+        self.start = torch.zeros(self.rows, dtype=torch.int64)  # [n] host: its first column
+        self.ahead = 0  # tokens decoded since `filled` was brought up to date
+        self.blocks: list[Block] = []
+        self.member = torch.zeros(self.rows, 2, dtype=torch.int64)  # [n, 2] host: block and group in it
+        self._plan: Plan | None = None
+
+    @classmethod
+    def open(cls, weights: Weights, prompts: Sequence[Sequence[int]], counts: Sequence[int], room: int) -> LeanCache:
+        """Compute each prompt once; `counts` rows of each, side by side."""
+        group = torch.arange(len(prompts)).repeat_interleave(torch.tensor(list(counts), dtype=torch.int64))
+        length = torch.tensor([len(prompt) for prompt in prompts], dtype=torch.int64)
+        cache = cls(weights, length[group], room)
+        parts = prefill(weights, prompts, 4096 if weights.device.type == "cpu" else 32768)
+        if sharing_pays(length.tolist(), counts, weights.kv_heads * weights.dim, weights.device):
+            where = torch.zeros(len(prompts), 2, dtype=torch.int64)
+            for number, (members, keys, values) in enumerate(parts):
+                cache.blocks.append(Block.of(keys, values, [len(prompts[index]) for index in members]))
+                where[members, 0], where[members, 1] = number, torch.arange(len(members))
+            cache.member = where[group]
+            return cache
+        width = int(length.max()) if len(length) else 0
+        cache._reserve(width + 1)
+        cache.end = width
+        cache.filled, cache.start = length[group], width - length[group]
+        for members, keys, values in parts:
+            rows = torch.isin(group, torch.tensor(members)).nonzero().squeeze(1)
+            source = torch.empty(len(prompts), dtype=torch.int64)
+            source[members] = torch.arange(len(members))
+            to, source = rows.to(weights.device), source[group[rows]].to(weights.device)
+            first = width - keys[0].shape[-1]
+            for mine, other in zip(cache.keys, keys):
+                mine[:, :, :, :width].index_copy_(0, to, F.pad(other, (first, 0)).index_select(0, source))
+            for mine, other in zip(cache.values, values):
+                mine[:, :, :width].index_copy_(0, to, F.pad(other, (0, 0, first, 0)).index_select(0, source))
+        cache._mask()
+        return cache
+
+    # ------------------------------------------------------------------------------------------------ decoding
+
+    def decode(self, tokens: Tensor) -> Tensor:
+        """Feed one token to each row [n] and return the logits of the next [n, V]."""
+        weights = self.weights
+        self._reserve(self.end + 1)
+        column, end = self.end, self.end + 1
+        self.end = end
+        low, rows, heads, dim, scale = self.low, self.rows, weights.kv_heads, weights.dim, weights.scale
+        bias = None
+        if self.bias is not None:
+            bias = self.bias[:rows, None, low:end].expand(rows, heads, end - low).reshape(rows * heads, 1, end - low)
+        plan = self._planned() if self.blocks else None
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            keys, values = self.keys[layer][:rows], self.values[layer][:rows]
+            keys[:, :, :, column].copy_(k)
+            values[:, :, column].copy_(v)
+            keys, values = keys.view(-1, dim, keys.shape[3]), values.view(-1, values.shape[2], dim)
+            asked = q.reshape(rows * heads, -1, dim)
+            found = scores(asked, keys[:, :, low:end], bias, scale)
+            parts = found.softmax(-1)
+            read = torch.bmm(parts.to(v.dtype), values[:, low:end])
+            if plan is None:
+                return read.view(rows, -1)
+            own = log_normaliser(found, parts).view(rows, -1)
+            shared, norm = plan.read(layer, q, heads, scale)
+            # Softmax over both parts: each part's own softmax, weighed by its share of the normaliser.
+            share = (norm - own).sigmoid_().to(v.dtype).unsqueeze(-1)
+            return torch.lerp(read.view(rows, -1, dim), shared, share).view(rows, -1)
+
+        hidden = weights.trunk(tokens, self.position, self.farthest + 1, attend)
+        self.position = self.position + 1
+        self.farthest += 1
+        self.ahead += 1
+        return weights.logits(hidden)
+
+    def _planned(self) -> Plan:
+        if self._plan is None:
+            self._plan = Plan(self.blocks, self.member, self.weights.device)
+        return self._plan
+
+    # ------------------------------------------------------------------------------------------------ storage
+
+    def _reserve(self, end: int) -> None:
+        """Let the columns reach `end`: move them to the left when what is before them is free, or else grow."""
+        have = self.values[0].shape[2]
+        if end <= have:
+            return
+        used = self.end - self.low
+        if self.low >= max(16, used):
+            self._shift(have)
+        else:
+            need = end - self.low
+            self._shift(max(need, min(need + max(64, need // 2), need + self.room), need))
+
+    def _shift(self, columns: int) -> None:
+        """Move the columns in use to the front of new storage of this many columns."""
+        low, end, rows = self.low, self.end, self.rows
+        new = columns - (end - low)
+        self.keys = [F.pad(x[:rows, :, :, low:end], (0, new)) for x in self.keys]
+        self.values = [F.pad(x[:rows, :, low:end], (0, 0, 0, new)) for x in self.values]
+        self.bias = None if self.bias is None else F.pad(self.bias[:rows, low:end], (0, new))
+        self.start, self.low, self.end = self.start - low, 0, end - low
+
+    def _settle(self) -> None:
+        """Bring the counts up to date after decoding."""
+        self.filled, self.ahead = self.filled + self.ahead, 0
+
+    def _mask(self) -> None:
+        """Narrow the columns in use after a change of the rows; keep the mask only while something is masked."""
+        self._plan = None
+        self.low = min(int(self.start.min()), self.end) if self.rows else self.end
+        if not self.rows or int(self.filled.min()) == self.end - self.low:
+            self.bias = None
+        else:
+            self.bias = self._explicit()
+
+    def _explicit(self) -> Tensor:
+        """The mask [R, C]; while none is kept, rows have no holes behind their first column."""
+        if self.bias is not None:
+            return self.bias
+        full, columns = self.values[0].shape[0], self.values[0].shape[2]
+        before = torch.arange(columns) < F.pad(self.start, (0, full - len(self.start)))[:, None]
+        return torch.zeros(before.shape).masked_fill_(before, NEVER).to(self.weights.device)
+
+    def retain(self, index: Tensor) -> Tensor:
+        """Keep these rows [k] (host, no row twice) in an order of the cache's choice, which is returned.
+
+        Rows behind the first k move into the places of those that leave, so only they are copied.
+        """
+        self._settle()
+        keep = torch.zeros(self.rows, dtype=torch.bool)
+        keep[index] = True
+        count = len(index)
+        holes = (~keep[:count]).nonzero().squeeze(1)
+        tails = keep[count:].nonzero().squeeze(1) + count
+        order = torch.arange(count)
+        order[holes] = tails
+        device = self.weights.device
+        if len(holes):
+            to, source = holes.to(device), tails.to(device)
+            low, end = self.low, self.end
+            for x in self.keys:
+                x[:, :, :, low:end].index_copy_(0, to, x[:, :, :, low:end].index_select(0, source))
+            for x in self.values:
+                x[:, :, low:end].index_copy_(0, to, x[:, :, low:end].index_select(0, source))
+            if self.bias is not None:
+                self.bias.index_copy_(0, to, self.bias.index_select(0, source))
+        self._reorder(order)
+        self._prune()
+        return order
+
+    def _reorder(self, order: Tensor) -> None:
+        self.rows = len(order)
+        self.filled, self.start, self.member = self.filled[order], self.start[order], self.member[order]
+        self.position = self.position.index_select(0, order.to(self.weights.device))
+        self._mask()
+
+    def _prune(self) -> None:
+        """Let go of prompts that nobody reads, and of storage when most of it is free."""
+        blocks, member = [], self.member.clone()
+        for number, block in enumerate(self.blocks):
+            mine = self.member[:, 0] == number
+            used = self.member[mine, 1].unique()
+            if not len(used):
+                continue
+            if 4 * len(used) <= 3 * len(block.lengths):
+                block = block.select(used)
+                member[mine, 1] = torch.searchsorted(used, self.member[mine, 1])
+            member[mine, 0] = len(blocks)
+            blocks.append(block)
+        self.blocks, self.member, self._plan = blocks, member, None
+        if 4 * self.rows <= self.values[0].shape[0]:
+            self._shift(self.values[0].shape[2] - self.low)
+
+    def take(self, index: Tensor) -> LeanCache:
+        """Copy these rows (host), a row more than once if asked; prompts stay shared."""
+        self._settle()
+        taken = copy.copy(self)
+        at = index.to(self.weights.device)
+        low, end = self.low, self.end
+        taken.keys = [x[:, :, :, low:end].index_select(0, at) for x in self.keys]
+        taken.values = [x[:, :, low:end].index_select(0, at) for x in self.values]
+        taken.bias = None if self.bias is None else self.bias[:, low:end].index_select(0, at)
+        taken.start, taken.low, taken.end = self.start - low, 0, end - low
+        taken._reorder(index)
+        taken._prune()
+        return taken
+
+    def join(self, other: LeanCache) -> None:
+        """Put another cache's rows behind these; all end at the same column."""
+        self._settle()
+        other._settle()
+        device = self.weights.device
+        width = other.end - other.low
+        total, have = self.rows + other.rows, self.values[0].shape
+        if self.end < width or have[0] < total:
+            # Neither fits beside what is here: new storage, with the columns further right and rows to spare.
+            used = self.end - self.low
+            front, grown = max(0, width - used), max(total, min(2 * have[0], total + total // 4))
+            back = max(min(self.room, 64), have[2] - self.end)
+            more = grown - self.rows
+            rows, low, end = self.rows, self.low, self.end
+            self.keys = [F.pad(x[:rows, :, :, low:end], (front, back, 0, 0, 0, 0, 0, more)) for x in self.keys]
+            self.values = [F.pad(x[:rows, :, low:end], (0, 0, front, back, 0, 0, 0, more)) for x in self.values]
+            if self.bias is not None:
+                self.bias = F.pad(F.pad(self.bias[:rows, low:end], (front, 0), value=NEVER), (0, back, 0, more))
+            self.start, self.low, self.end = self.start + front - low, front, used + front
+        first = self.end - width
+        here = slice(self.rows, total)
+        for x, y in zip(self.keys, other.keys):
+            x[here, :, :, first : self.end] = y[: other.rows, :, :, other.low : other.end]
+        for x, y in zip(self.values, other.values):
+            x[here, :, first : self.end] = y[: other.rows, :, other.low : other.end]
+        if self.bias is not None or other.bias is not None or self.low != first:
+            self.bias = self._explicit()
+            self.bias[here] = 0.0
+            self.bias[here, :first] = NEVER
+            self.bias[here, first : self.end] = other._explicit()[: other.rows, other.low : other.end]
+        self.start = torch.cat((self.start, other.start - other.low + first))
+        self.filled = torch.cat((self.filled, other.filled))
+        self.position = torch.cat((self.position, other.position.to(device)))
+        self.farthest, self.room = max(self.farthest, other.farthest), max(self.room, other.room)
+        self._join_blocks(other)
+        self.rows = total
+        self._mask()
+
+    def _join_blocks(self, other: LeanCache) -> None:
+        """Take over the other's prompts; a prompt that both have is held once."""
+        if self.blocks or other.blocks:
+            for cache in (self, other):
+                if not cache.blocks:  # rows that hold their prompt themselves read an empty one
+                    weights = self.weights
+                    shape = len(weights.layers), weights.kv_heads, weights.dim
+                    cache.blocks = [Block.blank(*shape, weights.dtype, weights.device)]
+                    cache.member = torch.zeros(cache.rows, 2, dtype=torch.int64)
+        member = other.member.clone()
+        for number, block in enumerate(other.blocks):
+            same = next((i for i, mine in enumerate(self.blocks) if mine is block), None)
+            if same is None:
+                same = len(self.blocks)
+                self.blocks = [*self.blocks, block]
+            member[other.member[:, 0] == number, 0] = same
+        self.member = torch.cat((self.member, member))
+
+    def extend(self, tokens: Sequence[Sequence[int]]) -> None:
+        """Feed these tokens to each row; a row may get none."""
+        extend(self, tokens)
+
+    def forget(self, counts: Tensor) -> None:
+        """Take back the last tokens of each row, [n] of them (host)."""
+        forget(self, counts)

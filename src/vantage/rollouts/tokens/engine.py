@@ -1,0 +1,238 @@
+"""The token engine: completions of token prefixes from a causal language model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from vantage.core.errors import UserError
+from vantage.rollouts.tokens.completions import Completions
+from vantage.rollouts.tokens.generic import GenericBackend
+from vantage.rollouts.tokens.lean import LeanBackend, unsupported
+from vantage.rollouts.tokens.sampling import Sampling
+from vantage.rollouts.tokens.session import Session, generating
+from vantage.rollouts.tokens.strings import StopStrings
+
+
+class TokenEngine:
+    """Generates from a Hugging Face causal language model: groups that share their prompt, rows of their own length.
+
+    The weights are read at each call, so training the model between calls needs no notice to the engine.
+
+    Args:
+        model: the module; LoRA wrappers of peft are allowed.
+        tokenizer: needed for stop strings only.
+        eos_token_ids: tokens that end a completion (default: the model's generation configuration).
+        pad_token_id: fills rows on the right (default: the model's, else the first end token, else 0).
+        max_batch_tokens: tokens that the cache may hold at once; rows beyond wait and come in as others finish. By
+            default a third of the memory that is free.
+        backend: "lean" (Llama, Qwen2, Qwen3), "transformers" (any), or "auto": lean where it can.
+
+    Raises:
+        UserError: the lean backend was asked for and cannot run the model; the message says why.
+    """
+
+    segment = 32
+    """Tokens decoded between two looks at which rows have ended."""
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any = None,
+        *,
+        eos_token_ids: Sequence[int] | int | None = None,
+        pad_token_id: int | None = None,
+        max_batch_tokens: int | None = None,
+        backend: Literal["auto", "lean", "transformers"] = "auto",
+    ) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        settings = getattr(model, "generation_config", None) or model.config
+        if eos_token_ids is None:
+            eos_token_ids = getattr(settings, "eos_token_id", None)
+        ends = [] if eos_token_ids is None else [eos_token_ids] if isinstance(eos_token_ids, int) else eos_token_ids
+        self.eos_token_ids = tuple(int(token) for token in ends)
+        if pad_token_id is None:
+            pad_token_id = getattr(settings, "pad_token_id", None)
+        self.pad_token_id = pad_token_id if pad_token_id is not None else next(iter(self.eos_token_ids), 0)
+        if max_batch_tokens is not None and max_batch_tokens < 1:
+            raise UserError(f"max_batch_tokens={max_batch_tokens}: must be 1 or more, or None for the memory's measure")
+        self.max_batch_tokens = max_batch_tokens
+        if backend not in ("auto", "lean", "transformers"):
+            raise UserError(f"backend={backend!r}: must be 'auto', 'lean' or 'transformers'")
+        self._wanted = backend
+        self.backend: Any = self._choose()
+        self._strings: StopStrings | None = None
+
+    def _choose(self) -> Any:
+        reason = unsupported(self.model)
+        if self._wanted == "lean" and reason is not None:
+            raise UserError(f"backend='lean' cannot run this model: {reason}; use backend='auto'")
+        if self._wanted == "transformers" or reason is not None:
+            return GenericBackend(self.model, self.pad_token_id)
+        return LeanBackend(self.model)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.backend.device
+
+    @property
+    def strings(self) -> StopStrings:
+        """The finder of stop strings.
+
+        Raises:
+            UserError: the engine has no tokenizer.
+        """
+        if self.tokenizer is None:
+            raise UserError("stop_strings need a tokenizer: TokenEngine(model, tokenizer)")
+        if self._strings is None:
+            self._strings = StopStrings(self.tokenizer)
+        return self._strings
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Inference mode, and the model in evaluation mode."""
+        with generating(self.model):
+            yield
+
+    def generate(
+        self,
+        prefixes: Sequence[Sequence[int]],
+        n: int | Sequence[int] = 1,
+        sampling: Sampling | None = None,
+        *,
+        seed: int = 0,
+        seeds: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        max_new_tokens: Sequence[int] | None = None,
+    ) -> Completions:
+        """Complete each prefix `n` times.
+
+        Args:
+            prefixes: token ids of each prefix, 1 or more; a prompt, or a prompt with the beginning of a completion.
+                A prefix that comes twice is computed once.
+            n: completions of each prefix, one number for all or one for each.
+            sampling: how tokens are drawn (default: `Sampling()`).
+            seed: 64-bit seed; row i of the result draws from a stream that follows from it and i alone.
+            seeds: [N] int64, the rows' streams instead. The stream is indexed by the token's place in prefix and
+                completion, so a row cut short and resumed from what it held, with its seed, goes on as it would have.
+            generator: draw `seed` from this CPU generator.
+            max_new_tokens: limit of each row, N of them, instead of the sampling's.
+
+        Raises:
+            UserError: a prefix is empty or holds a token outside the vocabulary, or counts do not fit.
+        """
+        session, rows = self._start(prefixes, n, sampling, seed, seeds, generator, max_new_tokens, keep=False)
+        with self.running():
+            self._schedule(session, rows)
+            return session.result()
+
+    def open(
+        self,
+        prefixes: Sequence[Sequence[int]],
+        n: int | Sequence[int] = 1,
+        sampling: Sampling | None = None,
+        *,
+        seed: int = 0,
+        seeds: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        max_new_tokens: Sequence[int] | None = None,
+    ) -> Session:
+        """Prefill like `generate` and return the live rows, for stepping, forking and putting tokens in.
+
+        All rows are alive at once, whatever `max_batch_tokens` says, and rows that end keep their cache until closed.
+        """
+        session, rows = self._start(prefixes, n, sampling, seed, seeds, generator, max_new_tokens, keep=True)
+        with self.running():
+            self._admit(session, rows)
+        return session
+
+    # ------------------------------------------------------------------------------------------------ inside
+
+    def _start(
+        self,
+        prefixes: Sequence[Sequence[int]],
+        n: int | Sequence[int],
+        sampling: Sampling | None,
+        seed: int,
+        seeds: Tensor | None,
+        generator: torch.Generator | None,
+        max_new_tokens: Sequence[int] | None,
+        keep: bool,
+    ) -> tuple[Session, Tensor]:
+        sampling = Sampling() if sampling is None else sampling
+        counts = [n] * len(prefixes) if isinstance(n, int) else [int(count) for count in n]
+        if len(counts) != len(prefixes) or any(count < 0 for count in counts):
+            raise UserError(f"n={n!r} for {len(prefixes)} prefixes: one count of 0 or more for each, or one for all")
+        vocabulary = self.model.config.get_text_config().vocab_size
+        for index, prefix in enumerate(prefixes):
+            if not len(prefix):
+                raise UserError(f"prefix {index} is empty: generation needs one token at least (the start token)")
+            if min(prefix) < 0 or max(prefix) >= vocabulary:
+                raise UserError(f"prefix {index} holds tokens outside the vocabulary of {vocabulary}")
+        total = sum(counts)
+        if seeds is not None and seeds.shape != (total,):
+            raise UserError(f"seeds has shape {tuple(seeds.shape)}: one for each of the {total} rows is needed")
+        if max_new_tokens is not None and (len(max_new_tokens) != total or min(max_new_tokens, default=1) < 1):
+            raise UserError(f"max_new_tokens: one number of 1 or more for each of the {total} rows is needed")
+        if sampling.stop_strings:
+            self.strings  # noqa: B018 - raises when there is no tokenizer
+        if generator is not None:
+            seed = int(torch.randint(2**62, (), generator=generator))
+        with self.running():
+            if self._wanted == "auto" and self.backend.name == "lean" and unsupported(self.model) is not None:
+                self.backend = self._choose()
+            session = Session(self, sampling, seed=seed, keep=keep)
+            session.prefixes = [tuple(prefix) for prefix in prefixes]
+            prefix = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts, dtype=torch.int64))
+            base = torch.tensor([len(p) for p in prefixes], dtype=torch.int64)[prefix]
+            limit = torch.full((total,), sampling.max_new_tokens) if max_new_tokens is None else None
+            limit = limit if limit is not None else torch.tensor([int(x) for x in max_new_tokens or ()])
+            rows = session.add_rows(prefix, base, limit, seeds)
+        return session, rows
+
+    def _admit(self, session: Session, rows: Tensor) -> None:
+        """Bring rows to life, rows of equal prefixes as one group."""
+        groups: dict[Sequence[int], list[int]] = {}
+        for row in rows.tolist():
+            groups.setdefault(session.prefixes[int(session.prefix[row])], []).append(row)
+        members = list(groups.values())
+        firsts = [int(session.prefix[group[0]]) for group in members]
+        if members:
+            session.admit(firsts, [len(group) for group in members], torch.tensor([r for g in members for r in g]))
+
+    def _schedule(self, session: Session, rows: Tensor) -> None:
+        """Run all rows, as many at a time as the budget holds."""
+        cost = (session.base + session.limit)[rows]
+        budget = self.max_batch_tokens if self.max_batch_tokens is not None else self._budget()
+        ahead = cost.cumsum(0)
+        begun = 0
+        while begun < len(rows) or len(session.live):
+            free = budget - int(cost[session.live].sum())
+            done = int(ahead[begun - 1]) if begun else 0
+            fits = int(torch.searchsorted(ahead, torch.tensor(done + free), right=True))
+            if fits == begun and not len(session.live):
+                fits = begun + 1  # a row larger than the budget runs alone
+            if fits > begun:
+                self._admit(session, rows[begun:fits])
+                begun = fits
+            waiting = begun < len(rows)
+            session.run(None, until=lambda waiting=waiting: waiting)  # type: ignore[misc]
+
+    def _budget(self) -> int:
+        """Tokens whose keys, values and logits fill a third of the memory that is free."""
+        config = self.model.config.get_text_config()
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        size = next(self.model.parameters()).element_size()
+        a_token = 2 * config.num_hidden_layers * heads * dim * size
+        if self.device.type == "cuda":
+            free = torch.cuda.mem_get_info(self.device)[0]
+        else:
+            free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return max(1, free // 3 // a_token)

@@ -1,0 +1,237 @@
+"""Llama, Qwen2 and Qwen3 run on the module's own parameters, without the module's forward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vantage.rollouts.tokens.cache import LeanCache
+
+_ARCHITECTURES = {
+    "LlamaForCausalLM": "transformers.models.llama.",
+    "Qwen2ForCausalLM": "transformers.models.qwen2.",
+    "Qwen3ForCausalLM": "transformers.models.qwen3.",
+}
+
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+"""(layer, q [m, Hq, d], k [m, Hkv, d], v [m, Hkv, d]), q and k rotated, to what the heads read [m, Hq * d]."""
+
+
+def unwrapped(model: Any) -> Any:
+    """The transformers module inside a LoRA wrapper (peft), or the model itself."""
+    adapters = getattr(model, "peft_config", None)
+    if adapters and hasattr(model, "get_base_model"):
+        kinds = [str(getattr(adapter, "peft_type", "")) for adapter in adapters.values()]
+        return model.get_base_model() if all(kind.endswith("LORA") for kind in kinds) else model
+    return model
+
+
+def unsupported(model: Any) -> str | None:
+    """Why the lean path cannot run this model, or None where it can."""
+    model = unwrapped(model)
+    kind = type(model)
+    if not kind.__module__.startswith(_ARCHITECTURES.get(kind.__name__, " ")):
+        return f"the architecture {kind.__name__} is not one of {', '.join(_ARCHITECTURES)}"
+    rope = getattr(model.model.rotary_emb, "rope_type", "default")
+    if "dynamic" in rope or rope == "longrope":
+        return f"rotary embeddings of type {rope!r} change with the length"
+    if any(getattr(layer.self_attn, "sliding_window", None) is not None for layer in model.model.layers):
+        return "a layer attends through a sliding window"
+    if len(model.model.layers) != model.config.num_hidden_layers:
+        return "the number of layers is not the configuration's"
+    if len({parameter.device for parameter in model.parameters()}) != 1:
+        return "its parameters are on several devices"
+    if len({m.weight.dtype for m in model.modules() if type(m) in (nn.Linear, nn.Embedding)}) != 1:
+        return "its parameters are of several types"
+    if any(m._forward_hooks or m._forward_pre_hooks or "forward" in m.__dict__ for m in model.modules()):
+        return "a module of it carries a hook"
+    return None
+
+
+class _Norm:
+    """Root-mean-square norm by a module's weight."""
+
+    def __init__(self, module: Any) -> None:
+        self.weight, self.eps = module.weight, module.variance_epsilon
+        self.shape = tuple(self.weight.shape)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.shape, self.weight, self.eps)
+
+
+class _Direct:
+    """A decoder layer on the module's own maps; one that is wrapped (LoRA, quantised) is called, not read."""
+
+    def __init__(self, layer: Any) -> None:
+        attention, mlp = layer.self_attn, layer.mlp
+        self.dim = attention.head_dim
+        self.before, self.between = _Norm(layer.input_layernorm), _Norm(layer.post_attention_layernorm)
+        self.q, self.k, self.v, self.o = attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj
+        self.norms = (_Norm(attention.q_norm), _Norm(attention.k_norm)) if hasattr(attention, "q_norm") else None
+        self.gate, self.up, self.down, self.act = mlp.gate_proj, mlp.up_proj, mlp.down_proj, mlp.act_fn
+
+    def heads(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of the residual stream [m, D], rotated."""
+        x = self.before(x)
+        q, k, v = (p(x).unflatten(-1, (-1, self.dim)) for p in (self.q, self.k, self.v))
+        if self.norms is not None:
+            q, k = self.norms[0](q), self.norms[1](k)
+        return _rotated(q, rope), _rotated(k, rope), v
+
+    def after(self, x: Tensor, read: Tensor) -> Tensor:
+        """The stream [m, D] after what the heads read [m, Hq * d] and the feed-forward part."""
+        x = x + self.o(read)
+        y = self.between(x)
+        return x + self.down(self.act(self.gate(y)) * self.up(y))
+
+
+def _rotated(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotary embedding of heads [m, H, d]; the sine's first half carries the sign, so that a roll does the rest."""
+    cos, sin = rope
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
+
+
+class _Folded:
+    """A decoder layer in few operations, for small float32 models on the CPU, where operations cost more than products.
+
+    Query, key and value maps are one matrix, gate and up another; the norms' weights and the scale of the scores are
+    multiplied into them, and the two halves of a head are interleaved, so that the rotation is one complex product. The
+    scores do not change when queries and keys are permuted alike. These matrices are temporary: they live as long as
+    one call of the engine.
+    """
+
+    def __init__(self, layer: Any) -> None:
+        attention, mlp = layer.self_attn, layer.mlp
+        maps = (attention.q_proj, attention.k_proj, attention.v_proj)
+        self.dim = dim = attention.head_dim
+        hidden = maps[0].in_features
+        self.queries, self.kv = maps[0].out_features // dim, maps[1].out_features // dim
+        self.turned = self.queries + self.kv
+        norm, between = layer.input_layernorm, layer.post_attention_layernorm
+        self.eps = hidden * norm.variance_epsilon, hidden * between.variance_epsilon
+        pairs = torch.arange(dim, device=norm.weight.device).view(2, -1).t().flatten()
+        normed = hasattr(attention, "q_norm")
+        scale = attention.scaling
+
+        def laid(x: Tensor, heads: int, factor: float) -> Tensor:
+            return x.view(heads, dim, -1)[:, pairs].view(x.shape).mul_(factor)
+
+        weights = [p.weight for p in maps]
+        weights[0] = laid(weights[0], self.queries, 1.0 if normed else scale)
+        weights[1] = laid(weights[1], self.kv, 1.0)
+        self.qkv = torch.cat(weights).mul_(norm.weight * hidden**0.5)
+        self.bias = None
+        if maps[0].bias is not None:
+            biases = [p.bias for p in maps]
+            biases[0] = laid(biases[0], self.queries, 1.0 if normed else scale)
+            biases[1] = laid(biases[1], self.kv, 1.0)
+            self.bias = torch.cat(biases)
+        self.norm = None
+        if normed:
+            q, k = attention.q_norm, attention.k_norm
+            self.norm_eps = dim * q.variance_epsilon
+            a, b = q.weight[pairs] * (scale * dim**0.5), k.weight[pairs] * dim**0.5
+            self.norm = torch.cat((a.expand(self.queries, dim), b.expand(self.kv, dim)))
+        self.o, self.o_bias = attention.o_proj.weight.t(), attention.o_proj.bias
+        self.gate_up = torch.cat((mlp.gate_proj.weight, mlp.up_proj.weight)).mul_(between.weight * hidden**0.5)
+        self.gate_bias = None if mlp.gate_proj.bias is None else torch.cat((mlp.gate_proj.bias, mlp.up_proj.bias))
+        self.inner = mlp.gate_proj.out_features
+        self.down, self.down_bias = mlp.down_proj.weight.t(), mlp.down_proj.bias
+
+    def heads(self, x: Tensor, rope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (scaled), keys and values of the residual stream [m, D], rotated."""
+        y = x * torch.linalg.vecdot(x, x).add_(self.eps[0]).rsqrt_().unsqueeze(1)
+        y = F.linear(y, self.qkv, self.bias).view(len(x), -1, self.dim)
+        qk = y[:, : self.turned]
+        if self.norm is not None:
+            qk.mul_(torch.linalg.vecdot(qk, qk).add_(self.norm_eps).rsqrt_().unsqueeze(2)).mul_(self.norm)
+        torch.view_as_complex(qk.unflatten(-1, (-1, 2))).mul_(rope)
+        return y[:, : self.queries], y[:, self.queries : self.turned], y[:, self.turned :]
+
+    def after(self, x: Tensor, read: Tensor) -> Tensor:
+        """The stream [m, D] after what the heads read [m, Hq * d] and the feed-forward part."""
+        x = torch.addmm(x, read, self.o)
+        if self.o_bias is not None:
+            x.add_(self.o_bias)
+        y = x * torch.linalg.vecdot(x, x).add_(self.eps[1]).rsqrt_().unsqueeze(1)
+        y = F.linear(y, self.gate_up, self.gate_bias)
+        x = torch.addmm(x, F.silu(y[:, : self.inner]).mul_(y[:, self.inner :]), self.down)
+        return x if self.down_bias is None else x.add_(self.down_bias)
+
+
+class Weights:
+    """The model as the lean path reads it, for one call of the engine: it does not outlive a change of the weights."""
+
+    def __init__(self, model: Any, fold: bool | None = None) -> None:
+        body, config = model.model, model.config
+        self.embedding, self.head, self.norm = body.embed_tokens, model.lm_head, _Norm(body.norm)
+        self.rotary = body.rotary_emb
+        weight = self.embedding.weight
+        self.device, self.dtype = weight.device, weight.dtype
+        self.kv_heads, self.dim = config.num_key_value_heads, body.layers[0].self_attn.head_dim
+        self.folded = _foldable(model) if fold is None else fold
+        self.layers: list[Any] = [(_Folded if self.folded else _Direct)(layer) for layer in body.layers]
+        self.scale = 1.0 if self.folded else body.layers[0].self_attn.scaling
+        self._table: Any = None
+
+    def rope(self, positions: Tensor, length: int) -> Any:
+        """What turns heads at these positions [m], all below `length`."""
+        have = 0 if self._table is None else (self._table if self.folded else self._table[0]).shape[0]
+        if have < length:
+            place = torch.arange(max(length, 2 * have, 256), device=self.device, dtype=torch.float32)
+            angle = torch.outer(place, self.rotary.inv_freq.to(self.device, torch.float32)).unsqueeze(1)
+            scaling = self.rotary.attention_scaling
+            if self.folded:
+                self._table = torch.polar(torch.full_like(angle, scaling), angle)
+            else:
+                cos, sin = angle.cos() * scaling, angle.sin() * scaling
+                self._table = torch.cat((cos, cos), -1).to(self.dtype), torch.cat((-sin, sin), -1).to(self.dtype)
+        if self.folded:
+            return self._table.index_select(0, positions)
+        return self._table[0].index_select(0, positions), self._table[1].index_select(0, positions)
+
+    def trunk(self, ids: Tensor, positions: Tensor, length: int, attend: Attend) -> Tensor:
+        """Hidden states [m, D] before the last norm, of tokens [m] at these positions [m], all below `length`."""
+        rope = self.rope(positions, length)
+        x = F.embedding(ids, self.embedding.weight) if type(self.embedding) is nn.Embedding else self.embedding(ids)
+        for index, layer in enumerate(self.layers):
+            x = layer.after(x, attend(index, *layer.heads(x, rope)))
+        return x
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits [m, V] of hidden states [m, D]."""
+        return self.head(self.norm(hidden))
+
+
+def _foldable(model: Any) -> bool:
+    """Whether the joined matrices pay: plain float32 maps on the CPU, and little to copy at every call."""
+    weight = model.model.embed_tokens.weight
+    if weight.device.type != "cpu" or weight.dtype != torch.float32:
+        return False
+    layers = model.model.layers
+    maps = [m for layer in layers for m in (layer.self_attn, layer.mlp)]
+    plain = all(type(x) is nn.Linear for m in maps for name, x in m.named_children() if name.endswith("_proj"))
+    silu = all(isinstance(layer.mlp.act_fn, nn.SiLU) or type(layer.mlp.act_fn).__name__ == "SiLUActivation" for layer in layers)
+    return plain and silu and sum(p.numel() for p in layers.parameters()) <= 64_000_000
+
+
+class LeanBackend:
+    """Makes caches that run Llama, Qwen2 and Qwen3 on the module's own parameters."""
+
+    name = "lean"
+
+    def __init__(self, model: Any) -> None:
+        self.model = unwrapped(model)
+        self.device = self.model.model.embed_tokens.weight.device
+
+    def weights(self) -> Weights:
+        """Read the parameters as they are now."""
+        return Weights(self.model)
+
+    def open(self, weights: Weights, prefixes: Sequence[Sequence[int]], counts: Sequence[int], room: int) -> LeanCache:
+        """Cache all but the last token of each prefix, once, for `counts` rows each that may get `room` tokens."""
+        return LeanCache.open(weights, [prefix[:-1] for prefix in prefixes], counts, room)

@@ -1,0 +1,206 @@
+"""How the next token is drawn: temperature, truncation, a random stream of its own for every row."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vantage.core.errors import UserError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn and when a completion ends.
+
+    The truncations apply in this order, each to what the one before left: temperature, top-k, top-p, min-p.
+
+    Attributes:
+        temperature: divides the logits; above 0.
+        top_p: keep the most probable tokens whose probabilities first add up to this; in (0, 1], 1 keeps all.
+        top_k: keep this many tokens of highest probability (and those tied with the last); 0 keeps all.
+        min_p: keep tokens at least this fraction as probable as the most probable one; in [0, 1], 0 keeps all.
+        max_new_tokens: longest completion, in tokens, the stop token included.
+        stop_tokens: ids that end a completion, besides the engine's end-of-sequence tokens.
+        stop_strings: texts that end a completion once they stand in what was generated; the tokens that hold them stay.
+        greedy: take the most probable token; the temperature still scales the reported log-probabilities.
+
+    Raises:
+        UserError: a value is out of its range.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    max_new_tokens: int = 64
+    stop_tokens: tuple[int, ...] = ()
+    stop_strings: tuple[str, ...] = ()
+    greedy: bool = False
+
+    def __post_init__(self) -> None:
+        def refuse(name: str, allowed: str) -> UserError:
+            return UserError(f"Sampling.{name}={getattr(self, name)!r}: must be {allowed}")
+
+        if not (self.temperature > 0 and math.isfinite(self.temperature)):
+            raise refuse("temperature", "above 0 and finite; for the most probable token set greedy=True")
+        if not 0 < self.top_p <= 1:
+            raise refuse("top_p", "in (0, 1]; 1 keeps every token")
+        if self.top_k < 0 or self.top_k != int(self.top_k):
+            raise refuse("top_k", "a whole number of 0 or more; 0 keeps every token")
+        if not 0 <= self.min_p <= 1:
+            raise refuse("min_p", "in [0, 1]; 0 keeps every token")
+        if self.max_new_tokens < 1 or self.max_new_tokens != int(self.max_new_tokens):
+            raise refuse("max_new_tokens", "a whole number of 1 or more")
+        if any(token < 0 for token in self.stop_tokens):
+            raise refuse("stop_tokens", "token ids of 0 or more")
+        if isinstance(self.stop_strings, str) or not all(isinstance(s, str) and s for s in self.stop_strings):
+            raise refuse("stop_strings", "a tuple of texts that are not empty")
+        object.__setattr__(self, "stop_tokens", tuple(int(token) for token in self.stop_tokens))
+        object.__setattr__(self, "stop_strings", tuple(self.stop_strings))
+
+    @property
+    def truncates(self) -> bool:
+        """Whether tokens are left out, so that the sampling distribution is not the policy's."""
+        return self.top_p < 1 or self.top_k > 0 or self.min_p > 0
+
+
+def mix(bits: Tensor) -> Tensor:
+    """Scramble 64-bit integers one to one (the finaliser of SplitMix64, Steele et al. 2014); wraps around.
+
+    `torch` shifts signed integers arithmetically, so the bits that the sign drags in are masked off.
+    """
+    bits = (bits ^ ((bits >> 30) & 0x3FFFFFFFF)) * -0x40A7B892E31B1A47
+    bits = (bits ^ ((bits >> 27) & 0x1FFFFFFFFF)) * -0x6B2FB644ECCEEE15
+    return bits ^ ((bits >> 31) & 0x1FFFFFFFF)
+
+
+_GOLDEN = -0x61C8864680B583EB  # 2^64 / golden ratio, as a signed integer: SplitMix64's increment
+
+
+def row_seeds(seed: int, rows: Tensor) -> Tensor:
+    """Seeds of rows [N] (int64) for a run's `seed` and the rows' indices [N] (int64); equal on every device."""
+    start = mix(torch.tensor(_signed(seed), dtype=torch.int64, device=rows.device))
+    return mix(start + (rows + 1) * _GOLDEN)
+
+
+def uniforms(seeds: Tensor, positions: Tensor) -> Tensor:
+    """Uniform numbers in [0, 1) of double precision for row seeds and token positions (int64, broadcast together).
+
+    Counter based: a number depends on its own row's seed and position alone, never on the batch around it.
+    """
+    bits = mix(seeds + (positions + 1) * _GOLDEN)
+    return ((bits >> 11) & 0x1FFFFFFFFFFFFF).double() * 2.0**-53
+
+
+def truncate(logits: Tensor, sampling: Sampling) -> Tensor:
+    """Logits [N, V] (float32, tempered) with -inf for the tokens that top-k, top-p and min-p leave out.
+
+    Top-p keeps a token when the tokens more probable than it hold less than `top_p`: the smallest set that reaches it.
+    """
+    if 0 < sampling.top_k < logits.shape[-1]:
+        kth = logits.topk(sampling.top_k, dim=-1, sorted=True).values[..., -1:]
+        logits = logits.masked_fill(logits < kth, -torch.inf)
+    if sampling.top_p < 1:
+        logits = _nucleus(logits, sampling.top_p)
+    if sampling.min_p > 0:
+        floor = logits.amax(-1, keepdim=True) + math.log(sampling.min_p)
+        logits = logits.masked_fill(logits < floor, -torch.inf)
+    return logits
+
+
+def _nucleus(logits: Tensor, top_p: float) -> Tensor:
+    size = logits.shape[-1]
+    norm = logits.logsumexp(-1, keepdim=True)
+    # A language model's nucleus is nearly always a small part of a large vocabulary: look among the best 1024 before
+    # sorting all. Only off CUDA, where the test does not make the host wait for the device.
+    for count in (1024, size) if size > 4096 and logits.device.type == "cpu" else (size,):
+        ordered = logits.topk(count, dim=-1).values if count < size else logits.sort(dim=-1, descending=True).values
+        mass = (ordered - norm).exp_().cumsum(-1, dtype=torch.float64)
+        if count == size or bool((mass[..., -1] >= top_p).all()):
+            break
+    kept = (mass < top_p).sum(-1, keepdim=True).clamp_(max=count - 1)  # the last token kept: the first to reach top_p
+    return logits.masked_fill(logits < ordered.gather(-1, kept), -torch.inf)
+
+
+class Draw(NamedTuple):
+    """One token a row: id [N] (int64), log-probabilities [N] and entropy [N] (float32); see `Completions`."""
+
+    token: Tensor
+    logp: Tensor
+    logp_sampling: Tensor
+    logp_raw: Tensor
+    entropy: Tensor
+
+
+def draw(logits: Tensor, uniform: Tensor | None, sampling: Sampling) -> Draw:
+    """Draw one token a row from logits [N, V] with uniform numbers [N]; None only where `sampling.greedy`.
+
+    The draw inverts the cumulative distribution, so a row costs one random number whatever the vocabulary. All in
+    float32, whatever the model's precision. Where nothing truncates, `logp_sampling` is the same object as `logp`;
+    where the temperature is 1, so is `logp_raw`.
+    """
+    logits = logits.float()
+    tempered = logits if sampling.temperature == 1 else logits / sampling.temperature
+    logps = tempered.log_softmax(-1)
+    probs = logps.exp()
+    entropy = -torch.linalg.vecdot(probs, logps.clamp(min=-1e30))  # 0 x -inf is 0 here
+    if sampling.greedy:
+        token = tempered.argmax(-1, keepdim=True)
+        logp = logps.gather(-1, token)
+        logp_sampling = torch.zeros_like(logp)
+    elif sampling.truncates:
+        assert uniform is not None
+        kept = truncate(tempered, sampling).log_softmax(-1)
+        token = invert(kept.exp(), uniform)
+        logp = logps.gather(-1, token)
+        logp_sampling = kept.gather(-1, token)
+    else:
+        assert uniform is not None
+        token = invert(probs, uniform)
+        logp = logp_sampling = logps.gather(-1, token)
+    logp_raw = logp if sampling.temperature == 1 else logits.gather(-1, token) - logits.logsumexp(-1, keepdim=True)
+    logp, same = logp.squeeze(-1), logp_sampling is logp
+    raw = logp if sampling.temperature == 1 else logp_raw.squeeze(-1)
+    return Draw(token.squeeze(-1), logp, logp if same else logp_sampling.squeeze(-1), raw, entropy)
+
+
+_BLOCK = 256
+
+
+def invert(probs: Tensor, uniform: Tensor) -> Tensor:
+    """The token [N, 1] at which the cumulative probability [N, V] passes uniform x total; never one of probability 0.
+
+    A large vocabulary is searched in two steps, the block and then the place in it: two short scans in double
+    precision instead of a long one whose float32 sums forget the tail.
+    """
+    size = probs.shape[-1]
+    if size <= 8 * _BLOCK:
+        return _search(probs, uniform)
+    blocks = torch.nn.functional.pad(probs, (0, -size % _BLOCK)).unflatten(-1, (-1, _BLOCK))
+    mass = blocks.sum(-1).cumsum(-1, dtype=torch.float64)
+    goal = _goal(mass, uniform)
+    block = torch.searchsorted(mass, goal, right=True)
+    before = torch.where(block > 0, mass.gather(-1, (block - 1).clamp(min=0)), 0.0)
+    inside = blocks.gather(-2, block.unsqueeze(-1).expand(*block.shape, _BLOCK)).squeeze(-2)
+    share = ((goal - before) / (mass.gather(-1, block) - before)).squeeze(-1)
+    return block * _BLOCK + _search(inside, share)
+
+
+def _search(probs: Tensor, uniform: Tensor) -> Tensor:
+    mass = probs.cumsum(-1, dtype=torch.float64)
+    return torch.searchsorted(mass, _goal(mass, uniform), right=True)
+
+
+def _goal(mass: Tensor, uniform: Tensor) -> Tensor:
+    """Uniform x total, kept below the total, which rounding could reach: past the last token of any probability."""
+    total = mass[..., -1:]
+    return torch.minimum(uniform.unsqueeze(-1) * total, total * (1 - 1e-15))
+
+
+def _signed(seed: int) -> int:
+    """The 64 low bits of `seed` as the signed integer with the same bits."""
+    return (seed + 2**63) % 2**64 - 2**63

@@ -1,0 +1,127 @@
+"""Attention to a prompt that several rows share: its keys are read once for the group, not once for every row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+NEVER = -1e30
+"""Added to the score of what must not be read. Finite, so that a row with nothing to read stays a number."""
+
+
+@dataclass(eq=False)
+class Block:
+    """Prompts of G groups, never written again, so that caches may share it.
+
+    Keys [G, Hkv, d, L] and values [G, Hkv, L, d] of each layer stand at the right; `bias` [G, L] is NEVER before them,
+    or None where all prompts fill their row.
+    """
+
+    keys: list[Tensor]
+    values: list[Tensor]
+    lengths: Tensor  # [G], on the host
+    bias: Tensor | None
+
+    @classmethod
+    def of(cls, keys: list[Tensor], values: list[Tensor], lengths: Sequence[int]) -> Block:
+        """Make the mask that goes with the lengths; a block of empty prompts gets one column that nobody reads."""
+        if not keys[0].shape[-1]:
+            keys, values = [F.pad(k, (1, 0)) for k in keys], [F.pad(v, (0, 0, 1, 0)) for v in values]
+        width = keys[0].shape[-1]
+        length = torch.tensor(list(lengths), dtype=torch.int64)
+        bias = None
+        if int(length.min()) < width:
+            empty = torch.arange(width) < width - length[:, None]
+            bias = torch.zeros(empty.shape).masked_fill_(empty, NEVER).to(keys[0].device)
+        return cls(keys, values, length, bias)
+
+    @classmethod
+    def blank(cls, layers: int, heads: int, dim: int, dtype: torch.dtype, device: torch.device) -> Block:
+        """One group whose prompt is empty."""
+        keys, values = torch.zeros(1, heads, dim, 0), torch.zeros(1, heads, 0, dim)
+        return cls.of([keys.to(device, dtype)] * layers, [values.to(device, dtype)] * layers, [0])
+
+    def select(self, groups: Tensor) -> Block:
+        """These groups (host indices), copied."""
+        at = groups.to(self.keys[0].device)
+        return Block(
+            [k.index_select(0, at) for k in self.keys],
+            [v.index_select(0, at) for v in self.values],
+            self.lengths[groups],
+            None if self.bias is None else self.bias.index_select(0, at),
+        )
+
+
+def scores(q: Tensor, keys: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+    """Scaled scores [b, r, T] in float32 of queries [b, r, d] on keys [b, d, T], with `bias` [b, 1 or r, T] added."""
+    if q.dtype != torch.float32 and q.device.type == "cuda":
+        if bias is None:
+            return torch.bmm(q, keys, out_dtype=torch.float32).mul_(scale)
+        return torch.bmm(q, keys, out_dtype=torch.float32).mul_(scale).add_(bias)
+    if q.dtype != torch.float32:
+        found = torch.bmm(q, keys).float().mul_(scale)
+        return found if bias is None else found.add_(bias)
+    if bias is not None:
+        return torch.baddbmm(bias, q, keys, alpha=scale)
+    return torch.bmm(q, keys) if scale == 1.0 else torch.baddbmm(q.new_empty(1, 1, 1), q, keys, beta=0, alpha=scale)
+
+
+def log_normaliser(found: Tensor, weights: Tensor) -> Tensor:
+    """Log of the sum of exponentials [...] of scores [..., T] from their softmax; its largest entry is at least 1 / T."""
+    return found.amax(-1) - weights.amax(-1).log_()
+
+
+class Plan:
+    """Which rows read which block: queries are put side by side by group, and what they read is put back.
+
+    Groups need not be of one size: a group smaller than its block's largest repeats a row, whose result is not used.
+    """
+
+    def __init__(self, blocks: Sequence[Block], member: Tensor, device: torch.device) -> None:
+        """`member` [n, 2] (host): block of each row, and group in it."""
+        self.blocks = blocks
+        count = len(member)
+        self.parts: list[tuple[Block, int, int, Tensor | None]] = []
+        place = torch.empty(count, dtype=torch.int64)
+        total = 0
+        whole = torch.arange(count)
+        for number, block in enumerate(blocks):
+            rows = (member[:, 0] == number).nonzero().squeeze(1)
+            group = member[rows, 1]
+            sizes = group.bincount(minlength=len(block.lengths))
+            width = int(sizes.max())
+            order = group.argsort(stable=True)
+            within = torch.empty_like(order)
+            within[order] = torch.arange(len(rows)) - (sizes.cumsum(0) - sizes)[group[order]]
+            slots = rows[:1].repeat(len(sizes) * width)
+            slots[group * width + within] = rows
+            place[rows] = total + group * width + within
+            total += len(slots)
+            alike = len(slots) == count and torch.equal(slots, whole)
+            self.parts.append((block, len(sizes), width, None if alike else slots.to(device)))
+        self.place = None if total == count and torch.equal(place, whole) else place.to(device)
+
+    def read(self, layer: int, q: Tensor, kv_heads: int, scale: float) -> tuple[Tensor, Tensor]:
+        """What queries [n, Hq, d] read from their prompts [n, Hq, d], and the log normaliser [n, Hq]."""
+        reads, norms = [], []
+        heads, dim = q.shape[1:]
+        for block, groups, width, slots in self.parts:
+            asked = q if slots is None else q.index_select(0, slots)
+            asked = asked.view(groups, width, kv_heads, -1, dim).transpose(1, 2).reshape(groups * kv_heads, -1, dim)
+            bias = block.bias
+            if bias is not None:
+                bias = bias[:, None, None].expand(-1, kv_heads, -1, -1).flatten(0, 1)
+            found = scores(asked, block.keys[layer].flatten(0, 1), bias, scale)
+            weights = found.softmax(-1)
+            norm = log_normaliser(found, weights)
+            read = torch.bmm(weights.to(q.dtype), block.values[layer].flatten(0, 1))
+            norms.append(norm.view(groups, kv_heads, width, -1).transpose(1, 2).reshape(-1, heads))
+            reads.append(read.view(groups, kv_heads, width, -1, dim).transpose(1, 2).reshape(-1, heads, dim))
+        read, norm = (reads[0], norms[0]) if len(reads) == 1 else (torch.cat(reads), torch.cat(norms))
+        if self.place is not None:
+            read, norm = read.index_select(0, self.place), norm.index_select(0, self.place)
+        return read, norm

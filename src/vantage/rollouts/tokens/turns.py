@@ -1,0 +1,134 @@
+"""Tokens put into rows of the lean cache, and taken back from them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vantage.rollouts.tokens.shared import NEVER
+
+if TYPE_CHECKING:
+    from vantage.rollouts.tokens.cache import LeanCache
+
+_CHUNK = 1 << 25
+"""Elements of keys that are laid out for one attention at most."""
+
+
+def extend(cache: LeanCache, tokens: Sequence[Sequence[int]]) -> None:
+    """Feed these tokens to each row, all in one pass over the model; a row may get none."""
+    counts = torch.tensor([len(row) for row in tokens], dtype=torch.int64)
+    width = int(counts.max()) if len(counts) else 0
+    if not width:
+        return
+    weights = cache.weights
+    device, heads, dim = weights.device, weights.kv_heads, weights.dim
+    cache._settle()
+    cache._reserve(cache.end + width)
+    first, low = cache.end, cache.low
+    bias = cache._explicit()
+    real = torch.arange(width) >= width - counts[:, None]
+    bias[: cache.rows, first : first + width] = torch.zeros(real.shape).masked_fill_(~real, NEVER).to(device)
+    cache.bias, cache.end = bias, (end := first + width)
+    given = counts.nonzero().squeeze(1)  # the rows that get any
+    row, column = real[given].nonzero(as_tuple=True)  # in packed order; the row counts among those that get any
+    packed = torch.tensor([t for r in given.tolist() for t in tokens[r]], dtype=torch.int64, device=device)
+    within = column - (width - counts[given])[row]
+    target, place = given[row].to(device), (first + column).to(device)
+    positions = cache.position[target] + within.to(device)
+
+    # Rows are taken together by block, as many as the laid out keys allow.
+    chunks: list[tuple[Tensor, Tensor, int]] = []
+    for number in range(max(1, len(cache.blocks))):
+        of = (cache.member[given, 0] == number).nonzero().squeeze(1) if cache.blocks else torch.arange(len(given))
+        long = end - low + (cache.blocks[number].keys[0].shape[-1] if cache.blocks else 0)
+        for part in of.split(max(1, _CHUNK // (long * heads * dim))):
+            if len(part):
+                chunks.append((part, torch.isin(row, part).nonzero().squeeze(1).to(device), number))
+    future = torch.full((width, width), NEVER, device=device).triu_(1)
+    inverse = torch.empty(len(given), dtype=torch.int64)
+
+    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        cache.keys[layer][target, :, :, place] = k
+        cache.values[layer][target, :, place] = v
+        read = torch.empty(len(q), q.shape[1] * dim, dtype=q.dtype, device=device)
+        for part, at, number in chunks:
+            rows = given[part].to(device)
+            inverse[part] = torch.arange(len(part))
+            to, here = inverse[row[at.cpu()]].to(device), column.to(device)[at]
+            keys = cache.keys[layer][rows][..., low:end]
+            values = cache.values[layer][rows][:, :, low:end]
+            mask = cache._explicit()[rows, low:end][:, None].repeat(1, width, 1)
+            mask[..., first - low :] += future
+            if cache.blocks:
+                block, group = cache.blocks[number], cache.member[given[part], 1].to(device)
+                keys = torch.cat((block.keys[layer][group], keys), -1)
+                values = torch.cat((block.values[layer][group], values), 2)
+                before = mask.new_zeros(len(part), block.keys[layer].shape[-1])
+                before = before if block.bias is None else block.bias[group]
+                mask = torch.cat((before[:, None].expand(-1, width, -1), mask), -1)
+            asked = q.new_zeros(len(part), width, *q.shape[1:])
+            asked[to, here] = q[at]
+            out = F.scaled_dot_product_attention(
+                asked.transpose(1, 2),
+                keys.transpose(2, 3),
+                values,
+                mask[:, None].to(q.dtype),
+                scale=weights.scale,
+                enable_gqa=q.shape[1] > heads,
+            )
+            read[at] = out.transpose(1, 2)[to, here].flatten(1)
+        return read
+
+    cache.farthest += width
+    weights.trunk(packed, positions, cache.farthest, attend)
+    cache.position = cache.position + counts.to(device)
+    cache.filled = cache.filled + counts
+    empty = cache.start >= first  # rows that had nothing of their own
+    cache.start = torch.where(empty, end - counts, cache.start)
+    cache._mask()
+    tighten(cache)
+
+
+def forget(cache: LeanCache, counts: Tensor) -> None:
+    """Take back the last tokens of each row, [n] of them (host): of its own tokens, not of a shared prompt.
+
+    Raises:
+        ValueError: a row has fewer tokens of its own.
+    """
+    cache._settle()
+    if bool((counts > cache.filled).any()):
+        raise ValueError("tokens of a shared prompt cannot be taken back")
+    if bool((counts == counts[0]).all()) and cache.bias is None:
+        cache.end -= int(counts[0])  # the same from all, and no holes: the columns go
+    else:
+        bias = cache._explicit()
+        mine = bias[: cache.rows, cache.low : cache.end]
+        behind = (mine == 0).flip(-1).cumsum(-1).flip(-1)
+        mine.masked_fill_(behind <= counts[:, None].to(mine.device), NEVER)
+        cache.bias = bias
+    cache.position = cache.position - counts.to(cache.position.device)
+    cache.filled = cache.filled - counts
+    cache._mask()
+    tighten(cache)
+
+
+def tighten(cache: LeanCache) -> None:
+    """Close the holes when they make up much of what a step reads: every row right aligned without gaps."""
+    used, need = cache.end - cache.low, int(cache.filled.max()) if cache.rows else 0
+    if used <= need + max(16, need // 4):
+        return
+    rows, low, end = cache.rows, cache.low, cache.end
+    real = cache._explicit()[:rows, low:end] == 0
+    order = real.to(torch.uint8).argsort(dim=-1, stable=True)[:, used - need :]
+    spare = (0, min(cache.room, 64))
+    shape = order[:, None, None].expand(-1, cache.weights.kv_heads, cache.weights.dim, -1)
+    cache.keys = [F.pad(x[:rows, :, :, low:end].gather(3, shape), spare) for x in cache.keys]
+    shape = order[:, None, :, None].expand(-1, cache.weights.kv_heads, -1, cache.weights.dim)
+    cache.values = [F.pad(x[:rows, :, low:end].gather(2, shape), (0, 0, *spare)) for x in cache.values]
+    cache.start, cache.low, cache.end = need - cache.filled, 0, need
+    cache.bias = None
+    cache._mask()

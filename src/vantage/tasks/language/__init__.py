@@ -1,0 +1,1 @@
+"""Language tasks: generated problems of graded difficulty, and the user's own problems, pairs and demonstrations."""

@@ -1,0 +1,134 @@
+"""The user's own problems, out of a file or a data set, with a split into training and held-out ones."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+from vantage.core.errors import UserError
+from vantage.rewards import verifiers
+from vantage.rewards.specs import within
+from vantage.rewards.verifiers import Verifier, named_scores
+from vantage.tasks.language.problem import Problem, check_index, check_split
+from vantage.tasks.language.reading import Row, choose, prompt_of, read_rows, text_of
+from vantage.tasks.language.space import held_out as falls_out
+
+PROMPTS = ("prompt", "question", "problem", "query", "instruction", "input", "messages")
+ANSWERS = ("answer", "final_answer", "ground_truth", "target", "label", "solution", "output", "completion", "response")
+SOLUTIONS = ("solution", "rationale", "reasoning", "completion", "response", "output")
+
+
+@dataclass(frozen=True)
+class ProblemTable:
+    """Problems that were read, in two splits, judged by one verifier. Built by `load_problems`."""
+
+    name: str
+    train: Sequence[Problem]
+    test: Sequence[Problem]
+    verifier: Verifier
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """The field that plays each role."""
+    dropped: int = 0
+    """Training rows left out because their prompt stands in the separate test file."""
+
+    @property
+    def description(self) -> str:
+        """One line for people."""
+        return f"{len(self.train)} training and {len(self.test)} held-out problems of {self.name}"
+
+    def size(self, split: str) -> int:
+        """Number of problems in a split."""
+        check_split(split)
+        return len(self.test if split == "test" else self.train)
+
+    def problem(self, split: str, index: int) -> Problem:
+        """Return problem `index` of a split, in the order of the file."""
+        check_index(self.name, split, index, self.size(split))
+        return (self.test if split == "test" else self.train)[index]
+
+    def score(self, problem: Problem, completion: str) -> dict[str, float]:
+        """Return the verifier's scores by name; a single one is called `correct`."""
+        score = self.verifier(problem, completion)
+        return named_scores("" if isinstance(score, Mapping) else "correct", score)
+
+
+def load_problems(
+    path: str | Path,
+    fields: Mapping[str, str] | None = None,
+    answer_after: str | None = None,
+    split: str | None = None,
+    held_out: float = 0.1,
+    test: str | Path | None = None,
+    verifier: Verifier | str = "exact",
+    limit: int | None = None,
+) -> ProblemTable:
+    """Read problems with reference answers.
+
+    Args:
+        path: .jsonl, .json, .csv, .tsv, .parquet, a folder that `datasets` saved, or a name that it knows.
+        fields: which field plays which role: `prompt` (text or chat messages), `answer`, `solution`. Roles that are not
+            named are guessed (`PROMPTS`, `ANSWERS`, `SOLUTIONS`); all other fields go to `Problem.fields`.
+        answer_after: the answer is what follows the last occurrence of this marker in its field ("####" for GSM8K); the
+            whole field is then the solution, unless another is named.
+        split: which split of a data set that has several; "train" by default where there is one.
+        held_out: share of the prompts to hold out, by a hash of the prompt: the same prompt always falls on the same
+            side, whatever else is in the file.
+        test: a file of held-out problems instead; training rows whose prompt is in it are dropped.
+        verifier: what judges the answers, or its text (`vantage.rewards.verifiers.verifier`).
+        limit: read so many rows at most.
+
+    Raises:
+        UserError: what cannot be read, where (file and line), and why.
+    """
+    within("load_problems", "held_out", held_out, 0.0, 1.0)
+    judge = verifiers.verifier(verifier) if isinstance(verifier, str) else verifier
+    rows, columns = _read(path, dict(fields or {}), answer_after, split, limit)
+    if test is not None:
+        tested, _ = _read(test, dict(fields or {}), answer_after, None, None)
+        known = {prompt_key(problem) for problem in tested}
+        train = [problem for problem in rows if prompt_key(problem) not in known]
+        return ProblemTable(Path(path).name, train, tested, judge, columns, len(rows) - len(train))
+    sides: tuple[list[Problem], list[Problem]] = ([], [])
+    for problem in rows:
+        sides[falls_out(prompt_key(problem), held_out)].append(problem)
+    return ProblemTable(Path(path).name, *sides, judge, columns)
+
+
+def prompt_key(problem: Problem) -> str:
+    """Return the text that decides a prompt's side: white space and case do not count."""
+    prompt = problem.prompt if isinstance(problem.prompt, str) else json.dumps(problem.prompt, sort_keys=True)
+    return " ".join(prompt.split()).casefold()
+
+
+def _read(
+    path: str | Path, wanted: dict[str, str], answer_after: str | None, split: str | None, limit: int | None
+) -> tuple[list[Problem], dict[str, str]]:
+    problems: list[Problem] = []
+    columns: dict[str, str] = {}
+    for where, row in islice(read_rows(path, split), limit):
+        if not columns:
+            guesses = {"prompt": PROMPTS, "answer": ANSWERS, "solution": SOLUTIONS}
+            columns = choose(where, row, wanted, guesses, ("prompt", "answer"))
+        problems.append(_problem(where, row, columns, answer_after))
+    return problems, columns
+
+
+def _problem(where: str, row: Row, columns: Mapping[str, str], answer_after: str | None) -> Problem:
+    prompt = prompt_of(where, row, columns["prompt"])
+    answer = text_of(where, row, columns["answer"])
+    solution = text_of(where, row, columns["solution"]) if row.get(columns.get("solution", "")) is not None else ""
+    if answer_after:
+        _, marker, answer_only = answer.rpartition(answer_after)
+        if not marker:
+            raise UserError(
+                f"{where}: the field {columns['answer']!r} has no {answer_after!r} for the answer to follow"
+            )
+        solution, answer = solution or answer, answer_only
+    answer = answer.strip()
+    if not answer and "tests" not in row and "schema" not in row:
+        raise UserError(f"{where}: the answer is empty")
+    used = {columns["prompt"], columns["answer"]}
+    return Problem(prompt, answer, solution, {key: value for key, value in row.items() if key not in used})

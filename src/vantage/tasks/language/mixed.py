@@ -1,0 +1,82 @@
+"""Problem sets of different difficulty in one."""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vantage.core.errors import UserError
+from vantage.tasks.language.problem import Problem, ProblemSet, check_index, check_split
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """Problems of several sets, interleaved so that every stretch of them has the parts' weights.
+
+    A split is as large as the weights allow without repeating a problem of any part. The difficulty of a problem is its
+    own `fields["difficulty"]`; `fields["part"]` is its part's number.
+
+    Attributes:
+        parts: the problem sets.
+        weights: a positive number for each, of any sum; () for equal ones.
+
+    Raises:
+        UserError: no part, not as many weights as parts, or a weight that is not positive and finite.
+    """
+
+    parts: tuple[ProblemSet, ...]
+    weights: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.parts:
+            raise UserError("mixed: there are no parts")
+        if self.weights and len(self.weights) != len(self.parts):
+            raise UserError(f"mixed: {len(self.weights)} weights for {len(self.parts)} parts")
+        for weight in self.weights:
+            if not (weight > 0 and math.isfinite(weight)):
+                raise UserError(f"mixed: the weight {weight} is out of range: it must be above 0 and finite")
+
+    @property
+    def name(self) -> str:
+        """The names of the parts."""
+        return " | ".join(part.name for part in self.parts)
+
+    @property
+    def description(self) -> str:
+        """One line for people."""
+        return "; ".join(part.description for part in self.parts)
+
+    def size(self, split: str) -> int:
+        """Number of problems in a split."""
+        check_split(split)
+        return len(_order(self, split)[0])
+
+    def problem(self, split: str, index: int) -> Problem:
+        """Return problem `index` of a split."""
+        check_index("mixed", split, index, self.size(split))
+        parts, places = _order(self, split)
+        part = int(parts[index])
+        found = self.parts[part].problem(split, int(places[index]))
+        return Problem(found.prompt, found.answer, found.solution, {**found.fields, "part": part})
+
+    def score(self, problem: Problem, completion: str) -> dict[str, float]:
+        """Return the scores of the problem's own part."""
+        return self.parts[problem.fields["part"]].score(problem, completion)
+
+
+@functools.lru_cache(maxsize=16)
+def _order(mixed: Mixed, split: str) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """For each problem, the part and the place in it. Place j of n stands at (j + 1/2) / n of the whole."""
+    weights = np.array(mixed.weights or (1.0,) * len(mixed.parts))
+    weights /= weights.sum()
+    sizes = np.array([part.size(split) for part in mixed.parts])
+    total = float((sizes / weights).min())
+    counts = np.minimum((total * weights + 1e-6).astype(int), sizes)
+    parts = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+    places = np.concatenate([np.arange(count, dtype=np.int32) for count in counts])
+    order = np.argsort(np.concatenate([(np.arange(count) + 0.5) / count for count in counts]), kind="stable")
+    return parts[order], places[order]

@@ -1,0 +1,123 @@
+"""Texts to imitate (supervised fine-tuning) and preference pairs, out of a file or a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from vantage.core.errors import UserError
+from vantage.tasks.language.data import PROMPTS
+from vantage.tasks.language.reading import Row, choose, messages_of, prompt_of, read_rows, text_of
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """A prompt, as text or chat messages, and the text to imitate."""
+
+    prompt: str | list[dict[str, str]]
+    completion: str
+
+
+def load_demonstrations(
+    path: str | Path, fields: Mapping[str, str] | None = None, split: str | None = None, limit: int | None = None
+) -> list[Demonstration]:
+    """Read texts for supervised fine-tuning: prompt and completion, or chat messages of which the assistant's is last.
+
+    Roles for `fields`: `prompt` and `completion`, or `messages`.
+
+    Raises:
+        UserError: what cannot be read, where (file and line), and why.
+    """
+    found: list[Demonstration] = []
+    columns: dict[str, str] = {}
+    guesses = {
+        "messages": ("messages", "conversation"),
+        "prompt": tuple(name for name in PROMPTS if name != "messages"),
+        "completion": ("completion", "response", "output", "solution", "answer", "target"),
+    }
+    wanted = dict(fields or {})
+    for where, row in islice(read_rows(path, split), limit):
+        if not columns:
+            columns = choose(where, row, wanted, guesses, ())
+            if "prompt" in wanted or "completion" in wanted or ("messages" not in columns):
+                columns = choose(where, row, wanted, guesses, ("prompt", "completion"))
+                columns.pop("messages", None)
+        if "messages" in columns:
+            messages = messages_of(where, row.get(columns["messages"]), columns["messages"])
+            if messages[-1]["role"] != "assistant" or len(messages) < 2:
+                raise UserError(f"{where}: the messages must end with the assistant's, after at least one other")
+            found.append(Demonstration(messages[:-1], messages[-1]["content"]))
+            continue
+        text = answer_of(where, row, columns["completion"])
+        if not text.strip():
+            raise UserError(f"{where}: the field {columns['completion']!r} is empty")
+        found.append(Demonstration(prompt_of(where, row, columns["prompt"]), text))
+    return found
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A prompt, as text or chat messages, with a completion that is preferred to another."""
+
+    prompt: str | list[dict[str, str]]
+    chosen: str
+    rejected: str
+
+
+def load_pairs(
+    path: str | Path, fields: Mapping[str, str] | None = None, split: str | None = None, limit: int | None = None
+) -> list[Pair]:
+    """Read preference pairs: `prompt`, `chosen`, `rejected`, as texts or as chat messages.
+
+    Chosen and rejected may be whole conversations that share all but the last message, the assistant's; the prompt is then
+    what they share, and no field of its own is needed.
+
+    Raises:
+        UserError: what cannot be read, where (file and line), and why; chosen and rejected that are the same.
+    """
+    found: list[Pair] = []
+    columns: dict[str, str] = {}
+    guesses = {
+        "chosen": ("chosen", "preferred", "chosen_response"),
+        "rejected": ("rejected", "dispreferred", "rejected_response"),
+        "prompt": PROMPTS,
+    }
+    for where, row in islice(read_rows(path, split), limit):
+        if not columns:
+            columns = choose(where, row, dict(fields or {}), guesses, ("chosen", "rejected"))
+        sides = [answer_of(where, row, columns[side]) for side in ("chosen", "rejected")]
+        if sides[0] == sides[1]:
+            raise UserError(f"{where}: chosen and rejected are the same text")
+        if "prompt" in columns:
+            prompt = prompt_of(where, row, columns["prompt"])
+        else:
+            prompt = _shared(where, row, columns)
+        found.append(Pair(prompt, *sides))
+    return found
+
+
+def answer_of(where: str, row: Row, name: str) -> str:
+    """Return an answer: a text, or the content of the last message, which is the assistant's.
+
+    Raises:
+        UserError: it is neither.
+    """
+    value = row.get(name)
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        messages = messages_of(where, value, name)
+        if messages[-1]["role"] != "assistant":
+            raise UserError(f"{where}: the messages of {name!r} must end with the assistant's")
+        return messages[-1]["content"]
+    return text_of(where, row, name)
+
+
+def _shared(where: str, row: Row, columns: Mapping[str, str]) -> list[dict[str, str]]:
+    values = [row.get(columns[side]) for side in ("chosen", "rejected")]
+    if any(not isinstance(value, Sequence) or isinstance(value, str) or len(value) < 2 for value in values):
+        raise UserError(f"{where}: no field for the prompt: name it, prompt=FIELD (fields: {', '.join(map(str, row))})")
+    chosen, rejected = (messages_of(where, value)[:-1] for value in values)
+    if chosen != rejected:
+        raise UserError(f"{where}: chosen and rejected do not begin with the same messages")
+    return chosen

@@ -1,0 +1,73 @@
+"""The generated problem sets by name, made from text as on the command line.
+
+problem_set("addition:digits=3")        problem_set("addition:digits=1..3")      easy to hard in equal parts
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+from vantage.core.errors import UserError
+from vantage.rewards.specs import build, parse
+from vantage.tasks.language.arithmetic import Addition, ModularChain, Sorting
+from vantage.tasks.language.countdown import Countdown
+from vantage.tasks.language.mixed import Mixed
+from vantage.tasks.language.problem import SPLITS, Problem, ProblemSet
+
+__all__ = [
+    "PROBLEM_SETS",
+    "SPLITS",
+    "Addition",
+    "Countdown",
+    "Mixed",
+    "ModularChain",
+    "Problem",
+    "ProblemSet",
+    "Sorting",
+    "alphabet",
+    "problem_set",
+]
+
+PROBLEM_SETS: Mapping[str, Callable[..., ProblemSet]] = MappingProxyType(
+    {"addition": Addition, "countdown": Countdown, "modular": ModularChain, "sorting": Sorting}
+)
+_RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)")
+
+
+def problem_set(spec: str) -> ProblemSet:
+    """Make a problem set from `name:setting=value,...`; `low..high` for a whole number mixes the sets of that range.
+
+    Raises:
+        UserError: unknown name or setting (with the nearest ones), or a value out of its range (with the range).
+    """
+    name, settings = parse("task", spec, PROBLEM_SETS, {})
+    ranges = {key: match for key, text in settings.items() if (match := _RANGE.fullmatch(text))}
+    spans = []
+    for key, match in ranges.items():
+        low, high = int(match[1]), int(match[2])
+        if not 0 <= high - low < 100:
+            raise UserError(f"task {name!r}: {key}={match[0]} is no range: write low..high, at most 100 values")
+        spans.append([(key, str(value)) for value in range(low, high + 1)])
+    parts: list[ProblemSet] = [
+        build("task", name, PROBLEM_SETS[name], {**settings, **dict(chosen)}) for chosen in itertools.product(*spans)
+    ]
+    return parts[0] if len(parts) == 1 else Mixed(tuple(parts))
+
+
+def alphabet(problems: ProblemSet | None = None) -> str:
+    """Return, in order, every character that prompts and solutions can hold: of one generated set, or of all of them.
+
+    Raises:
+        UserError: the set is not a generated one, so that its characters are known to its texts alone.
+    """
+    if problems is None:
+        made = [maker() for maker in PROBLEM_SETS.values()]
+        return "".join(sorted(set("".join(map(alphabet, made)))))
+    if isinstance(problems, Mixed):
+        return "".join(sorted(set("".join(map(alphabet, problems.parts)))))
+    if isinstance(problems, (Addition, Countdown, ModularChain, Sorting)):
+        return "".join(sorted(problems.alphabet()))
+    raise UserError(f"{problems.name}: only a generated task has a known alphabet")

@@ -1,0 +1,166 @@
+"""Supervised fine-tuning: texts to imitate as rows whose decisions are the texts' tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+
+from vantage.core.context import Context
+from vantage.core.errors import UserError
+from vantage.core.trajectories import Trajectories
+from vantage.rewards.verifiers import verifier
+from vantage.tasks.language.data import ProblemTable, prompt_key
+from vantage.tasks.language.pairs import Demonstration
+from vantage.tasks.language.problem import Problem
+from vantage.tasks.language.space import held_out as falls_out
+
+
+@dataclass(frozen=True)
+class Demonstrations:
+    """Rollout: the next `batch` worked solutions of the task's training problems; nothing is sampled.
+
+    Every problem comes once an epoch, in an order that follows from the run's seed. `bucket` batches at a time are cut out of
+    as many problems sorted by length, and shuffled: rows of a batch have similar lengths, batches come in random order.
+
+    Attributes:
+        batch: rows a step, at least 1.
+        bucket: batches that are sorted together, at least 1; 1 leaves the order as it falls.
+        max_tokens: longest completion, in tokens; what is longer is cut and marked truncated. 0 cuts nothing.
+    """
+
+    batch: int = 64
+    bucket: int = 8
+    max_tokens: int = 0
+    _state: dict[str, int] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _ready: list[Any] = field(default_factory=list, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        for name, least in (("batch", 1), ("bucket", 1), ("max_tokens", 0)):
+            if getattr(self, name) < least:
+                raise UserError(f"Demonstrations.{name}={getattr(self, name)} is out of range: at least {least}")
+
+    def prepare(self, context: Context) -> None:
+        """Draw the seed of the orders."""
+        self._state.update(seed=int(torch.randint(2**62, (), generator=context.generator)), step=0)
+        self._ready.clear()
+
+    def __call__(self, context: Context) -> Trajectories:
+        """Return the next batch."""
+        step = self._state["step"]
+        self._state["step"] += 1
+        round_, place = divmod(step, self.bucket)
+        if not self._ready or self._ready[0] != round_:
+            self._ready[:] = [round_, self._sorted(round_, context)]
+        return _rows(self._ready[1][place], context.policy, context.device)
+
+    def _sorted(self, round_: int, context: Context) -> list[list[tuple[int, list[int], list[int], bool]]]:
+        """The batches of a round, encoded."""
+        task: Any = context.task
+        chosen = self._numbers(round_ * self.batch * self.bucket, self.batch * self.bucket, task.size)
+        examples = []
+        for number in chosen:
+            prompt, completion = encoded(context.policy, task.problems.problem("train", number))
+            cut = 0 < self.max_tokens < len(completion)
+            examples.append((number, prompt, completion[: self.max_tokens] if cut else completion, cut))
+        if self.bucket > 1:
+            examples.sort(key=lambda example: (len(example[1]) + len(example[2]), example[0]))
+        batches = [examples[start : start + self.batch] for start in range(0, len(examples), self.batch)]
+        order = torch.randperm(len(batches), generator=self._generator(-1 - round_)).tolist()
+        return [batches[i] for i in order] if self.bucket > 1 else batches
+
+    def _numbers(self, start: int, count: int, size: int) -> list[int]:
+        """Problems `start` to `start + count` of the endless sequence of shuffled epochs."""
+        found: list[int] = []
+        while len(found) < count:
+            epoch, cursor = divmod(start + len(found), size)
+            order = torch.randperm(size, generator=self._generator(epoch))
+            found += order[cursor : cursor + count - len(found)].tolist()
+        return found
+
+    def _generator(self, stream: int) -> torch.Generator:
+        # Streams of epochs are 0, 1, ...; those of the batches' order are negative.
+        return torch.Generator().manual_seed((self._state["seed"] + 0x9E3779B97F4A7C15 * stream) % 2**63)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Seed and steps done."""
+        return dict(self._state)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        self._state.update({name: int(value) for name, value in state.items()})
+        self._ready.clear()
+
+
+def encoded(policy: Any, problem: Problem) -> tuple[list[int], list[int]]:
+    """Return the tokens of a problem's prompt and of the text to imitate, its solution or else its answer, with the end token.
+
+    A prompt of chat messages is followed by what the chat template makes of the assistant's answer.
+
+    Raises:
+        UserError: the problem has neither solution nor answer.
+    """
+    text = problem.solution or problem.answer
+    if not text.strip():
+        raise UserError(
+            f"there is nothing to imitate: the problem {problem.prompt!r:.80} has neither solution nor answer"
+        )
+    tokenizer, stops = policy.tokenizer, policy.stop_tokens
+    prompt = policy.encode(problem.prompt)
+    if isinstance(problem.prompt, str):
+        completion = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    else:
+        said = [*problem.prompt, {"role": "assistant", "content": text}]
+        whole = list(tokenizer.apply_chat_template(said, tokenize=True, return_dict=False))
+        if whole[: len(prompt)] == prompt:
+            completion = whole[len(prompt) :]
+        else:  # the template writes an answer otherwise than it asks for one
+            completion = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    last = max((place for place, token in enumerate(completion) if token in stops), default=-1)
+    # What a template puts behind the end token is never sampled.
+    return prompt, completion[: last + 1] if last >= 0 else [*completion, stops[0]]
+
+
+def _rows(
+    examples: Sequence[tuple[int, list[int], list[int], bool]], policy: Any, device: torch.device
+) -> Trajectories:
+    pad = policy.tokenizer.pad_token_id
+    tokens, sizes = _table([prompt for _, prompt, _, _ in examples], pad)
+    action, length = _table([completion for _, _, completion, _ in examples], pad)
+    cut = torch.tensor([flag for _, _, _, flag in examples]).unsqueeze(-1)
+    place = torch.arange(action.shape[1])
+    last = place == (length - 1).unsqueeze(-1)
+    numbers = torch.tensor([number for number, _, _, _ in examples])
+    rows = len(examples)
+    return Trajectories(
+        {
+            "observation": TensorDict({"tokens": tokens, "length": sizes}, batch_size=[rows]),
+            "action": action,
+            "length": length,
+            "mask": place < length.unsqueeze(-1),
+            "group": torch.arange(rows),
+            "prompt": numbers,
+            "terminated": last & ~cut,
+            "truncated": last & cut,
+            # Nothing is to be verified.
+            "rewards": TensorDict({}, batch_size=[rows]),
+        }
+    ).to(device)
+
+
+def _table(rows: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+    longest = max(len(row) for row in rows)
+    tokens = torch.tensor([[*row, *[pad] * (longest - len(row))] for row in rows], dtype=torch.int64)
+    return tokens, torch.tensor([len(row) for row in rows], dtype=torch.int64)
+
+
+def demonstration_set(name: str, found: Sequence[Demonstration], share: float = 0.1) -> ProblemTable:
+    """Return texts to imitate as a problem set: the text is solution and answer; `share` of the prompts is held out."""
+    sides: tuple[list[Problem], list[Problem]] = ([], [])
+    for each in found:
+        problem = Problem(each.prompt, each.completion, each.completion)
+        sides[falls_out(prompt_key(problem), share)].append(problem)
+    return ProblemTable(name, sides[0], sides[1], verifier("exact"))

@@ -1,0 +1,293 @@
+"""A language task: a problem set, what judges its answers, and the policy and engine that go with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vantage.core.context import Context
+from vantage.core.errors import UserError, nearest
+from vantage.core.protocols import Prompts
+from vantage.core.trajectories import Trajectories
+from vantage.policies.language import LanguagePolicy
+from vantage.policies.lora import LoraSettings
+from vantage.rewards.pool import score_all
+from vantage.rewards.verifiers import Rewards, rewards
+from vantage.rollouts.language import LanguageEngine
+from vantage.rollouts.tokens.sampling import Sampling
+from vantage.tasks.language.evaluation import majority, pass_at_k
+from vantage.tasks.language.problem import Problem, ProblemSet
+from vantage.tasks.language.samples import Graded, SampleWriter
+
+SAMPLING_OPTIONS = ("max_new_tokens", "top_p", "top_k", "min_p", "stop_strings")
+POLICY_OPTIONS = ("dtype", "autocast", "checkpointing", "prefix_sharing", "lora_rank", "lora_alpha", "lora_targets")
+ENGINE_OPTIONS = ("max_batch_tokens", "backend")
+TASK_OPTIONS = ("evaluated", "preset", "architecture", "micro_batch", "workers", "stored")
+DATA_OPTIONS = ("fields", "answer_after", "split", "held_out", "test", "limit", "format")
+
+
+class LanguageTask:
+    """Problems with verifiable answers.
+
+    Args:
+        problems: the problem set; its split "train" is learnt from, "test" is held out.
+        verifier: what judges the answers instead of the problem set: a verifier, several as `Rewards` (each is then recorded
+            times its weight), or their text (`numeric:after=####`, `correct=math format*0.2=regex:...` apart by ` && `).
+        **options: `evaluated` (problems of an evaluation at most, 200), `preset` and `architecture` (of the model that is made
+            when none is given), `micro_batch` (rows judged at once), `workers` (processes for verifiers), `stored`
+            (completions stored a step, 16); of sampling: `max_new_tokens`, `top_p`, `top_k`, `min_p`, `stop_strings`; of
+            the policy: `dtype`, `autocast`, `checkpointing`, `prefix_sharing`, `lora_rank`, `lora_alpha`, `lora_targets`;
+            of the engine: `max_batch_tokens`, `backend`.
+
+    Raises:
+        UserError: an option is not known (the nearest are named), or a split is empty.
+    """
+
+    default_steps = 100
+
+    def __init__(self, problems: ProblemSet, verifier: Any = None, **options: Any) -> None:
+        known = (*TASK_OPTIONS, *SAMPLING_OPTIONS, *POLICY_OPTIONS, *ENGINE_OPTIONS)
+        for name in options:
+            if name not in known:
+                raise UserError(
+                    f"task {problems.name}: no option {name!r}{nearest(name, known)} (options: {', '.join(known)})"
+                )
+        self.problems = problems
+        self.name = problems.name
+        self.verifier = _verifier(verifier)
+        self.size = problems.size("train")
+        if not self.size:
+            raise UserError(f"task {problems.name}: there is no training problem")
+        self.evaluated = min(int(options.get("evaluated", 200)), problems.size("test"))
+        self.micro_batch: int | None = options.get("micro_batch")
+        self.stored = int(options.get("stored", 16))
+        self.options = options
+        self._engine: LanguageEngine | None = None
+
+    # the road ------------------------------------------------------------------------------------------------------
+
+    def prompts(self, ids: Tensor) -> Prompts:
+        """Return the training prompts with these ids [B]."""
+        return Prompts(ids, [self.problems.problem("train", index).prompt for index in ids.tolist()])
+
+    def score(self, batch: Trajectories, context: Context) -> dict[str, Tensor]:
+        """Return the named rewards [N] of completions, NaN where a verifier has none; special tokens are left out.
+
+        A verifier that crashes or hangs costs its own row; the share of such rows is recorded as `verifier/errors`.
+        """
+        numbers = batch.prompt.tolist()
+        found = {number: self.problems.problem("train", number) for number in set(numbers)}
+        texts = self._decoded(batch, context.policy)
+        named, errors = self._judge([found[number] for number in numbers], texts)
+        if self.verifier is not None:
+            context.record("verifier/errors", sum(errors) / max(len(errors), 1))
+        context.record("length", batch.length.float().mean())
+        if "terminated" in batch:
+            context.record("finished", batch.terminated.any(-1).float().mean())
+        return {name: torch.tensor(values, dtype=torch.float32, device=batch.device) for name, values in named.items()}
+
+    def _decoded(self, batch: Trajectories, policy: Any) -> list[str]:
+        rows = [row[:size] for row, size in zip(batch.action.tolist(), batch.length.tolist(), strict=True)]
+        return list(policy.tokenizer.batch_decode(rows, skip_special_tokens=True))
+
+    def _judge(self, problems: Sequence[Problem], texts: Sequence[str]) -> tuple[dict[str, list[float]], list[float]]:
+        """Return (named scores, errors) of completions."""
+        if self.verifier is None:
+            each = [self.problems.score(problem, text) for problem, text in zip(problems, texts, strict=True)]
+            names = dict.fromkeys(name for scores in each for name in scores)
+            return {name: [scores.get(name, float("nan")) for scores in each] for name in names}, []
+        named = score_all(self.verifier, problems, texts, self.options.get("workers"))
+        errors = named.pop("errors")
+        weigh = self.verifier.weight
+        return {name: [weigh(name) * value for value in values] for name, values in named.items()}, errors
+
+    # evaluation ----------------------------------------------------------------------------------------------------
+
+    def evaluate(self, policy: Any, *, samples: int, seed: int) -> dict[str, float]:
+        """Judge `samples` completions of each held-out problem (the first `evaluated` in the set's own order).
+
+        Returns:
+            `pass@1`, and with several samples `pass@n` (unbiased: arXiv 2107.03374) and `maj@n`, of the reward `correct`, or
+            the first one where none is called so, right above 0.5; the mean of every further reward; the mean `length`
+            in tokens; `truncated`, the share of completions that the limit cut.
+        """
+        if not self.evaluated:
+            return {}
+        problems = [self.problems.problem("test", index) for index in range(self.evaluated)]
+        engine = self._engine_of(policy)
+        found = engine.complete([problem.prompt for problem in problems], samples, seed=seed)
+        texts = engine.decode(
+            [row[:size] for row, size in zip(found.tokens.tolist(), found.length.tolist(), strict=True)]
+        )
+        named, _ = self._judge([problem for problem in problems for _ in range(samples)], texts)
+        main = "correct" if "correct" in named else next(iter(named))
+        right = (torch.tensor(named[main]) > 0.5).view(-1, samples)
+        judged = {"pass@1": float(right.double().mean())}
+        if samples > 1:
+            judged[f"pass@{samples}"] = float(pass_at_k(right.sum(-1), samples, samples).mean())
+            shares = [
+                majority(texts[i * samples : (i + 1) * samples], right[i].float().tolist())
+                for i in range(len(problems))
+            ]
+            judged[f"maj@{samples}"] = sum(shares) / len(shares)
+        for name, values in named.items():
+            if name != main:
+                judged[f"reward/{name}"] = float(torch.tensor(values).nanmean())
+        judged["length"] = float(found.length.double().mean())
+        judged["truncated"] = float((~found.finished).double().mean())
+        return judged
+
+    def _engine_of(self, policy: Any) -> LanguageEngine:
+        if self._engine is None or self._engine.policy is not policy:
+            return self.make_engine(policy)
+        return self._engine
+
+    # what goes with it ---------------------------------------------------------------------------------------------
+
+    def make_policy(self, model: str | Path = "", seed: int = 0) -> LanguagePolicy:
+        """Load the model in a folder, or make a small one with random weights.
+
+        Raises:
+            UserError: the folder holds no causal language model with a tokenizer.
+        """
+        given = {name: self.options[name] for name in POLICY_OPTIONS if name in self.options}
+        rank = int(given.pop("lora_rank", 0))
+        targets = given.pop("lora_targets", LoraSettings.targets)
+        alpha = float(given.pop("lora_alpha", 2 * rank))
+        lora = LoraSettings(rank, alpha, _names(targets)) if rank else None
+        if model:
+            return LanguagePolicy.load(model, lora=lora, **given)
+        preset, architecture = self.options.get("preset", "tiny"), self.options.get("architecture", "llama")
+        return LanguagePolicy.new(preset, architecture, seed=seed, lora=lora, **given)
+
+    def make_engine(self, policy: Any, seed: int = 0) -> LanguageEngine:
+        """Return an engine that samples the policy's completions."""
+        given = {name: self.options[name] for name in ENGINE_OPTIONS if name in self.options}
+        sampling = {name: self.options[name] for name in SAMPLING_OPTIONS if name in self.options}
+        if "stop_strings" in sampling:
+            sampling["stop_strings"] = _names(sampling["stop_strings"])
+        self._engine = LanguageEngine(policy, sampling=Sampling(**sampling), **given)
+        return self._engine
+
+    def writer(self, folder: Path) -> SampleWriter:
+        """Return the listener that stores some completions of every step in the run's folder."""
+        return SampleWriter(folder, self._graded)
+
+    def _graded(self, report: Any) -> Graded | None:
+        """Some of the rows that the step learnt from, evenly spread."""
+        batch: Trajectories | None = report.batch
+        if batch is None or not len(batch) or not self.stored or self._engine is None:
+            return None
+        count = min(self.stored, len(batch))
+        chosen = batch.select(torch.linspace(0, len(batch) - 1, count).round().long().to(batch.device))
+        numbers = chosen.prompt.tolist()
+        rewards: list[dict[str, float]] = [{} for _ in numbers]
+        if "rewards" in chosen:
+            for name in chosen.rewards.keys():  # noqa: SIM118 - a TensorDict is no mapping
+                for row, value in zip(rewards, chosen.rewards[name].tolist(), strict=True):
+                    row[str(name)] = value
+        return Graded(
+            problem=numbers,
+            prompt=[_text(self.problems.problem("train", number).prompt) for number in numbers],
+            completion=self._decoded(chosen, self._engine.policy),
+            rewards=rewards,
+            advantage=_advantages(chosen),
+            length=chosen.length.tolist(),
+            finished=chosen.terminated.any(-1).tolist() if "terminated" in chosen else [True] * count,
+        )
+
+
+def _advantages(batch: Trajectories) -> list[float | None]:
+    """Mean advantage of each row's decisions; None where there is none."""
+    if "advantage" not in batch:
+        return [None] * len(batch)
+    total = torch.where(batch.mask, batch.advantage, 0.0).sum(-1)
+    found: list[float | None] = (total / batch.mask.sum(-1).clamp(min=1)).tolist()
+    return found
+
+
+def _text(prompt: str | list[dict[str, str]]) -> str:
+    if isinstance(prompt, str):
+        return prompt
+    return "\n".join(f"[{message.get('role', '')}] {message.get('content', '')}" for message in prompt)
+
+
+def _names(given: Any) -> tuple[str, ...]:
+    """Read names given as a sequence or as text apart by commas."""
+    if isinstance(given, str):
+        return tuple(part.strip() for part in given.split(",") if part.strip())
+    return tuple(given)
+
+
+def _verifier(given: Any) -> Rewards | None:
+    if given is None or given == "":
+        return None
+    if isinstance(given, Rewards):
+        return given
+    if isinstance(given, str):
+        specs = [part.strip() for part in given.split("&&")]
+        if len(specs) == 1 and "=" not in specs[0].partition(":")[0]:
+            specs = [f"correct={specs[0]}"]
+        return rewards(specs)
+    if isinstance(given, Mapping):
+        return Rewards(given)
+    return Rewards({"correct": given})
+
+
+def task_from_spec(spec: str, verifier: str = "", options: Mapping[str, Any] | None = None) -> LanguageTask:
+    """Return the task of a generated problem set such as `addition:digits=3`."""
+    from vantage.tasks.language.problems import problem_set
+
+    return LanguageTask(problem_set(spec), verifier, **dict(options or {}))
+
+
+def task_from_data(data: str, verifier: str = "", options: Mapping[str, Any] | None = None) -> LanguageTask:
+    """Return the task of the user's own problems.
+
+    Args:
+        data: file or saved `datasets` folder; see `vantage.tasks.language.data`.
+        verifier: what judges the answers, as in `LanguageTask`; "exact" when empty.
+        options: of the task, and of reading: `fields` (`prompt=question,answer=final`), `answer_after`, `split`, `held_out`
+            (share), `test` (a file of held-out problems), `limit`, and `format`: "problems", or "demonstrations" for
+            texts to imitate that need no separate answer.
+
+    Raises:
+        UserError: the file cannot be read; the message names file, line and reason.
+    """
+    from vantage.tasks.language.data import load_problems
+
+    given = dict(options or {})
+    reading = {name: given.pop(name) for name in DATA_OPTIONS if name in given}
+    if isinstance(reading.get("fields"), str):
+        reading["fields"] = _pairs(reading["fields"])
+    kind = reading.pop("format", "problems")
+    if kind == "demonstrations":
+        from vantage.tasks.language.pairs import load_demonstrations
+        from vantage.tasks.language.sft import demonstration_set
+
+        share = float(reading.pop("held_out", 0.1))
+        for name in ("answer_after", "test"):
+            if name in reading:
+                raise UserError(f"option {name!r} goes with format=problems, not with demonstrations")
+        return LanguageTask(
+            demonstration_set(Path(data).name, load_demonstrations(data, **reading), share),
+            verifier or "exact",
+            **given,
+        )
+    if kind != "problems":
+        raise UserError(f"format={kind!r} is not known: problems or demonstrations")
+    return LanguageTask(load_problems(data, **reading), verifier or "exact", **given)
+
+
+def _pairs(text: str) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for pair in filter(None, (part.strip() for part in text.split(","))):
+        role, equals, name = pair.partition("=")
+        if not equals or not role.strip() or not name.strip():
+            raise UserError(f"fields: {pair!r} is no role=field, as in prompt=question,answer=final")
+        found[role.strip()] = name.strip()
+    return found
