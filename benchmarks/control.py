@@ -1,0 +1,175 @@
+"""Environment steps a second of PPO training on CartPole beside two peers, on one thread.
+
+    python benchmarks/control.py [--envs 4 64] [--repetitions 7] [--seconds 4] [--json FILE]
+
+Peers: Stable-Baselines3's PPO, and a loop written out in one file in CleanRL's manner (in `peers_control.py`). All three run
+CleanRL's CartPole settings: N environments x 128 steps, 4 epochs of 4 minibatches, Adam at 2.5e-4 annealed to 0, clip 0.2
+for ratio and value, entropy 0.01, value 0.5, gradient norm 0.5, gamma 0.99, lambda 0.95, separate tanh 64-64 networks.
+
+Every measurement is a fresh process with one thread. Within a repetition the three run one after another, in an order that
+turns from one repetition to the next; a ratio is taken within its repetition, so that what slows the machine for a while
+slows both. Reported are medians, and for the ratios a 95% bootstrap interval of the median. Imports, construction and the
+first two iterations are not timed. Steps in which an environment only resets do not count.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+STEPS, WARM_UP = 128, 2
+SYSTEMS = ("vantage", "stable-baselines3", "cleanrl-style")
+ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+
+
+def measure_vantage(envs: int, seconds: float) -> dict[str, Any]:
+    import vantage
+    from vantage.core.trainer import Schedule, Trainer
+    from vantage.tasks.control.task import ControlTask
+
+    task = ControlTask("cartpole")
+    policy = task.make_policy(seed=0)
+    engine = task.make_engine(policy, seed=0)
+    method = vantage.method(
+        "ppo", rows=envs, length=STEPS, epochs=4, minibatches=4, lr=2.5e-4, eps=0.2, entropy_coefficient=0.01
+    )
+    trainer = Trainer(method, task, policy, engine, Schedule(10_000), seed=0)
+    counted = _count_decisions(trainer)
+    stages: dict[str, float] = {}
+    for _ in range(WARM_UP):
+        trainer.step()
+    counted.clear()
+    start = time.perf_counter()
+    iterations = 0
+    while time.perf_counter() - start < seconds:
+        _, laps = trainer.step()
+        iterations += 1
+        for name, lap in laps.items():
+            stages[name] = stages.get(name, 0.0) + lap
+    total = time.perf_counter() - start
+    steps = int(sum(int(mask.sum()) for mask in counted))
+    return {"steps": steps, "seconds": total, "stages": {k: v / iterations for k, v in stages.items()}}
+
+
+def _count_decisions(trainer: Any) -> list[Any]:
+    """Keep the masks of the rollouts; they are summed after the clock has stopped."""
+    masks: list[Any] = []
+    advance = trainer.context.engine.advance
+
+    def keep(*given: Any) -> Any:
+        batch = advance(*given)
+        masks.append(batch.mask)
+        return batch
+
+    trainer.context.engine.advance = keep
+    return masks
+
+
+def measure_stable_baselines3(envs: int, seconds: float) -> dict[str, Any]:
+    from peers_control import stable_baselines3_ppo
+
+    return stable_baselines3_ppo(envs, STEPS, WARM_UP, seconds)
+
+
+def measure_cleanrl_style(envs: int, seconds: float) -> dict[str, Any]:
+    from peers_control import one_file_ppo
+
+    return one_file_ppo(envs, STEPS, WARM_UP, seconds)
+
+
+def worker(system: str, envs: int, seconds: float) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    measure = {
+        "vantage": measure_vantage,
+        "stable-baselines3": measure_stable_baselines3,
+        "cleanrl-style": measure_cleanrl_style,
+    }[system]
+    print(json.dumps(measure(envs, seconds)))
+
+
+def run_once(system: str, envs: int, seconds: float) -> dict[str, Any]:
+    command = [sys.executable, __file__, "--worker", system, "--envs", str(envs), "--seconds", str(seconds)]
+    ran = subprocess.run(command, env={**os.environ, **ONE_THREAD}, capture_output=True, text=True, check=False)
+    if ran.returncode:
+        raise SystemExit(f"{system} with {envs} environments failed:\n{ran.stderr[-2000:]}")
+    result: dict[str, Any] = json.loads(ran.stdout.strip().splitlines()[-1])
+    result["rate"] = result["steps"] / result["seconds"]
+    return result
+
+
+def interval(values: list[float], draws: int = 10_000) -> tuple[float, float, float]:
+    """Median and its 95% percentile-bootstrap interval."""
+    import numpy as np
+
+    sample = np.asarray(values)
+    resampled = np.random.default_rng(0).choice(sample, (draws, len(sample)))
+    low, high = np.quantile(np.median(resampled, axis=1), [0.025, 0.975])
+    return float(np.median(sample)), float(low), float(high)
+
+
+def compare(envs: int, repetitions: int, seconds: float) -> dict[str, Any]:
+    runs: dict[str, list[dict[str, Any]]] = {system: [] for system in SYSTEMS}
+    for repetition in range(repetitions):
+        turn = repetition % len(SYSTEMS)
+        for system in SYSTEMS[turn:] + SYSTEMS[:turn]:
+            runs[system].append(run_once(system, envs, seconds))
+            print(
+                f"  {envs:3d} envs, repetition {repetition + 1}: {system:18s} {runs[system][-1]['rate']:10.0f} steps/s"
+            )
+    rates = {system: [run["rate"] for run in done] for system, done in runs.items()}
+    stages = runs["vantage"][-1]["stages"]
+    return {
+        "envs": envs,
+        "steps_per_second": {system: interval(values) for system, values in rates.items()},
+        "ratio": {
+            system: interval([ours / theirs for ours, theirs in zip(rates["vantage"], values, strict=True)])
+            for system, values in rates.items()
+            if system != "vantage"
+        },
+        "stages_ms": {name: 1000 * value for name, value in stages.items()},
+    }
+
+
+def show(result: dict[str, Any]) -> None:
+    print(f"\n{result['envs']} environments x {STEPS} steps")
+    for system, (median, low, high) in result["steps_per_second"].items():
+        print(f"  {system:18s} {median:10.0f} steps/s  [{low:.0f}, {high:.0f}]")
+    for system, (median, low, high) in result["ratio"].items():
+        print(f"  vantage / {system:18s} {median:5.2f}  [{low:.2f}, {high:.2f}]")
+    total = sum(result["stages_ms"].values())
+    shares = ", ".join(f"{name} {ms:.1f} ms ({100 * ms / total:.0f}%)" for name, ms in result["stages_ms"].items())
+    print(f"  where an iteration of vantage goes: {shares}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--envs", type=int, nargs="+", default=[4, 64])
+    parser.add_argument("--repetitions", type=int, default=7)
+    parser.add_argument("--seconds", type=float, default=4.0)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--worker", choices=SYSTEMS, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.worker:
+        worker(given.worker, given.envs[0], given.seconds)
+        return
+    results = [compare(envs, given.repetitions, given.seconds) for envs in given.envs]
+    for result in results:
+        show(result)
+    if given.json:
+        import torch
+
+        about = {"python": platform.python_version(), "torch": torch.__version__, "machine": platform.machine()}
+        given.json.write_text(json.dumps({"about": about, "results": results}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

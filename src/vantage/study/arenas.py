@@ -1,0 +1,224 @@
+"""Arenas: everything of a comparison but the method, as data. Built-in ones are TOML files in `arena_files/`.
+
+    name = "cartpole"                       # what the command line calls it
+    field = "control"                       # language, control, ...; says which methods make sense
+    description = "..."
+    task = "cartpole"                       # as for `vantage train --task`
+    options = { normalize_rewards = true }  # of the task's engine and policy
+    seeds = 5                               # runs of each method
+
+    [budget]                                # what each run may spend; never counted in updates
+    unit = "environment steps"              # or "samples", "tokens"
+    size = 30_000
+
+    [scoring]
+    metric = "return"                       # a figure of the task's evaluation
+    samples = 20                            # episodes, or completions of each held-out problem
+    points = 10                             # evaluations on the way
+
+    [defaults]                              # settings that every method gets which has them, before the user's own
+    lr = 1e-3
+
+A language arena starts from a model: `[model] path = "DIR"`, or one that is made and warm-started here (`Model`). A field
+without a rollout loop names a Python function instead of a task: `function = "module:function"` (see `vantage.study.jobs`).
+Paths are relative to the file.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from vantage.core.errors import UserError, unknown
+from vantage.study.results import Budget, Direction
+from vantage.study.schema import decode, plain
+
+UNITS = ("samples", "tokens", "environment steps")
+"""What a run on the road can count. A function counts its own."""
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How a policy is judged.
+
+    Args:
+        metric: a figure of the task's evaluation: `return`, `pass@1`, ...
+        direction: whether "higher" or "lower" is better.
+        samples: episodes of an evaluation, or completions of each held-out problem.
+        points: evaluations after the first, evenly spread over the budget; at least 1, the last is the final score.
+        optimum: the best possible score, where it is known.
+        threshold: score for "samples to threshold"; None lets the report choose.
+        tasks: names of the strata of the final score, where a function gives several.
+        paired: whether a seed fixes more than random numbers.
+    """
+
+    metric: str
+    direction: Direction = "higher"
+    samples: int = 4
+    points: int = 10
+    optimum: float | None = None
+    threshold: float | None = None
+    tasks: tuple[str, ...] = ("score",)
+    paired: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "points"):
+            if getattr(self, name) < 1:
+                raise UserError(f"scoring.{name}={getattr(self, name)} is out of range: at least 1")
+
+
+@dataclass(frozen=True)
+class Model:
+    """The model that every run starts from: a folder, or one made here once and kept in the cache.
+
+    Args:
+        path: folder in Hugging Face format; then nothing else is read.
+        preset, architecture: size and kind of a new model (`vantage new-model`).
+        alphabet: characters that are its tokens; "" for all printable ones.
+        seed: of its random weights and of its warm start.
+        method: what warms it up.
+        steps: length of the warm start in steps of the road; 0 leaves the weights random.
+        settings: of that method.
+        task: what the warm start learns from; "" is the arena's own task.
+    """
+
+    path: str = ""
+    preset: str = "tiny"
+    architecture: str = "llama"
+    alphabet: str = ""
+    seed: int = 0
+    method: str = "sft"
+    steps: int = 0
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    task: str = ""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What was measured of an arena, for the reader; no result depends on it.
+
+    Args:
+        untrained: score before training.
+        trained: method -> final score, mean over seeds.
+        seconds: CPU seconds of one run, mean over the methods.
+    """
+
+    untrained: float
+    trained: Mapping[str, float]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Arena:
+    """Everything of a comparison but the method. See the module's text for the file."""
+
+    name: str
+    field: str
+    budget: Budget
+    scoring: Scoring
+    description: str = ""
+    task: str = ""
+    function: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    data: str = ""
+    verifier: str = ""
+    model: Model | None = None
+    seeds: int = 5
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    imports: tuple[str, ...] = ()
+    """Modules, beyond the task's and the function's, that a result depends on."""
+    calibration: Calibration | None = None
+
+    def __post_init__(self) -> None:
+        where = f"arena {self.name!r}"
+        if not self.name:
+            raise UserError("an arena needs a name")
+        if bool(self.function) == bool(self.task or self.data):
+            raise UserError(f"{where}: give either a task (or data), or a function that runs a method")
+        if self.function and ":" not in self.function:
+            raise UserError(f"{where}: function={self.function!r} must be written module:function")
+        if not self.function and self.budget.unit not in UNITS:
+            raise unknown("unit", self.budget.unit, UNITS, f"{where}: budget")
+        if not self.function and self.scoring.tasks != ("score",):
+            raise UserError(f"{where}: scoring.tasks goes with a function; a task gives one score")
+        if self.seeds < 1:
+            raise UserError(f"{where}: seeds={self.seeds} is out of range: at least 1")
+        for name in ("options", "defaults"):
+            object.__setattr__(self, name, plain(getattr(self, name), f"{where}: {name}"))
+
+    def decides(self) -> dict[str, Any]:
+        """Return what of the arena decides a result, as JSON values; files and folders by what they hold."""
+        from vantage.study.fingerprint import files_digest
+        from vantage.study.schema import encode
+
+        held = encode(replace(self, description="", defaults={}, seeds=1, calibration=None, imports=()))
+        scoring = held.pop("scoring")
+        held["scoring"] = {name: scoring[name] for name in ("metric", "samples", "points")}
+        held["name"] = held["field"] = ""
+        if self.data:
+            held["data"] = files_digest(Path(self.data))
+        if self.model is not None and self.model.path:
+            held["model"] = {"files": files_digest(Path(self.model.path))}
+        return dict(held)
+
+
+def names() -> list[str]:
+    """Return the names of the built-in arenas."""
+    files = resources.files("vantage.study").joinpath("arena_files").iterdir()
+    return sorted(file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml"))
+
+
+def arena(name: str) -> Arena:
+    """Return a built-in arena by its name, or the one that a TOML file defines.
+
+    Raises:
+        UserError: there is none of this name, or the file is not an arena; the message names the place.
+    """
+    if name.endswith(".toml"):
+        path = Path(name)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"cannot read the arena {path}: {error.strerror or error}") from error
+        return parse(text, str(path), path.parent)
+    if name not in names():
+        raise unknown("arena", name, names())
+    file = resources.files("vantage.study").joinpath("arena_files", f"{name}.toml")
+    return parse(file.read_text(encoding="utf-8"), f"arena {name}", None)
+
+
+def arenas() -> list[Arena]:
+    """Return the built-in arenas, by field and name."""
+    return sorted((arena(name) for name in names()), key=lambda each: (each.field, each.name))
+
+
+def parse(text: str, where: str, folder: Path | None) -> Arena:
+    """Read an arena from TOML; paths in it are relative to `folder`.
+
+    Raises:
+        UserError: it is not TOML, a field is missing, unknown or of the wrong kind, or a path leads nowhere.
+    """
+    try:
+        content = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{where} is not TOML: {error}") from error
+    made = decode(Arena, content, where)
+    if made.data:
+        made = replace(made, data=_found(made.data, folder, f"{where}: data"))
+    if made.model is not None and made.model.path:
+        made = replace(made, model=replace(made.model, path=_found(made.model.path, folder, f"{where}: model.path")))
+    return made
+
+
+def _found(path: str, folder: Path | None, where: str) -> str:
+    full = Path(path) if folder is None else folder / path
+    if not full.exists():
+        raise UserError(f"{where}: there is no {full}")
+    return str(full.resolve())
+
+
+SECTIONS = tuple(f.name for f in fields(Arena))

@@ -1,0 +1,108 @@
+"""Finished runs and warm-started models, kept by the hash of everything that decides them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vantage.core.errors import UserError
+from vantage.study import fingerprint
+from vantage.study.arenas import Arena, Model
+from vantage.study.jobs import ROAD, Job, Record
+from vantage.study.schema import decode
+
+FORMAT = 1
+"""Raised when what a record holds changes its meaning."""
+
+_ROAD_MODULES = ("vantage.study.road",)
+_MODEL_MODULES = ("vantage.study.models",)
+
+
+def default_folder() -> Path:
+    """Return where results are kept: $VANTAGE_CACHE, or `vantage` in the user's cache folder."""
+    own = os.environ.get("VANTAGE_CACHE")
+    if own:
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vantage"
+
+
+@dataclass(frozen=True)
+class Cache:
+    """A folder of results. A file there is whole or not there; one that cannot be read counts as not there."""
+
+    folder: Path
+
+    def record_path(self, key: str) -> Path:
+        """Return where the record of a run is kept."""
+        return self.folder / "runs" / key[:2] / f"{key}.json"
+
+    def model_path(self, key: str) -> Path:
+        """Return where a warm-started model is kept."""
+        return self.folder / "models" / key
+
+    def load(self, key: str) -> Record | None:
+        """Return the record of a run that was finished before."""
+        path = self.record_path(key)
+        try:
+            return decode(Record, json.loads(path.read_text(encoding="utf-8")), str(path))
+        except (OSError, ValueError):
+            return None
+
+
+def code_of_job(job: Job) -> dict[str, str]:
+    """Return module -> digest of the code that decides a job's result, its model's included."""
+    return fingerprint.code_of(_roots(job.arena, job.function, job.method))
+
+
+def key_of_job(job: Job, code: Mapping[str, str]) -> str:
+    """Return the hash of everything that decides a job's result: code, settings, arena, seed, model, versions."""
+    decided: dict[str, Any] = {
+        "format": FORMAT,
+        "method": Path(job.method).name,
+        "settings": dict(job.settings),
+        "seed": job.seed,
+        "arena": job.arena.decides(),
+        "function": job.function,
+        "code": dict(code),
+        "versions": fingerprint.versions(),
+    }
+    return fingerprint.digest_of(decided)
+
+
+def key_of_model(arena: Arena) -> str:
+    """Return the hash of everything that decides the model that an arena's runs start from."""
+    model = arena.model or Model()
+    code = fingerprint.code_of([*_MODEL_MODULES, *_roots(arena, ROAD, model.method)])
+    held = arena.decides()
+    decided = {name: held[name] for name in ("model", "task", "options", "data", "verifier")}
+    return fingerprint.digest_of({"format": FORMAT, "code": code, "versions": fingerprint.versions(), **decided})
+
+
+def _roots(arena: Arena, function: str, method: str) -> list[str]:
+    """The modules from which everything that a run executes can be reached by imports."""
+    from vantage.methods import registry
+    from vantage.study.peers import PEERS
+    from vantage.tasks.registry import TASKS
+
+    roots = [*_ROAD_MODULES, function.partition(":")[0], *arena.imports]
+    if method in PEERS:
+        roots.append("vantage.study.peers")
+    elif method.endswith(".py"):
+        roots.append(method)
+    else:
+        try:
+            roots.append(registry.page(method).module)
+        except UserError:
+            # A function may know its methods by names of its own.
+            if function == ROAD:
+                raise
+    if arena.data:
+        roots.append("vantage.tasks.language.task")
+    elif arena.task:
+        name = arena.task.partition(":")[0]
+        roots.append(TASKS[name].module if name in TASKS else "vantage.tasks.control.task")
+    return list(dict.fromkeys(roots))

@@ -1,0 +1,378 @@
+"""Claims: each page's statement, run, judged and stored; and whether what is stored was made by the code that is here.
+
+A result says "holds", "not shown" or "contradicted". With e the difference between the means of the method and of the baseline,
+in the direction claimed, and m the margin (0 where there is none; for "no worse" minus the margin):
+
+    holds           e > m is shown        contradicted    e < m is shown        not shown       neither
+
+by the rule of `vantage.study.comparison` (a 95 % interval, its p-value, and a permutation test that does not object) on
+the scores shifted by m. A claim with a crashed run is "not shown": seeds that finished are no fair sample.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Literal
+
+from vantage.config import commit, versions
+from vantage.core.errors import UserError, nearest
+from vantage.methods import registry
+from vantage.methods.claim import Claim, claims_of
+from vantage.study import fingerprint
+from vantage.study.arenas import Arena, arena
+from vantage.study.cache import Cache, code_of_job, default_folder
+from vantage.study.comparison import compare
+from vantage.study.contest import Contest, Entrant, entrant, seeds_of
+from vantage.study.curves import area_under_curve, samples_to_threshold
+from vantage.study.results import Run, Study
+from vantage.study.runner import Watcher
+from vantage.study.schema import decode, encode, plain, write_atomically
+
+Verdict = Literal["holds", "not shown", "contradicted"]
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side of a claim as it was run: full settings, and a value for each seed (None for a crashed run)."""
+
+    method: str
+    settings: Mapping[str, Any]
+    values: tuple[float | None, ...]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came out of a claim.
+
+    Args:
+        name: the claim's label on its page.
+        claim: the claim in words.
+        verdict: "holds", "not shown" or "contradicted".
+        effect: mean of the method minus mean of the baseline, in the metric's unit.
+        interval: its 95 % interval; None with too few runs.
+        p: of the verdict's test, which is of the difference beyond the margin.
+        seeds: that both sides ran.
+        ours, theirs: the two sides.
+        metric, direction, margin, arena, note: of the claim.
+        budget: what each run could spend.
+        seeds_needed: runs a side that would show an effect of this size four times in five, where the spread is known.
+        reason: why it is "not shown" where the numbers are not the reason.
+        date: ISO 8601.
+        duration: wall-clock seconds of all runs, one after the other.
+        cpu_seconds: their user and system time.
+        commit: of the code; "+" for changes that were not committed.
+        versions: of the libraries.
+        asked: digest of the claim and of its arena.
+        code: module -> digest of everything that the runs executed.
+    """
+
+    name: str
+    claim: str
+    verdict: Verdict
+    effect: float | None
+    interval: tuple[float, float] | None
+    p: float | None
+    seeds: tuple[int, ...]
+    ours: Side
+    theirs: Side
+    metric: str
+    direction: str
+    margin: float | None
+    arena: str
+    budget: str
+    note: str
+    seeds_needed: float | None
+    reason: str
+    date: str
+    duration: float
+    cpu_seconds: float
+    commit: str
+    versions: Mapping[str, str]
+    asked: str
+    code: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Results:
+    """The file of a page: its results by the claims' names."""
+
+    method: str
+    family: str
+    claims: Mapping[str, Result] = field(default_factory=dict)
+    format: int = FORMAT
+
+    @staticmethod
+    def path(folder: Path, page: registry.Page) -> Path:
+        """Return where a page's results are stored."""
+        return folder / page.family / f"{page.name}.json"
+
+    @classmethod
+    def load(cls, path: Path) -> Results:
+        """Read a file of results.
+
+        Raises:
+            UserError: it cannot be read or holds something else.
+        """
+        try:
+            return decode(cls, json.loads(path.read_text(encoding="utf-8")), str(path))
+        except (OSError, json.JSONDecodeError) as error:
+            raise UserError(f"{path} is no file of claim results: {error}") from error
+
+
+@dataclass(frozen=True)
+class Stated:
+    """A claim of a page, with the arena that it is about."""
+
+    page: registry.Page
+    claim: Claim
+
+    @property
+    def arena(self) -> Arena:
+        """The arena."""
+        return arena(self.claim.arena)
+
+    @property
+    def sides(self) -> tuple[Entrant, Entrant]:
+        """The method and the baseline."""
+        where, claim = self.arena, self.claim
+        ours = entrant(where, self.page.name, claim.settings, function=claim.function)
+        same = claim.against == self.page.name
+        theirs = entrant(
+            where,
+            claim.against,
+            claim.against_settings,
+            name=f"{claim.against} (baseline)" if same else "",
+            function=claim.function,
+        )
+        return ours, theirs
+
+    @property
+    def words(self) -> str:
+        """The claim in words."""
+        claim, where = self.claim, self.arena
+        metric = claim.metric or where.scoring.metric
+        margin = f" by {claim.margin:g} or more" if claim.margin else ""
+        if claim.direction == "no worse":
+            return f"{metric} on {where.name} no worse than {claim.against}'s (margin {claim.margin:g})"
+        return f"{metric} on {where.name} {claim.direction} than {claim.against}'s{margin}"
+
+    def asked(self) -> str:
+        """Digest of what the claim asks: its data without the note, and its arena."""
+        held = dataclasses.replace(self.claim, note="", name="", seeds=2)
+        ours, theirs = self.sides
+        settings = [dict(side.settings) for side in (ours, theirs)]
+        return fingerprint.digest_of([encode(held), self.arena.decides(), plain(settings, self.page.name)])
+
+    def code(self) -> dict[str, str]:
+        """Digests of the code of both sides."""
+        found: dict[str, str] = {}
+        for side in self.sides:
+            found |= code_of_job(side.job(self.arena, 0))
+        return dict(sorted(found.items()))
+
+
+def stated(name: str) -> list[Stated]:
+    """Return the claims of a page: all of `ppo`, or the one of `ppo/hopper`.
+
+    Raises:
+        UserError: there is no such page, it makes no claim, or none of this name.
+    """
+    method, _, label = name.partition("/")
+    page = registry.page(method)
+    found = [Stated(page, claim) for claim in claims_of(importlib.import_module(page.module))]
+    if not found:
+        raise UserError(f"{page.name} makes no claim: its page has no `claim = Claim(...)`")
+    labels = [each.claim.label for each in found]
+    if label and label not in labels:
+        raise UserError(f"{page.name} has no claim {label!r}{nearest(label, labels)} (claims: {', '.join(labels)})")
+    return [each for each in found if not label or each.claim.label == label]
+
+
+def all_stated() -> list[Stated]:
+    """Return the claims of all pages."""
+    return [
+        Stated(page, claim)
+        for page in registry.pages()
+        for claim in claims_of(importlib.import_module(page.module))
+    ]
+
+
+def run(
+    one: Stated,
+    folder: Path,
+    *,
+    seeds: int | None = None,
+    cache: Cache | None = None,
+    jobs: int | None = None,
+    fresh: bool = False,
+    out: Path | None = None,
+    watchers: Sequence[Watcher] = (),
+) -> Result:
+    """Run a claim and store its result in `folder/FAMILY/NAME.json`, beside the page's other claims."""
+    ours, theirs = one.sides
+    chosen = seeds_of(seeds or one.claim.seeds)
+    if len(chosen) < 2:
+        raise UserError(f"--seeds {len(chosen)} is out of range: a claim needs at least 2")
+    code = one.code()
+    contest = Contest(one.arena, [theirs, ours], chosen, name=f"{one.page.name}: {one.claim.label}")
+    study = contest.run(cache or Cache(default_folder()), jobs=jobs, fresh=fresh, out=out, watchers=watchers)
+    result = judge(one, study, code, sum(work.record.cpu_seconds for work in contest.works if work.record))
+    store(folder, one.page, result)
+    return result
+
+
+def judge(one: Stated, study: Study, code: Mapping[str, str], cpu_seconds: float = 0.0) -> Result:
+    """Return the result of a claim from the study of its two arms, the baseline first, which this code made."""
+    claim = one.claim
+    theirs, ours = study.arms
+    values = {
+        arm.name: tuple(
+            None if found.status != "ok" else measure(found, claim.metric, study) for found in study.runs_of(arm.name)
+        )
+        for arm in study.arms
+    }
+    verdict, reason, found = decide(claim, values[ours.name], values[theirs.name], study.paired)
+    return Result(
+        name=claim.label,
+        claim=one.words,
+        verdict=verdict,
+        effect=found.get("effect"),
+        interval=found.get("interval"),
+        p=found.get("p"),
+        seeds=study.seeds,
+        ours=Side(ours.method, ours.settings, values[ours.name]),
+        theirs=Side(theirs.method, theirs.settings, values[theirs.name]),
+        metric=claim.metric or study.metric,
+        direction=claim.direction,
+        margin=claim.margin,
+        arena=study.arena,
+        budget=f"{study.budget.size:g} {study.budget.unit}",
+        note=claim.note,
+        seeds_needed=found.get("seeds_needed"),
+        reason=reason,
+        date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        duration=sum(found_.duration or 0.0 for found_ in study.runs),
+        cpu_seconds=cpu_seconds,
+        commit=commit(),
+        versions=versions() | fingerprint.versions(),
+        asked=one.asked(),
+        code=code,
+    )
+
+
+def decide(
+    claim: Claim, ours: Sequence[float | None], theirs: Sequence[float | None], paired: bool = False
+) -> tuple[Verdict, str, dict[str, Any]]:
+    """Return (verdict, reason, figures) for the values of both sides, one a seed; None is a crashed run."""
+    crashed = [(f"{count} of {len(side)} runs of {who}") for who, side in (("the method", ours), ("the baseline", theirs)) if (count := sum(v is None for v in side))]  # fmt: skip
+    if crashed:
+        return "not shown", f"crashed: {' and '.join(crashed)}", {}
+    sign = -1.0 if claim.direction == "lower" else 1.0
+    margin = (claim.margin or 0.0) * (-1.0 if claim.direction == "no worse" else 1.0)
+    x = [value for value in ours if value is not None]
+    y = [value for value in theirs if value is not None]
+    plainly = compare(x, y, paired=paired)
+    beyond = compare([sign * value - margin for value in x], [sign * value for value in y], paired=paired)
+    verdict: Verdict = "not shown"
+    if beyond.shown:
+        verdict = "holds" if beyond.effect > 0 else "contradicted"
+    needed = beyond.seeds_needed
+    figures = {
+        "effect": plainly.effect,
+        "interval": plainly.interval,
+        "p": beyond.p,
+        "seeds_needed": needed if needed is not None and math.isfinite(needed) else None,
+    }
+    return verdict, "", figures
+
+
+def measure(run_: Run, metric: str, study: Study) -> float:
+    """Return what a claim compares of one run.
+
+    Raises:
+        UserError: the run has no such figure; the message has those that it has.
+    """
+    if metric in ("", study.metric):
+        assert run_.score is not None
+        return run_.score
+    samples, scores = [point.samples for point in run_.curve], [point.score for point in run_.curve]
+    kind, _, rest = metric.partition(":")
+    if metric == "area":
+        return area_under_curve(samples, scores)
+    if kind == "reach":
+        # A run that never gets there is given the whole budget: less than it would have needed.
+        reached = samples_to_threshold(samples, scores, float(rest), study.direction)
+        return study.budget.size if reached.censored else reached.samples
+    name = rest if kind == "mean" else metric
+    points = run_.diagnostics.get(name)
+    if not points:
+        known = [study.metric, "area", "reach:SCORE", *run_.diagnostics]
+        raise UserError(f"metric {metric!r} is not there{nearest(name, known)} (figures: {', '.join(known)})")
+    found = [value for _, value in points]
+    return sum(found) / len(found) if kind == "mean" else found[-1]
+
+
+def store(folder: Path, page: registry.Page, result: Result) -> Path:
+    """Write a result beside the page's others, atomically; return the file."""
+    path = Results.path(folder, page)
+    before = dict(Results.load(path).claims) if path.is_file() else {}
+    labels = [claim.label for claim in claims_of(importlib.import_module(page.module))]
+    # Results of claims that the page no longer makes go.
+    kept = {name: held for name, held in {**before, result.name: result}.items() if name in labels}
+    ordered = {name: kept[name] for name in labels if name in kept}
+    write_atomically(path, json.dumps(encode(Results(page.name, page.family, ordered)), indent=1) + "\n")
+    return path
+
+
+# checking --------------------------------------------------------------------------------------------------------------
+
+
+def stale(one: Stated, result: Result) -> str:
+    """Return why a stored result no longer speaks for the code that is here, "" when it does."""
+    if one.asked() != result.asked:
+        return "the claim or its arena has changed"
+    modules = fingerprint.changed(result.code, one.code())
+    if modules:
+        shown = ", ".join(modules[:5]) + (f" and {len(modules) - 5} more" if len(modules) > 5 else "")
+        return f"changed since: {shown}"
+    return ""
+
+
+def check(folder: Path) -> tuple[list[str], list[str]]:
+    """Compare all stored results with the code that is here.
+
+    Returns:
+        Problems, one line each; and the names of claims that have no result yet.
+    """
+    problems, missing = [], []
+    by_page: dict[Path, list[Stated]] = {}
+    for one in all_stated():
+        by_page.setdefault(Results.path(folder, one.page), []).append(one)
+    for path in sorted(folder.glob("*/*.json")):
+        if path not in by_page:
+            problems.append(f"{path}: no page makes these claims")
+    for path, several in sorted(by_page.items()):
+        try:
+            held = Results.load(path).claims if path.is_file() else {}
+        except UserError as error:
+            problems.append(str(error))
+            continue
+        labels = [one.claim.label for one in several]
+        problems += [f"{path}: the page makes no claim {name!r}" for name in held if name not in labels]
+        for one in several:
+            name = f"{one.page.name}/{one.claim.label}"
+            if one.claim.label not in held:
+                missing.append(name)
+                continue
+            reason = stale(one, held[one.claim.label])
+            if reason:
+                problems.append(f"{name}: {reason}; run `vantage claims run {name}`")
+    return problems, missing

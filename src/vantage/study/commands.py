@@ -1,0 +1,230 @@
+"""The commands of a study: `compare`, `arenas`, `claims`, `watch`. Heavy modules are imported when a command runs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from vantage.core.errors import UserError
+
+Text = tyro.conf.Positional[str]
+Texts = tyro.conf.Positional[tuple[str, ...]]
+
+
+@dataclass
+class Compare:
+    """Run methods in an arena, several seeds each, and write a report of which is better."""
+
+    methods: Annotated[Texts, tyro.conf.arg(metavar="METHOD[:NAME=VALUE,...] ...")]
+    """Methods by name or file, with settings where wanted (grpo:group_size=16,update.optimizer.lr=1e-3). The first is the
+    baseline. A peer library's is a method too (sb3-ppo)."""
+    arena: str = ""
+    """Name of an arena (`vantage arenas`), or TOML file that defines one."""
+    seeds: int | None = None
+    """Runs of each method. Default: the arena's."""
+    jobs: int | None = None
+    """Runs at a time, each a process with one thread. Default: the processors that there are."""
+    out: str = ""
+    """Folder for study.json and report.html. Default: runs/compare-ARENA-METHODS."""
+    fresh: bool = False
+    """Run everything again, also what was finished before."""
+    force: bool = False
+    """Write into --out whatever it holds."""
+
+    def __call__(self) -> int:
+        """Run the command."""
+        from vantage.study.arenas import arena, names
+        from vantage.study.contest import REPORT, Contest, claim_folder, entrant, read_entry, seeds_of
+        from vantage.study.live import Live
+
+        if not self.methods:
+            raise UserError("nothing to compare: give at least one method")
+        if not self.arena:
+            raise UserError(f"no arena: give --arena NAME or FILE.toml (arenas: {', '.join(names())})")
+        where = arena(self.arena)
+        entrants = [entrant(where, *read_entry(text), name=text) for text in self.methods]
+        seeds = seeds_of(where.seeds if self.seeds is None else self.seeds)
+        command = ["vantage", "compare", *self.methods, "--arena", self.arena, "--seeds", str(len(seeds))]
+        contest = Contest(where, entrants, seeds, command=shlex.join(command))
+        out = Path(self.out or _default_out(where.name, self.methods))
+        claim_folder(out, contest, self.force)
+        with Live(where.name, contest.works, self.jobs) as live:
+            study = contest.run(jobs=self.jobs, fresh=self.fresh, out=out, watchers=[live])
+        _print_summary(study)
+        crashed = [run for run in study.runs if run.status == "crashed"]
+        for run in crashed:
+            print(f"crashed: {run.arm} seed {run.seed}: {run.error}")
+        print(f"report: {out / REPORT}")
+        return 1 if len(crashed) == len(study.runs) else 0
+
+
+@dataclass
+class Arenas:
+    """List the arenas: what a comparison holds fixed."""
+
+    json: bool = False
+    """Print JSON."""
+
+    def __call__(self) -> int:
+        """Run the command."""
+        from vantage.cli import _table
+        from vantage.study.arenas import arenas
+        from vantage.study.schema import encode
+
+        found = arenas()
+        if self.json:
+            print(json.dumps([encode(each) for each in found], indent=1))
+            return 0
+        rows = []
+        for each in found:
+            measured = each.calibration
+            rows.append(
+                [
+                    each.name,
+                    each.field,
+                    f"{each.budget.size:,.0f} {each.budget.unit}",
+                    each.scoring.metric,
+                    "" if measured is None else f"{measured.untrained:.3g} → {max(measured.trained.values()):.3g}",
+                    "" if measured is None else f"{measured.seconds:.0f} s",
+                    each.description,
+                ]
+            )
+        _table(["name", "field", "budget", "metric", "untrained → best", "a run", "what it is"], rows)
+        return 0
+
+
+@dataclass
+class Claims:
+    """Run the claims of method pages, tabulate the results, or check that they were made by the code that is here."""
+
+    action: tyro.conf.Positional[Literal["run", "table", "check"]]
+    """run: run and store claims; table: write the table of all systems; check: fail if a result is of older code."""
+    names: Texts = ()
+    """For `run`: methods (ppo), single claims (ppo/hopper), or all."""
+    seeds: int | None = None
+    """Runs of each side. Default: the claim's, 5 as a rule."""
+    jobs: int | None = None
+    """Runs at a time. Default: the processors that there are."""
+    folder: str = "claims"
+    """Where results are stored."""
+    table: str = "docs/claims.md"
+    """File that `table` writes."""
+    out: str = ""
+    """For `run`: folder for a report of each claim."""
+    fresh: bool = False
+    """Run everything again, also what was finished before."""
+
+    def __call__(self) -> int:
+        """Run the command."""
+        if self.action != "run" and self.names:
+            raise UserError(f"claims {self.action} takes no names; it looks at all results")
+        return {"run": self._run, "table": self._table, "check": self._check}[self.action]()
+
+    def _run(self) -> int:
+        from vantage.study import claims
+        from vantage.study.live import Live
+
+        if not self.names:
+            raise UserError("nothing to run: give methods (ppo), single claims (ppo/hopper), or all")
+        chosen = claims.all_stated() if self.names == ("all",) else [s for n in self.names for s in claims.stated(n)]
+        folder = Path(self.folder)
+        for one in chosen:
+            label = f"{one.page.name}/{one.claim.label}"
+            live = Live(label, [], self.jobs)
+            out = Path(self.out) / label.replace("/", "-") if self.out else None
+            with live:
+                result = claims.run(
+                    one, folder, seeds=self.seeds, jobs=self.jobs, fresh=self.fresh, out=out, watchers=[live]
+                )
+            print(claims.sentence(label, result))
+        return 0
+
+    def _table(self) -> int:
+        from vantage.study import systems
+
+        path = Path(self.table)
+        rows = systems.write_table(path, Path(self.folder))
+        print(f"wrote {path}: {rows} systems")
+        return 0
+
+    def _check(self) -> int:
+        from vantage.study import claims
+
+        problems, missing = claims.check(Path(self.folder))
+        for problem in problems:
+            print(problem)
+        if missing:
+            print(f"{len(missing)} claims have no result yet: {', '.join(missing)}")
+        if not problems:
+            print("every stored result was made by the code that is here")
+        return 1 if problems else 0
+
+
+@dataclass
+class Watch:
+    """Serve the report of a comparison that is running, refreshing, on this machine only."""
+
+    folder: Text
+    """The comparison's --out folder."""
+    port: int = 8321
+    """Port on 127.0.0.1; 0 takes a free one."""
+    every: float = 5.0
+    """Seconds between refreshes."""
+
+    def __call__(self) -> int:
+        """Run the command."""
+        from vantage.study.watch import serve
+
+        serve(Path(self.folder), self.port, self.every)
+        return 0
+
+
+def _default_out(arena: str, methods: tuple[str, ...]) -> str:
+    joined = "-".join(methods)
+    clean = "".join(c if c.isalnum() or c in "-._=" else "-" for c in joined)
+    if len(clean) > 60 or clean != joined:
+        clean = f"{clean[:50]}-{hashlib.sha256(joined.encode()).hexdigest()[:6]}"
+    return f"runs/compare-{arena}-{clean}"
+
+
+def _print_summary(study: object) -> None:
+    from vantage.cli import _table
+    from vantage.study.results import Study
+    from vantage.study.summary import summarise
+
+    assert isinstance(study, Study)
+    summary = summarise(study)
+    rows = []
+    for arm in sorted(
+        summary.arms,
+        key=lambda one: (one.mean is None, (-1 if study.direction == "higher" else 1) * (one.mean.value if one.mean else 0)),
+    ):
+        mean, better = arm.mean, arm.better
+        rows.append(
+            [
+                arm.name,
+                f"{arm.ok}" + (f" ({arm.crashed} crashed)" if arm.crashed else ""),
+                _interval(mean, summary.decimals),
+                _interval(arm.iqm, summary.decimals),
+                _interval(better, 2),
+                "" if arm.duration is None else f"{arm.duration:.0f} s",
+            ]
+        )
+    _table(["method", "seeds", f"{study.metric}, mean", "interquartile mean", f"P(better than {study.reference})", "a run"], rows)  # fmt: skip
+    print(summary.headline)
+
+
+def _interval(figure: object, decimals: int) -> str:
+    value, low, high = figure if isinstance(figure, tuple) else (None, None, None)
+    if value is None:
+        return ""
+    return f"{value:.{decimals}f}" + ("" if low is None or high is None else f" [{low:.{decimals}f}, {high:.{decimals}f}]")
+
+
+COMMANDS = {"compare": Compare, "arenas": Arenas, "claims": Claims, "watch": Watch}

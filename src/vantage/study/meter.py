@@ -1,0 +1,151 @@
+"""Counts what a run generates, and ends it exactly at its budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from vantage.core.context import Context
+from vantage.core.errors import UserError
+from vantage.core.protocols import Engine, Prompts
+from vantage.core.trajectories import Trajectories
+
+
+class BudgetSpent(Exception):
+    """The next decisions would go beyond the budget: the step that asked for them does not count."""
+
+
+class Meter:
+    """An engine that counts what the engine inside it generates, and refuses what the budget does not hold.
+
+    Counted is everything that is generated, whether it is learnt from or not: greedy companions, groups that are dropped,
+    branches from the middle of a row (their new tokens; each is a further sample). A step whose generation goes beyond the budget
+    ends with `BudgetSpent` before it has changed the policy, so that no method learns from more than the others may.
+
+    Args:
+        engine: what generates.
+        unit: "samples" (rows), "tokens" (decisions drawn), or "environment steps".
+        size: the budget.
+    """
+
+    def __init__(self, engine: Engine, unit: str, size: float) -> None:
+        self.engine = engine
+        self.unit = unit
+        self.size = size
+        self.spent = 0.0
+
+    def __getattr__(self, name: str) -> Any:
+        held = getattr(self.engine, name)
+        return _COUNTED[name](self, held) if name in _COUNTED else held
+
+    def sample(self, prompts: Prompts, count: int, context: Context, **settings: Any) -> Trajectories:
+        """Run `count` episodes from each prompt."""
+        if self.unit == "samples":
+            self._ask(len(prompts) * count)
+        batch = self.engine.sample(prompts, count, context, **settings)
+        self._take(len(batch), batch)
+        return batch
+
+    def advance(self, rows: int, steps: int, context: Context) -> Trajectories:
+        """Take `steps` more decisions in each of `rows` streams."""
+        if self.unit == "samples":
+            self._ask(rows)
+        elif self.unit == "environment steps":
+            self._ask(rows * steps)
+        batch = self.engine.advance(rows, steps, context)
+        if self.unit == "environment steps":
+            self.spent += rows * steps
+        else:
+            self._take(len(batch), batch)
+        return batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the engine's."""
+        return self.engine.state_dict()
+
+    def load_state_dict(self, state: Any) -> None:
+        """Give it to the engine."""
+        self.engine.load_state_dict(state)
+
+    def _ask(self, cost: float) -> None:
+        if self.spent + cost > self.size:
+            raise BudgetSpent
+
+    def _take(self, rows: float, batch: Trajectories, before: float = 0.0) -> None:
+        """Count rows, or the decisions that were drawn less `before` that were there already."""
+        self.spent += rows if self.unit == "samples" else float(batch.mask.sum()) - before
+        if self.spent > self.size:
+            raise BudgetSpent
+
+
+def _resume(meter: Meter, inner: Callable[..., Trajectories]) -> Callable[..., Trajectories]:
+    def resume(
+        batch: Trajectories, rows: Any, positions: Any, count: int, context: Context, **settings: Any
+    ) -> Trajectories:
+        found = inner(batch, rows, positions, count, context, **settings)
+        kept = float(positions.sum()) * count if settings.get("learn_prefix") else 0.0
+        meter._take(len(found), found, kept)
+        return found
+
+    return resume
+
+
+def _respond(meter: Meter, inner: Callable[..., Trajectories]) -> Callable[..., Trajectories]:
+    def respond(batch: Trajectories, texts: Any, context: Context, **settings: Any) -> Trajectories:
+        # A turn more of the same rows: tokens, and no sample.
+        found = inner(batch, texts, context, **settings)
+        meter._take(0, found, float(batch.mask.sum()))
+        return found
+
+    return respond
+
+
+def _converse(meter: Meter, inner: Callable[..., Trajectories]) -> Callable[..., Trajectories]:
+    def converse(*arguments: Any, **settings: Any) -> Trajectories:
+        found = inner(*arguments, **settings)
+        meter._take(len(found), found)
+        return found
+
+    return converse
+
+
+_COUNTED: dict[str, Callable[[Meter, Any], Any]] = {"resume": _resume, "respond": _respond, "converse": _converse}
+
+
+def cost_of_step(plan: Any, unit: str) -> float | None:
+    """Return what one step of a rollout plan generates, read off its settings; None when they do not say."""
+    if hasattr(plan, "rows") and hasattr(plan, "length"):
+        return float(plan.rows * (plan.length if unit == "environment steps" else 1))
+    if unit == "samples" and hasattr(plan, "prompts") and hasattr(plan, "size"):
+        return float(plan.prompts * plan.size)
+    inner = getattr(plan, "plan", None)
+    return None if inner is None else cost_of_step(inner, unit)
+
+
+class Horizon:
+    """How many steps of the road a budget will last, from what the steps so far have cost."""
+
+    def __init__(self, size: float, first: float | None) -> None:
+        if first is not None and first > size:
+            raise UserError(
+                f"the budget of {size:g} is less than one step of this method, which takes {first:g}:"
+                " give it smaller batches"
+            )
+        self.size = size
+        self.first = first
+        self.cheapest, self.dearest = float("inf"), 0.0
+        self.spent = 0.0
+
+    def at_start(self) -> int:
+        """Return the number of steps as far as it is known before the first."""
+        return int(self.size // self.first) if self.first else 100
+
+    def after(self, step: int, spent: float) -> int:
+        """Return the number of steps, `step` of which are done and have spent `spent`; `step` itself ends the run."""
+        cost, self.spent = spent - self.spent, spent
+        self.cheapest, self.dearest = min(self.cheapest, cost), max(self.dearest, cost)
+        left = self.size - spent
+        if self.cheapest == self.dearest:
+            return step + (int(left // cost) if cost else 1)
+        # Steps differ: go on until one is refused.
+        return step + max(1, round(left * step / spent)) if left > 0 else step

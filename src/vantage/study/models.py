@@ -1,0 +1,66 @@
+"""The model that a language arena's runs start from: made here, warm-started by imitation, kept in the cache."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from vantage.core.trainer import Report, Schedule, Trainer
+from vantage.policies.tiny import PRINTABLE, new_model
+from vantage.study.road import compose
+from vantage.tasks.registry import make_task
+
+if TYPE_CHECKING:
+    from vantage.study.arenas import Arena
+    from vantage.study.jobs import Send
+
+
+def make(arena: Arena, folder: Path, send: Send) -> None:
+    """Make the arena's model in a folder that is there whole or not at all.
+
+    Raises:
+        UserError: the preset, the method or a setting is not known.
+    """
+    torch.set_num_threads(1)
+    model = arena.model
+    assert model is not None
+    draft = folder.with_name(f".{folder.name}.draft")
+    shutil.rmtree(draft, ignore_errors=True)
+    base = new_model(
+        draft / "base", model.preset, model.architecture, alphabet=model.alphabet or PRINTABLE, seed=model.seed
+    )
+    torch.manual_seed(model.seed)
+    if model.task:
+        task: Any = make_task(model.task, options=arena.options)
+    else:
+        task = make_task(arena.task, data=arena.data, verifier=arena.verifier, options=arena.options)
+    policy = task.make_policy(model=str(base), seed=model.seed)
+    if model.steps:
+        trainer = Trainer(
+            compose(model.method, model.settings),
+            task,
+            policy,
+            task.make_engine(policy, seed=model.seed),
+            Schedule(model.steps),
+            seed=model.seed,
+            listeners=[_Progress(send)],
+        )
+        trainer.run()
+    policy.save(draft / "model")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    (draft / "model").rename(folder)
+    shutil.rmtree(draft, ignore_errors=True)
+
+
+class _Progress:
+    """Tells how many steps are done."""
+
+    def __init__(self, send: Send) -> None:
+        self.send = send
+
+    def __call__(self, report: Report) -> None:
+        self.send({"step": report.step, "steps": report.horizon})

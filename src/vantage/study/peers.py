@@ -1,0 +1,179 @@
+"""Peer libraries run beside ours: the same environment, budget and evaluation, their own code.
+
+A peer is an arm like any other: `vantage compare ppo sb3-ppo --arena cartpole`. Its settings are the peer's own names. They
+are installed by the extra `peers`; no result of theirs is stored in this package.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from vantage.core.errors import UserError, nearest, require
+from vantage.study.road import Judge, task_of
+
+if TYPE_CHECKING:
+    from vantage.study.jobs import Job, Reporter
+
+
+@dataclass(frozen=True)
+class StableBaselinesPPO:
+    """Settings of Stable-Baselines3's PPO, under its names and with its defaults; its loss differs in two places.
+
+    Its value loss is the mean squared error without the half that others write in front: `vf_coef` is half of theirs for the
+    same loss. Its value clipping has no maximum with the unclipped error: `clip_range_vf` is another thing than PPO's.
+
+    Attributes:
+        anneal: let the learning rate fall linearly to 0.
+        normalize: normalise observations and scale rewards (`VecNormalize`).
+        hidden: widths of the actor's and of the critic's hidden layers.
+    """
+
+    n_envs: int = 1
+    n_steps: int = 2048
+    batch_size: int = 64
+    n_epochs: int = 10
+    learning_rate: float = 3e-4
+    anneal: bool = False
+    gamma: float = 0.99
+    gae_lambda: float = 0.95
+    clip_range: float = 0.2
+    clip_range_vf: float | None = None
+    ent_coef: float = 0.0
+    vf_coef: float = 0.5
+    max_grad_norm: float = 0.5
+    target_kl: float | None = None
+    normalize: bool = False
+    hidden: tuple[int, ...] = (64, 64)
+
+
+class _Actor:
+    """A Stable-Baselines3 policy as an evaluation asks for one: raw observations in, the environment's actions out."""
+
+    training = True
+
+    def __init__(self, model: Any, normalizer: Any) -> None:
+        self.model, self.normalizer = model, normalizer
+
+    def act(self, observation: np.ndarray, *, deterministic: bool = True, generator: Any = None) -> np.ndarray:
+        """Choose actions for observations [n, ...]; the statistics of a normaliser stay as they are."""
+        seen = observation if self.normalizer is None else self.normalizer.normalize_obs(observation)
+        return np.asarray(self.model.predict(seen, deterministic=deterministic)[0])
+
+    def parameters(self) -> Iterator[torch.nn.Parameter]:
+        """The policy's parameters."""
+        found: Iterator[torch.nn.Parameter] = self.model.policy.parameters()
+        return found
+
+    def train(self, mode: bool = True) -> None:
+        """Nothing: the library sets it itself where it matters."""
+
+
+def sb3_ppo(job: Job, report: Reporter) -> float:
+    """Run Stable-Baselines3's PPO in a control arena.
+
+    Raises:
+        UserError: the arena is no control arena, or its budget is less than one rollout.
+        ImportError: Stable-Baselines3 is not installed.
+    """
+    require("stable_baselines3", "peers")
+    from stable_baselines3 import PPO
+    from stable_baselines3.common.callbacks import BaseCallback
+    from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+
+    from vantage.tasks.control.task import make
+
+    torch.set_num_threads(1)
+    if job.arena.field != "control":
+        raise UserError(f"sb3-ppo runs in control arenas, not in {job.arena.name!r} ({job.arena.field})")
+    settings = StableBaselinesPPO(**job.settings)
+    task = task_of(job.arena)
+    envs: Any = DummyVecEnv([lambda: make(task.env_id, task.env_options) for _ in range(settings.n_envs)])
+    normalizer = VecNormalize(envs, clip_obs=10.0, clip_reward=10.0, gamma=settings.gamma) if settings.normalize else None
+    own = asdict(settings)
+    for name in ("n_envs", "anneal", "normalize", "hidden", "learning_rate"):
+        own.pop(name)
+    rate = settings.learning_rate
+    model = PPO(
+        "MlpPolicy",
+        normalizer or envs,
+        learning_rate=(lambda left: left * rate) if settings.anneal else rate,
+        policy_kwargs={"net_arch": {"pi": list(settings.hidden), "vf": list(settings.hidden)}},
+        seed=job.seed,
+        device="cpu",
+        **own,
+    )
+    rollout = settings.n_envs * settings.n_steps
+    total = int(job.arena.budget.size // rollout) * rollout
+    if not total:
+        raise UserError(f"the budget of {job.arena.budget.size:g} steps is less than one rollout of {rollout}")
+    judge = Judge(job.arena, task, _Actor(model, normalizer), job.seed, report)
+    generator = torch.Generator()
+    judge(0.0, generator)
+
+    class Listener(BaseCallback):
+        """Evaluates between an update and the next rollout."""
+
+        def _on_rollout_start(self) -> None:
+            spent = float(self.num_timesteps)
+            report.progress(spent)
+            if judge.due(spent):
+                judge(spent, generator)
+
+        def _on_step(self) -> bool:
+            return True
+
+    model.learn(total, callback=Listener())
+    if judge.last < total:
+        judge(float(total), generator)
+    return judge.score
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A peer library's method.
+
+    Args:
+        name: what the command line calls it.
+        function: "module:function" that runs a job.
+        settings: its settings and their defaults.
+        field: of the arenas that it runs in.
+        description: one line for people.
+    """
+
+    name: str
+    function: str
+    settings: Mapping[str, Any]
+    field: str
+    description: str
+
+    def check(self, settings: Mapping[str, Any]) -> None:
+        """Refuse a setting that it does not have.
+
+        Raises:
+            UserError: one is not known; the message has the nearest ones.
+        """
+        for name in settings:
+            if name not in self.settings:
+                raise UserError(
+                    f"{self.name} has no setting {name!r}{nearest(name, self.settings)}"
+                    f" (settings: {', '.join(self.settings)})"
+                )
+
+
+PEERS: dict[str, Peer] = {
+    peer.name: peer
+    for peer in (
+        Peer(
+            "sb3-ppo",
+            "vantage.study.peers:sb3_ppo",
+            {f.name: f.default for f in fields(StableBaselinesPPO)},
+            "control",
+            "PPO of Stable-Baselines3",
+        ),
+    )
+}

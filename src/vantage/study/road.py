@@ -1,0 +1,166 @@
+"""A run on the road: the task's policy and engine, the method, and a budget instead of a number of steps."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from vantage.core import checkpoint
+from vantage.core.errors import UserError, nearest
+from vantage.core.method import Method, configure
+from vantage.core.trainer import Report, Schedule, Trainer
+from vantage.methods import registry
+from vantage.study.meter import BudgetSpent, Horizon, Meter, cost_of_step
+from vantage.tasks.registry import make_task
+
+if TYPE_CHECKING:
+    from vantage.study.arenas import Arena
+    from vantage.study.jobs import Job, Reporter
+
+EVALUATION_SEED = 10_000
+"""Added to a run's seed for its evaluations: the same held-out draws for every method."""
+
+READABLE = 8
+"""Held-out problems whose completions are kept to be read."""
+
+NAMES = {
+    "kl/reference": "kl",
+    "kl/old": "kl_old",
+    "length/mean": "length",
+    "groups/without_variance": "zero_advantage_groups",
+    "grad_norm": "gradient_norm",
+}
+"""What the report calls a metric."""
+
+
+def compose(name: str, settings: Mapping[str, Any]) -> Method:
+    """Compose a method from settings of its recipe and, with dots in their names, of its parts."""
+    built = registry.page(name).build({key: value for key, value in settings.items() if "." not in key})
+    for path, value in settings.items():
+        if "." in path:
+            built = configure(built, path, value)
+    return built
+
+
+def task_of(arena: Arena) -> Any:
+    """Make the arena's task."""
+    return make_task(arena.task, data=arena.data, verifier=arena.verifier, options=arena.options)
+
+
+def run(job: Job, report: Reporter) -> float:
+    """Train until the budget is spent; return the last evaluation's score.
+
+    Raises:
+        UserError: the method, a setting or the metric is not known, or the budget is less than one step.
+        TrainingError: a loss is not finite.
+    """
+    torch.set_num_threads(1)
+    torch.manual_seed(job.seed)
+    arena = job.arena
+    task, method = task_of(arena), compose(job.method, job.settings)
+    horizon = Horizon(arena.budget.size, cost_of_step(method.rollout, arena.budget.unit))
+    policy = task.make_policy(model=job.model, seed=job.seed)
+    meter = Meter(task.make_engine(policy, seed=job.seed), arena.budget.unit, arena.budget.size)
+    judge = Judge(arena, task, policy, job.seed, report)
+
+    def after_step(told: Report) -> None:
+        if told.step == 0:
+            return
+        judge.record(meter.spent, told.metrics)
+        trainer.context.horizon = horizon.after(told.step, meter.spent)
+        report.progress(meter.spent)
+        if judge.due(meter.spent):
+            judge(meter.spent, trainer.context.generator)
+
+    trainer = Trainer(
+        method,
+        task,
+        policy,
+        meter,
+        Schedule(horizon.at_start()),
+        seed=job.seed,
+        micro_batch=getattr(task, "micro_batch", None),
+        listeners=[after_step],
+    )
+    judge(0.0, trainer.context.generator)
+    try:
+        outcome = trainer.run()
+        if outcome.status != "finished":
+            raise InterruptedError("the run was interrupted")
+    except BudgetSpent:
+        pass
+    if trainer.context.step == 0:
+        raise UserError(
+            f"the budget of {arena.budget.size:g} {arena.budget.unit} is less than one step of {job.method}:"
+            " give it smaller batches"
+        )
+    if judge.last < horizon.spent:
+        judge(horizon.spent, trainer.context.generator)
+    _keep_samples(task, policy, job.seed, report)
+    return judge.score
+
+
+class Judge:
+    """Evaluates the policy on the way, evenly spread over the budget; the clock and the run's randomness stand still."""
+
+    def __init__(self, arena: Arena, task: Any, policy: Any, seed: int, report: Reporter) -> None:
+        self.scoring, self.size = arena.scoring, arena.budget.size
+        self.task, self.policy, self.report = task, policy, report
+        self.seed = seed + EVALUATION_SEED
+        self.last = -1.0
+        self.score = 0.0
+
+    def due(self, spent: float) -> bool:
+        """Whether one of the marks has been passed since the last evaluation."""
+        step = self.size / self.scoring.points
+        return int(spent / step) > int(max(self.last, 0.0) / step)
+
+    def __call__(self, spent: float, generator: torch.Generator) -> None:
+        """Evaluate now."""
+        started = time.perf_counter()
+        with _untouched(self.policy, generator), torch.no_grad():
+            judged = self.task.evaluate(self.policy, samples=self.scoring.samples, seed=self.seed)
+        self.report.pause(time.perf_counter() - started)
+        if self.scoring.metric not in judged:
+            raise UserError(
+                f"scoring.metric={self.scoring.metric!r} is none of the task's figures"
+                f"{nearest(self.scoring.metric, judged)} (figures: {', '.join(judged)})"
+            )
+        self.last, self.score = spent, float(judged[self.scoring.metric])
+        self.report.point(spent, self.score)
+        self.record(spent, {name: value for name, value in judged.items() if name != self.scoring.metric})
+
+    def record(self, spent: float, metrics: Mapping[str, float]) -> None:
+        """Pass metrics on under the names that the report knows."""
+        self.report.record(spent, {NAMES.get(name, name): value for name, value in metrics.items()})
+
+
+@contextmanager
+def _untouched(policy: Any, generator: torch.Generator) -> Iterator[None]:
+    """Leave all random states, and whether the policy is training, as they were."""
+    saved, training = checkpoint.random_state(generator), policy.training
+    try:
+        yield
+    finally:
+        checkpoint.set_random_state(saved, generator)
+        policy.train(training)
+
+
+def _keep_samples(task: Any, policy: Any, seed: int, report: Reporter) -> None:
+    """Keep one completion of each of the first held-out problems, where the task has problems."""
+    problems = getattr(task, "problems", None)
+    if problems is None or not problems.size("test"):
+        return
+    chosen = [problems.problem("test", index) for index in range(min(READABLE, problems.size("test")))]
+    engine = task.make_engine(policy)
+    with torch.no_grad():
+        found = engine.complete([problem.prompt for problem in chosen], 1, seed=seed + EVALUATION_SEED)
+    rows = [row[:size] for row, size in zip(found.tokens.tolist(), found.length.tolist(), strict=True)]
+    for problem, text in zip(chosen, engine.decode(rows), strict=True):
+        prompt = problem.prompt if isinstance(problem.prompt, str) else str(problem.prompt[-1]["content"])
+        scores = problems.score(problem, text) if task.verifier is None else {}
+        report.sample(prompt, text, scores.get("correct"))
