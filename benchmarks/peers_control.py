@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Callable
 from typing import Any
 
 
-def stable_baselines3_ppo(envs: int, steps: int, warm_up: int, seconds: float) -> dict[str, Any]:
+def stable_baselines3_ppo(
+    envs: int, steps: int, warm_up: int, seconds: float, watch: Callable[[], Any]
+) -> dict[str, Any]:
     from stable_baselines3 import PPO
     from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.env_util import make_vec_env
@@ -16,18 +18,19 @@ def stable_baselines3_ppo(envs: int, steps: int, warm_up: int, seconds: float) -
 
         def __init__(self) -> None:
             super().__init__()
-            self.rollouts, self.start, self.end, self.done = 0, 0.0, 0.0, 0
+            self.rollouts, self.first = 0, 0
+            self.watch: Any = None
+            self.result: dict[str, Any] = {}
 
         def _on_rollout_start(self) -> None:
-            now = time.perf_counter()
             if self.rollouts == warm_up:
-                self.start, self.first = now, self.num_timesteps
+                self.watch, self.first = watch(), self.num_timesteps
             self.rollouts += 1
-            if self.rollouts > warm_up + 1 and now - self.start >= seconds:
-                self.end, self.done = now, self.num_timesteps - self.first
+            if self.rollouts > warm_up + 1 and self.watch.busy() >= seconds and not self.result:
+                self.result = {**self.watch.read(), "steps": self.num_timesteps - self.first}
 
         def _on_step(self) -> bool:
-            return not self.end
+            return not self.result
 
     clock = Clock()
     PPO(
@@ -49,10 +52,10 @@ def stable_baselines3_ppo(envs: int, steps: int, warm_up: int, seconds: float) -
         seed=0,
         verbose=0,
     ).learn(10_000 * envs * steps, callback=clock)
-    return {"steps": clock.done, "seconds": clock.end - clock.start}
+    return clock.result
 
 
-def one_file_ppo(envs: int, steps: int, warm_up: int, seconds: float) -> dict[str, Any]:
+def one_file_ppo(envs: int, steps: int, warm_up: int, seconds: float, watch: Callable[[], Any]) -> dict[str, Any]:
     import gymnasium
     import numpy as np
     import torch
@@ -92,11 +95,11 @@ def one_file_ppo(envs: int, steps: int, warm_up: int, seconds: float) -> dict[st
     rewards, ends, values = torch.zeros(shape), torch.zeros(shape), torch.zeros(shape)
     now = torch.tensor(vector.reset(seed=0)[0])
     over = torch.zeros(envs)
-    start, done = 0.0, 0
+    timer, done = watch(), 0
     for iteration in range(iterations):
         if iteration == warm_up:
-            start = time.perf_counter()
-        elif iteration > warm_up and time.perf_counter() - start >= seconds:
+            timer = watch()
+        elif iteration > warm_up and timer.busy() >= seconds:
             break
         optimizer.param_groups[0]["lr"] = 2.5e-4 * (1 - iteration / iterations)
         for t in range(steps):
@@ -140,4 +143,4 @@ def one_file_ppo(envs: int, steps: int, warm_up: int, seconds: float) -> dict[st
                 loss.backward()
                 nn.utils.clip_grad_norm_(agent.parameters(), 0.5)
                 optimizer.step()
-    return {"steps": done, "seconds": time.perf_counter() - start}
+    return {"steps": done, **timer.read()}

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import tyro
 
 from vantage.core.errors import TrainingError, UserError
+from vantage.study.commands import COMMANDS as STUDY_COMMANDS
 
 Text = tyro.conf.Positional[str]
 
@@ -362,6 +363,7 @@ COMMANDS: dict[str, Any] = {
     "cite": Cite,
     "new-model": NewModel,
     "samples": Samples,
+    **STUDY_COMMANDS,
 }
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tests.core.toy import ToyEngine, ToyPolicy, ToyTask, toy_method
-from vantage.core import CheckpointError, Schedule, Trainer, TrainingError, UserError
+from vantage.core import CheckpointError, Schedule, Trainer, TrainingError, UserError, reads
 from vantage.core.checkpoint import checkpoints, load_tensors, newest_checkpoint, read_checkpoint, save_tensors
 from vantage.core.runlog import read_metrics
 from vantage.regularizers.penalties import ReferenceKL
@@ -197,3 +197,27 @@ def test_runs_share_no_memory_of_stateful_parts() -> None:
     first, second = trainer(None, method=method), trainer(None, method=method)
     first.run()
     assert second.context.method.update.state_dict()["optimizer"]["state"] == {}
+
+
+def test_a_part_may_judge_in_micro_batches_and_read_settings_that_change() -> None:
+    whole, cut = trainer(None), trainer(None)
+    cut.context.micro_batch = 5
+    batch = whole.context.method.rollout(whole.context)
+    torch.testing.assert_close(cut.context.judge(batch), whole.context.judge(batch))
+    hidden = cut.context.judge(batch, "hidden", read=lambda evaluation: evaluation.hidden.square().sum(-1))
+    torch.testing.assert_close(hidden, whole.context.judge(batch, "hidden").square().sum(-1))
+    assert not whole.context.judge(batch).requires_grad
+    assert whole.context.judge(batch[:0]).shape == (0, batch.steps)
+    assert whole.context.now(3) == 3
+    assert whole.context.now(lambda context: context.step + 7) == 7
+
+
+def test_columns_under_any_named_policy_are_filled() -> None:
+    @reads("logp", columns=("logp_under_elder", "logp_current"))
+    def towards(evaluation: Any, batch: Any, context: Any) -> torch.Tensor:
+        torch.testing.assert_close(batch.logp_under_elder, batch.logp_current)
+        return evaluation.logp - batch.logp_under_elder
+
+    run = trainer(None, steps=1, method=toy_method(objective=towards))
+    run.step()
+    assert set(run.context.policies) == {"elder"}

@@ -18,7 +18,9 @@ from vantage.policies.tiny import new_tokenizer
 CONFIGS: dict[str, Any] = {"llama": LlamaConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config}
 
 
-def make(architecture: str = "llama", dtype: torch.dtype = torch.float64, config: Any = None, **settings: Any) -> LanguagePolicy:
+def make(
+    architecture: str = "llama", dtype: torch.dtype = torch.float64, config: Any = None, **settings: Any
+) -> LanguagePolicy:
     """A policy of two layers with grouped-query attention and tied embeddings, weights large enough to matter."""
     torch.manual_seed(0)
     tokenizer = new_tokenizer()

@@ -61,7 +61,9 @@ def test_the_gradient_of_logp_alone_and_of_entropy_alone():
         torch.autograd.grad(logp.sum(), hidden)[0], torch.autograd.grad(plain.sum(), hidden, retain_graph=True)[0]
     )
     entropy = token_logp(hidden, weight, bias, target, chunk=5)[1]
-    torch.testing.assert_close(torch.autograd.grad(entropy.sum(), hidden)[0], torch.autograd.grad(spread.sum(), hidden)[0])
+    torch.testing.assert_close(
+        torch.autograd.grad(entropy.sum(), hidden)[0], torch.autograd.grad(spread.sum(), hidden)[0]
+    )
 
 
 def test_a_frozen_output_layer_gets_no_gradient():
@@ -95,3 +97,23 @@ def test_no_position_at_all():
 def test_chunks_follow_the_budget():
     assert chunk_size(1000, torch.device("cpu"), budget=4_000_000) == 1000
     assert chunk_size(10**9, torch.device("cpu"), budget=1) == 16
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize("entropy", [True, False])
+def test_fused_kernels_are_the_same(softcap, entropy):
+    hidden, weight, bias, target = _inputs()
+    results = []
+    for fused in (False, True):
+        outputs = token_logp(
+            hidden, weight, bias, target, temperature=0.7, softcap=softcap, entropy=entropy, chunk=5, fused=fused
+        )
+        total = sum(
+            ((i + 1) * (out * torch.linspace(-1, 1, 23)).sum() for i, out in enumerate(outputs) if out is not None)
+        )
+        results.append(
+            (*(out for out in outputs if out is not None), *torch.autograd.grad(total, (hidden, weight, bias)))
+        )
+    for one, two in zip(*results):
+        torch.testing.assert_close(one, two, atol=1e-10, rtol=1e-10)

@@ -153,6 +153,18 @@ def test_checkpointing_changes_no_gradient(config):
         close(one[name], two[name])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("sharing", [False, True])
+def test_fused_kernels_change_no_gradient(sharing):
+    plain, fused = make("qwen3", prefix_sharing=sharing), make("qwen3", prefix_sharing=sharing, fused=True)
+    batch = batch_of(*GROUPED)
+    one, two = plain.evaluate(batch, WANT), fused.evaluate(batch, WANT)
+    close(one.logp, two.logp)
+    first, second = gradients(plain, (one.logp + one.entropy).sum()), gradients(fused, (two.logp + two.entropy).sum())
+    for name in first:
+        close(first[name], second[name], tolerance=1e-9)
+
+
 def test_a_batch_without_decisions_is_judged():
     policy = make()
     batch = batch_of(*RAGGED)
@@ -314,7 +326,11 @@ def test_dropout_is_off():
 
 @pytest.mark.parametrize(
     ("settings", "match"),
-    [({"temperature": 0.0}, "temperature"), ({"prefix_sharing": "yes"}, "prefix_sharing"), ({"autocast": "int8"}, "dtype")],
+    [
+        ({"temperature": 0.0}, "temperature"),
+        ({"prefix_sharing": "yes"}, "prefix_sharing"),
+        ({"autocast": "int8"}, "dtype"),
+    ],
 )
 def test_bad_settings_are_named(settings, match):
     with pytest.raises(UserError, match=match):

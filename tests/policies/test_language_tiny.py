@@ -26,7 +26,11 @@ def test_every_character_is_a_token_and_text_comes_back():
 
 def test_other_characters_are_unknown():
     tokenizer = new_tokenizer("ab")
-    assert tokenizer("aéb")["input_ids"] == [*tokenizer("a")["input_ids"], tokenizer.unk_token_id, *tokenizer("b")["input_ids"]]
+    assert tokenizer("aéb")["input_ids"] == [
+        *tokenizer("a")["input_ids"],
+        tokenizer.unk_token_id,
+        *tokenizer("b")["input_ids"],
+    ]
     assert len({tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id}) == 3
 
 

@@ -268,6 +268,24 @@ def test_images_run() -> None:
     assert policy.values(batch)[1].shape == (2, 6)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+def test_a_policy_on_another_device() -> None:
+    batches = {}
+    for device in ("cpu", "cuda"):
+        engine = EnvironmentEngine("Pendulum-v1", normalize_rewards=True)
+        policy = policy_for(gymnasium.make("Pendulum-v1"), normalize_observations=True, seed=1).to(device)
+        context = context_for(policy, engine)
+        batches[device] = [engine.advance(3, 30, context) for _ in range(2)][-1]
+        assert batches[device].device.type == device
+        value, next_value = policy.values(batches[device])
+        assert value.device.type == next_value.device.type == device
+        assert policy.normalizer is not None
+        batches[device + "-count"] = policy.normalizer.count.cpu()
+    for name in batches["cpu"]:
+        torch.testing.assert_close(batches["cuda"][name].cpu(), batches["cpu"][name], atol=1e-3, rtol=1e-3)
+    assert batches["cuda-count"] == batches["cpu-count"]
+
+
 def test_bad_input_is_refused() -> None:
     policy = policy_for(Counter())
     with pytest.raises(UserError, match="backend='vectr' is not known; did you mean vector"):

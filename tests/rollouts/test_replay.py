@@ -8,10 +8,11 @@ import torch
 from tensordict import TensorDict
 
 from tests.core.toy import ToyEngine, ToyPolicy, ToyTask, toy_method
+from vantage.advantages.groups import rank_within
 from vantage.core import Schedule, Trainer, Trajectories, UserError
 from vantage.core.checkpoint import read_checkpoint
 from vantage.rollouts.plans import Groups
-from vantage.rollouts.replay import PromptQueues, RecentReplay, RowTable, from_state, to_state, within
+from vantage.rollouts.replay import PromptQueues, RecentReplay, RowTable, from_state, to_state
 
 
 def rows(prompts: list[int], marks: list[int], steps: int = 3) -> Trajectories:
@@ -81,7 +82,7 @@ def test_rows_as_state_and_back() -> None:
 
 
 def test_rank_within_equal_keys() -> None:
-    rank, total = within(torch.tensor([2, 0, 2, 2, 1]), 4)
+    rank, total = rank_within(torch.tensor([2, 0, 2, 2, 1]), 4)
     assert rank.tolist() == [0, 0, 1, 2, 0]
     assert total.tolist() == [1, 1, 3, 0]
 
@@ -121,11 +122,11 @@ def test_groups_are_replayed_whole_with_the_log_probabilities_of_their_step() ->
 
 
 def test_the_share_of_old_groups_is_the_one_asked_for() -> None:
-    trainer, seen = run(0.4, steps=120)
+    trainer, seen = run(0.4, steps=50)
     trainer.run()
     old = torch.cat([batch.age for batch in seen[2:]]) > 0
-    # 1180 groups: standard deviation 0.0143. Snapshots of few fresh groups cannot always serve, so a little below 0.4.
-    assert float(old.float().mean()) == pytest.approx(0.4, abs=0.06)
+    # 480 groups: standard deviation 0.022. Snapshots of few fresh groups cannot always serve, so a little below 0.4.
+    assert float(old.float().mean()) == pytest.approx(0.4, abs=0.08)
 
 
 def test_a_share_that_changes_in_the_run_and_ends_drops_the_history() -> None:

@@ -1,4 +1,4 @@
-"""A study that looks like a real one: 6 methods x 5 seeds of grouped policy gradients on two-digit sums, in numbers made up here."""
+"""A study that looks like a real one: 6 methods x 5 seeds on two-digit sums, all numbers made up here."""
 
 from __future__ import annotations
 

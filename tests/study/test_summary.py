@@ -84,9 +84,7 @@ def test_lower_is_better_mirrors_everything(study: Study) -> None:
 
 def test_the_threshold_is_nine_tenths_of_the_baselines_way(study: Study) -> None:
     runs = study.runs_of("grpo")
-    start, end = (
-        np.mean([value for value in values]) for values in ([r.curve[0].score for r in runs], [r.score for r in runs])
-    )
+    start, end = (np.mean(values) for values in ([r.curve[0].score for r in runs], [r.score for r in runs]))
     assert threshold_of(study) == pytest.approx(start + 0.9 * (end - start))
     assert threshold_of(replace(study, threshold=0.5)) == 0.5
     stuck = tuple(replace(run, final={"score": 0.2}) if run.arm == "grpo" else run for run in study.runs)

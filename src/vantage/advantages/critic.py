@@ -62,10 +62,10 @@ def add_critic(context: Context) -> None:
 
 
 def fill_values(batch: Trajectories, context: Context) -> Trajectories:
-    """Fill `value` and `next_value` from the policy's critic; no gradient."""
+    """Fill `value` and `next_value` from the policy's critic; no gradient. Columns that only bootstrap are spent here."""
     with torch.no_grad():
         value, next_value = context.policy.values(batch)
-    return batch.replace(value=value, next_value=next_value)
+    return batch.replace(value=value, next_value=next_value, last_observation=None, final_observation=None)
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,16 @@ def group_moments(
     return mean, std
 
 
+def rank_within(key: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return (rank, total) of keys [N] in [0, count): each element's place among equal keys [N], and sizes [count]."""
+    total = torch.bincount(key, minlength=count)
+    order = torch.argsort(key, stable=True)
+    starts = total.cumsum(0) - total
+    rank = torch.empty_like(key)
+    rank[order] = torch.arange(len(key), device=key.device) - starts[key[order]]
+    return rank, total
+
+
 def standardize(centred: Tensor, std: Tensor, eps: float = 0.0) -> Tensor:
     """Return centred / (std + eps); exactly 0 where the scores do not differ (std up to 1e-6) or one is missing (NaN)."""
     flat = (std <= 1e-6) | torch.isnan(centred)

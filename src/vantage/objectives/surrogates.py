@@ -120,14 +120,14 @@ class Clip:
 def clipped_surrogate(
     log: Tensor, batch: Trajectories, low: float | Tensor, high: float | Tensor, dual: float | None, context: Context
 ) -> Tensor:
-    """Return -min(ratio * A, clip(ratio, low, high) * A), [N, T]; bounds may be tensors that broadcast to it.
+    """Return -min(ratio * A, clip(ratio, low, high) * A), [N, T]; the bounds are two numbers or two tensors that broadcast to it.
 
     Records the share of decisions whose gradient the clip removed and the KL estimate to the policy that acted.
     """
     ratio = log.exp()
     advantage, mask = batch.advantage, batch.mask
     plain = -advantage * ratio
-    held = ratio.clamp(min=low, max=high) if isinstance(low, float | int) else ratio.clamp(min=low).clamp(max=high)
+    held = torch.clamp(ratio, low, high)  # type: ignore[arg-type]
     clipped = -advantage * held
     loss = torch.maximum(plain, clipped)
     if dual is not None:

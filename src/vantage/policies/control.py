@@ -114,6 +114,12 @@ class ControlPolicy(nn.Module):
             self.register_buffer("_offsets", offsets, persistent=False)
         self._bounds = actions.bounds
         self._start = np.array(actions.start, dtype=np.int64)
+        self._as_is = actions.kind == "discrete" and actions.start == (0,)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters live."""
+        return self.actor.linears[0].weight.device
 
     # judging -------------------------------------------------------------------------------------------------------
 
@@ -183,10 +189,10 @@ class ControlPolicy(nn.Module):
             next_value[cut] = after[rows:]
         return value, next_value
 
-    def _value_in_parts(self, observation: Tensor, size: int = 65_536) -> Tensor:
-        """Values of [N, T, *shape], in parts small enough for images to fit."""
+    def _value_in_parts(self, observation: Tensor, inputs: int = 2**22) -> Tensor:
+        """Values of [N, T, *shape], for about so many numbers at a time where a trunk makes more of them."""
         rows, steps = observation.shape[:2]
-        part = max(1, size * 64 // max(steps * max(self.observations.width, 1), 1)) if self.trunk is not None else rows
+        part = rows if self.trunk is None else max(1, inputs // max(1, steps * self.observations.width))
         if part >= rows:
             return self.value_of(observation)
         return torch.cat([self.value_of(some) for some in observation.split(part)])
@@ -239,7 +245,7 @@ class ControlPolicy(nn.Module):
 
         Observations are normalised by the statistics as they are. `deterministic` takes the mode.
         """
-        raw = torch.from_numpy(np.ascontiguousarray(observation)).to(next(self.parameters()).device)
+        raw = torch.from_numpy(np.ascontiguousarray(observation)).to(self.device)
         distribution = self.distribution_of(self.normalize(raw))
         action = distribution.mode if deterministic else distribution.sample(generator)
         return self.to_environment(action.cpu().numpy())
@@ -249,7 +255,9 @@ class ControlPolicy(nn.Module):
         return observation if self.normalizer is None else self.normalizer(observation)
 
     def to_environment(self, action: np.ndarray) -> np.ndarray:
-        """Turn stored actions [n, ...] into the environment's: shifted, clipped or squashed, reshaped; a new array."""
+        """Turn stored actions [n, ...] into the environment's: shifted, clipped or squashed, reshaped."""
+        if self._as_is:
+            return action
         space = self.actions
         if space.kind == "continuous":
             low, high = self._bounds
@@ -273,7 +281,7 @@ class ControlPolicy(nn.Module):
         """
         if self.trunk is None and HostMLP.suits(self.actor):
             return host_actor(self, HostMLP(self.actor, rows))
-        device = next(self.parameters()).device
+        device = self.device
 
         def in_torch(observation: np.ndarray, out: np.ndarray) -> None:
             with torch.no_grad():

@@ -39,6 +39,8 @@ class LanguagePolicy(nn.Module):
             third more time.
         autocast: type that matrix products are computed in ("bfloat16") while the parameters stay as they are; None for
             the parameters' own.
+        fused: let torch.compile make single kernels of what happens between matrix products, which takes some seconds at
+            the first update; it pays on an accelerator.
     """
 
     memoryless = False
@@ -52,6 +54,7 @@ class LanguagePolicy(nn.Module):
         prefix_sharing: bool | str = "auto",
         checkpointing: bool = False,
         autocast: str | None = None,
+        fused: bool = False,
     ) -> None:
         super().__init__()
         if not temperature > 0:
@@ -64,6 +67,7 @@ class LanguagePolicy(nn.Module):
         self.prefix_sharing = prefix_sharing
         self.checkpointing = checkpointing
         self.autocast = None if autocast is None else dtype_of(autocast)
+        self.fused = fused
         self.value_head: nn.Linear | None = None
         self._adapted: tuple[Any, ...] = ()
         """peft's wrapper of the model where it has adapters; in a tuple, so that it is no second child module."""
@@ -145,7 +149,7 @@ class LanguagePolicy(nn.Module):
         twin = type(self)(
             copy.deepcopy(self.model), self.tokenizer, temperature=self.temperature, prefix_sharing=self.prefix_sharing
         )
-        twin.autocast = self.autocast
+        twin.autocast, twin.fused = self.autocast, self.fused
         return twin.requires_grad_(False).train(self.training)
 
     def save(self, folder: str | Path, *, merged: bool = True) -> None:
@@ -238,6 +242,7 @@ class LanguagePolicy(nn.Module):
                 temperature=temperature,
                 softcap=softcap,
                 entropy="entropy" in want,
+                fused=self.fused,
             )
             if "logp" in want:
                 output.logp = layout.spread(logp)
@@ -301,7 +306,13 @@ class LanguagePolicy(nn.Module):
         if trunk.supported(self.model):
             packed = pack(layout, self.prefix_sharing)
             states = trunk.hidden_states(
-                self.model, packed.tokens, packed.positions, packed.plan, packed.needed, self.checkpointing
+                self.model,
+                packed.tokens,
+                packed.positions,
+                packed.plan,
+                packed.needed,
+                recompute=self.checkpointing,
+                fused=self.fused,
             )
             return states if packed.index is None else states.index_select(0, packed.index)
         return self._bucketed(layout)

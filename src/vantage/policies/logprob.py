@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import torch
@@ -32,6 +33,7 @@ def token_logp(
     softcap: float | None = None,
     entropy: bool = True,
     chunk: int | None = None,
+    fused: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """Return (logp, entropy) of the targets under softmax(cap(hidden @ weight.T + bias) / temperature), each [M].
 
@@ -48,12 +50,13 @@ def token_logp(
         softcap: c for cap(x) = c * tanh(x / c) (Gemma 2), None for the identity.
         entropy: whether to compute the entropy (in nats); None is returned otherwise.
         chunk: positions at a time; None chooses by `chunk_size`.
+        fused: let torch.compile make one kernel of what happens to the logits of a chunk.
     """
     if chunk is None:
         chunk = chunk_size(weight.shape[0], hidden.device)
     logp, spread = cast(
         tuple[Tensor, Tensor],
-        _TokenLogp.apply(hidden, weight, bias, target, 1.0 / temperature, softcap, entropy, chunk),
+        _TokenLogp.apply(hidden, weight, bias, target, 1.0 / temperature, softcap, entropy, chunk, fused),
     )
     return logp, (spread if entropy else None)
 
@@ -84,6 +87,7 @@ class _TokenLogp(torch.autograd.Function):
         softcap: float | None,
         entropy: bool,
         chunk: int,
+        fused: bool,
     ) -> tuple[Tensor, Tensor]:
         count = hidden.shape[0]
         kind = torch.float64 if hidden.dtype == torch.float64 else torch.float32
@@ -93,6 +97,13 @@ class _TokenLogp(torch.autograd.Function):
         single = count <= chunk
         kept = None
         for part in _parts(count, chunk):
+            if fused:
+                raw = torch.nn.functional.linear(hidden[part], weight, bias)
+                found = compiled(_statistics)(raw, target[part], scale, softcap)
+                for table, values in zip((logp, normalizer, spread), found, strict=True):
+                    if len(table):
+                        table[part] = values
+                continue
             scores, _ = _scores(hidden[part], weight, bias, scale, softcap)
             lse = torch.logsumexp(scores, -1)
             normalizer[part] = lse
@@ -104,7 +115,7 @@ class _TokenLogp(torch.autograd.Function):
             if single and softcap is None:
                 kept = scores
         ctx.save_for_backward(hidden, weight, bias, target, normalizer, spread, kept)
-        ctx.settings = (scale, softcap, entropy, chunk)
+        ctx.settings = (scale, softcap, entropy, chunk, fused)
         if not entropy:
             ctx.mark_non_differentiable(spread)
         return logp, spread
@@ -113,7 +124,7 @@ class _TokenLogp(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_logp: Tensor, grad_entropy: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, target, normalizer, spread, kept = ctx.saved_tensors
-        scale, softcap, entropy, chunk = ctx.settings
+        scale, softcap, entropy, chunk, fused = ctx.settings
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
         count = hidden.shape[0]
         several = count > chunk
@@ -122,21 +133,29 @@ class _TokenLogp(torch.autograd.Function):
         wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
         grad_weight = weight.new_zeros(weight.shape, dtype=wide) if need_weight and several else None
         grad_bias = weight.new_zeros(weight.shape[0], dtype=wide) if need_bias else None
+        none = normalizer.new_zeros(())
         for part in _parts(count, chunk):
-            if kept is None:
-                scores, bend = _scores(hidden[part], weight, bias, scale, softcap)
-                scores.sub_(normalizer[part].unsqueeze(-1))
+            if fused:
+                raw = torch.nn.functional.linear(hidden[part], weight, bias)
+                around = (spread[part], grad_entropy[part]) if entropy else (none, none)
+                gradient = compiled(_slope)(
+                    raw, target[part], normalizer[part], grad_logp[part], *around, scale, softcap
+                )
             else:
-                scores, bend = kept, None
-            # d logp / d score_i = [i = target] - p_i;   d entropy / d score_i = -p_i (log p_i + entropy)
-            slope = -grad_logp[part].unsqueeze(-1)
-            if entropy:
-                slope = slope - grad_entropy[part].unsqueeze(-1) * (scores + spread[part].unsqueeze(-1))
-            gradient = scores.exp().mul_(slope)
-            gradient.scatter_add_(-1, target[part].unsqueeze(-1), grad_logp[part].unsqueeze(-1))
-            gradient.mul_(scale)
-            if bend is not None:
-                gradient.mul_(bend)
+                if kept is None:
+                    scores, bend = _scores(hidden[part], weight, bias, scale, softcap)
+                    scores.sub_(normalizer[part].unsqueeze(-1))
+                else:
+                    scores, bend = kept, None
+                # d logp / d score_i = [i = target] - p_i;   d entropy / d score_i = -p_i (log p_i + entropy)
+                slope = -grad_logp[part].unsqueeze(-1)
+                if entropy:
+                    slope = slope - grad_entropy[part].unsqueeze(-1) * (scores + spread[part].unsqueeze(-1))
+                gradient = scores.exp().mul_(slope)
+                gradient.scatter_add_(-1, target[part].unsqueeze(-1), grad_logp[part].unsqueeze(-1))
+                gradient.mul_(scale)
+                if bend is not None:
+                    gradient.mul_(bend)
             if grad_bias is not None:
                 grad_bias += gradient.sum(0)
             narrow = gradient.to(weight.dtype)
@@ -155,8 +174,48 @@ class _TokenLogp(torch.autograd.Function):
             grad_hidden,
             grad_weight.to(weight.dtype) if grad_weight is not None else None,
             grad_bias.to(bias.dtype) if grad_bias is not None else None,
-            *(None,) * 5,
+            *(None,) * 6,
         )
+
+
+@functools.cache
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the function made by torch.compile, for any shape."""
+    return torch.compile(function, dynamic=True)
+
+
+def _statistics(raw: Tensor, target: Tensor, scale: float, softcap: float | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Return (logp, log-sum-exp, entropy), each [m], of raw logits [m, V]."""
+    scores = _wide(raw)
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    scores = scores * scale
+    lse = torch.logsumexp(scores, -1)
+    scores = scores - lse.unsqueeze(-1)
+    logp = scores.gather(-1, target.unsqueeze(-1)).squeeze(-1)
+    return logp, lse, -(scores.exp() * scores).sum(-1)
+
+
+def _slope(
+    raw: Tensor,
+    target: Tensor,
+    lse: Tensor,
+    grad_logp: Tensor,
+    entropy: Tensor,
+    grad_entropy: Tensor,
+    scale: float,
+    softcap: float | None,
+) -> Tensor:
+    """Return the gradient with respect to raw logits [m, V], in their type."""
+    scores, bend = _wide(raw), None
+    if softcap is not None:
+        bounded = torch.tanh(scores / softcap)
+        scores, bend = softcap * bounded, 1 - bounded * bounded
+    scores = scores * scale - lse.unsqueeze(-1)
+    chosen = torch.arange(raw.shape[-1], device=raw.device) == target.unsqueeze(-1)
+    slope = -grad_logp.unsqueeze(-1) - grad_entropy.unsqueeze(-1) * (scores + entropy.unsqueeze(-1))
+    gradient = (scores.exp() * slope + torch.where(chosen, grad_logp.unsqueeze(-1), 0.0)) * scale
+    return (gradient if bend is None else gradient * bend).to(raw.dtype)
 
 
 def _parts(count: int, chunk: int) -> Iterator[slice]:

@@ -90,10 +90,15 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [..., inputs] to [..., outputs]."""
-        parameters = [p for layer in self.linears for p in (layer.weight, layer.bias)]
-        if not self.activate_last and suits(x, parameters, self.activation):
-            return perceptron(x, parameters, self.activation)
+        pairs = self.pairs
+        if not self.activate_last and suits(x, pairs, self.activation):
+            return perceptron(x, pairs, self.activation)
         return self.output(self.hidden(x))
+
+    @property
+    def pairs(self) -> list[Tensor]:
+        """Weight, bias, weight, bias, ... in the order of the layers."""
+        return [parameter for layer in self.linears for parameter in (layer.weight, layer.bias)]
 
 
 class NatureCNN(nn.Module):
@@ -153,7 +158,7 @@ class HostMLP:
     ACTIVATIONS = ("tanh", "relu")
 
     def __init__(self, mlp: MLP, rows: int) -> None:
-        self._parameters = list(mlp.parameters())
+        self._parameters = mlp.pairs
         self._relu = mlp.activation == "relu"
         self._layers: list[tuple[Array, Array, Array]] = []
         for layer in mlp.linears:
@@ -168,7 +173,7 @@ class HostMLP:
             return False
         return all(
             parameter.device.type == "cpu" and parameter.dtype == torch.float32 and max(parameter.shape) <= 512
-            for parameter in mlp.parameters()
+            for parameter in mlp.pairs
         )
 
     @property

@@ -40,7 +40,7 @@ class Shape:
 
 
 PRESETS: dict[str, Shape] = {
-    "tiny": Shape(96, 384, 2, 3, 3),  # 0.3 M parameters
+    "tiny": Shape(96, 384, 2, 6, 6),  # 0.3 M parameters
     "small": Shape(128, 352, 4, 4, 4),  # 0.8 M
     "medium": Shape(256, 640, 4, 8, 4),  # 3 M
     "large": Shape(512, 1408, 8, 8, 4, positions=4096),  # 24 M
@@ -80,7 +80,11 @@ def new_tokenizer(alphabet: str = PRINTABLE) -> Any:
 
 
 def new_config(shape: Shape, architecture: str, tokenizer: Any) -> Any:
-    """Return the transformers configuration of this shape; input and output embedding are tied."""
+    """Return the transformers configuration of this shape.
+
+    Narrow models learn arithmetic several times faster with untied embeddings and weights of standard deviation
+    1 / sqrt(width) than with what full-size models use (tied, 0.02), which is kept where the vocabulary is a full-size one.
+    """
     require("transformers", "language")
     from transformers import LlamaConfig, Qwen2Config, Qwen3Config
 
@@ -96,7 +100,8 @@ def new_config(shape: Shape, architecture: str, tokenizer: Any) -> Any:
         num_key_value_heads=shape.shared_heads,
         head_dim=shape.width // shape.heads,
         max_position_embeddings=shape.positions,
-        tie_word_embeddings=True,
+        tie_word_embeddings=bool(shape.vocabulary),
+        initializer_range=0.02 if shape.vocabulary else shape.width**-0.5,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from vantage.policies.attention import Plan, attend
+from vantage.policies.logprob import compiled
 
 ARCHITECTURES = {
     "LlamaForCausalLM": "transformers.models.llama",
@@ -40,7 +41,14 @@ def _changed(module: Any) -> bool:
 
 
 def hidden_states(
-    model: Any, tokens: Tensor, positions: Tensor, plan: Plan, needed: Tensor | None, recompute: bool
+    model: Any,
+    tokens: Tensor,
+    positions: Tensor,
+    plan: Plan,
+    needed: Tensor | None,
+    *,
+    recompute: bool = False,
+    fused: bool = False,
 ) -> Tensor:
     """Return the last hidden states, normalised as the output layer reads them, [len(needed), D].
 
@@ -52,6 +60,7 @@ def hidden_states(
         needed: places in the list whose states are wanted; all where None. The last layer's second half is computed for
             these alone.
         recompute: keep each layer's input only and compute the rest again in the backward pass.
+        fused: let torch.compile make single kernels of rotations and gates.
     """
     body = model.model
     x = body.embed_tokens(tokens)
@@ -62,26 +71,28 @@ def hidden_states(
     for number, layer in enumerate(body.layers):
         chosen = needed if number == last else None
         if recompute and torch.is_grad_enabled():
-            x = cast(Tensor, checkpoint(_layer, layer, x, rotation, plan, chosen, use_reentrant=False))
+            x = cast(Tensor, checkpoint(_layer, layer, x, rotation, plan, chosen, fused, use_reentrant=False))
         else:
-            x = _layer(layer, x, rotation, plan, chosen)
+            x = _layer(layer, x, rotation, plan, chosen, fused)
     return _norm(body.norm, x)
 
 
-def _layer(layer: Any, x: Tensor, rotation: tuple[Tensor, Tensor], plan: Plan, chosen: Tensor | None) -> Tensor:
+def _layer(
+    layer: Any, x: Tensor, rotation: tuple[Tensor, Tensor], plan: Plan, chosen: Tensor | None, fused: bool
+) -> Tensor:
     attention, mlp = layer.self_attn, layer.mlp
     y = _norm(layer.input_layernorm, x)
     size = (y.shape[0], -1, attention.head_dim)
     query, key, value = (project(y).view(size) for project in (attention.q_proj, attention.k_proj, attention.v_proj))
     if hasattr(attention, "q_norm"):
         query, key = _norm(attention.q_norm, query), _norm(attention.k_norm, key)
-    query, key = rotate(query, *rotation), rotate(key, *rotation)
+    query, key = rotate(query, *rotation, fused), rotate(key, *rotation, fused)
     seen = attend(query, key, value, plan, attention.scaling).flatten(1)
     if chosen is not None:
         x, seen = x.index_select(0, chosen), seen.index_select(0, chosen)
     x = x + attention.o_proj(seen)
     y = _norm(layer.post_attention_layernorm, x)
-    return x + mlp.down_proj(_gated(mlp, y))
+    return x + mlp.down_proj(_gated(mlp, y, fused))
 
 
 def _norm(module: Any, x: Tensor) -> Tensor:
@@ -116,27 +127,35 @@ class _RMSNorm(torch.autograd.Function):
         return inner.addcmul_(unit, drift, value=-1).mul_(scale).to(x.dtype), grad_weight, None
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, fused: bool = False) -> Tensor:
     """Rotate the pairs (x_i, x_{i + d/2}) of [S, H, d] by the angles of cos and sin [S, 1, d/2]."""
-    return cast(Tensor, _Rotate.apply(x, cos, sin))
+    return cast(Tensor, _Rotate.apply(x, cos, sin, fused))
 
 
 class _Rotate(torch.autograd.Function):
     """A rotation: its gradient is the rotation back, so nothing of x is kept."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, fused: bool) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        return _turned(x, cos, sin, 1)
+        ctx.fused = fused
+        return compiled(_turn)(x, cos, sin) if fused else _turned(x, cos, sin, 1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         cos, sin = ctx.saved_tensors
-        return _turned(grad, cos, sin, -1), None, None
+        back = compiled(_turn)(grad, cos, -sin) if ctx.fused else _turned(grad, cos, sin, -1)
+        return back, None, None, None
+
+
+def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    first, second = x.chunk(2, -1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), -1)
 
 
 def _turned(x: Tensor, cos: Tensor, sin: Tensor, way: int) -> Tensor:
+    """As `_turn`, way 1, or back, way -1, in few passes over memory without a compiler."""
     first, second = x.chunk(2, -1)
     out = torch.empty_like(x)
     left, right = out.chunk(2, -1)
@@ -145,10 +164,10 @@ def _turned(x: Tensor, cos: Tensor, sin: Tensor, way: int) -> Tensor:
     return out
 
 
-def _gated(mlp: Any, y: Tensor) -> Tensor:
+def _gated(mlp: Any, y: Tensor, fused: bool) -> Tensor:
     gate, up = mlp.gate_proj(y), mlp.up_proj(y)
-    if isinstance(mlp.act_fn, torch.nn.SiLU) or type(mlp.act_fn).__name__ in ("SiLU", "SiLUActivation"):
-        return cast(Tensor, _SwiGLU.apply(gate, up))
+    if isinstance(mlp.act_fn, torch.nn.SiLU) or type(mlp.act_fn).__name__ == "SiLUActivation":
+        return cast(Tensor, _SwiGLU.apply(gate, up, fused))
     return mlp.act_fn(gate) * up
 
 
@@ -156,13 +175,26 @@ class _SwiGLU(torch.autograd.Function):
     """silu(gate) * up, keeping its two inputs alone."""
 
     @staticmethod
-    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+    def forward(ctx: Any, gate: Tensor, up: Tensor, fused: bool) -> Tensor:
         ctx.save_for_backward(gate, up)
-        return F.silu(gate).mul_(up)
+        ctx.fused = fused
+        return compiled(_gate)(gate, up) if fused else F.silu(gate).mul_(up)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         gate, up = ctx.saved_tensors
+        if ctx.fused:
+            return (*compiled(_gate_slope)(grad, gate, up), None)
         grad_up = F.silu(gate).mul_(grad)
-        return torch.ops.aten.silu_backward(grad * up, gate), grad_up
+        return torch.ops.aten.silu_backward(grad * up, gate), grad_up, None
+
+
+def _gate(gate: Tensor, up: Tensor) -> Tensor:
+    return F.silu(gate) * up
+
+
+def _gate_slope(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    wide = gate.float() if gate.dtype != torch.float64 else gate
+    share = torch.sigmoid(wide)
+    return (grad * up * share * (1 + wide * (1 - share))).to(gate.dtype), (grad * wide * share).to(up.dtype)

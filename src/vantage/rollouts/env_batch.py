@@ -34,10 +34,10 @@ class Episodes:
         count = np.cumsum(mask, 0) + self.lengths
         row, step = np.nonzero(over.T)
         at_end, until = total[step, row], count[step, row]
-        same = np.zeros(len(row), dtype=bool)
-        same[1:] = row[1:] == row[:-1]
-        returns = at_end - np.where(same, np.roll(at_end, 1), 0.0)
-        lengths = until - np.where(same, np.roll(until, 1), 0)
+        returns, lengths = at_end.copy(), until.copy()
+        same = row[1:] == row[:-1]
+        returns[1:] -= np.where(same, at_end[:-1], 0.0)
+        lengths[1:] -= np.where(same, until[:-1], 0)
         self.returns, self.lengths = total[-1].copy(), count[-1].copy()
         # A row's last end comes last among its ends, so it is the one that stays.
         self.returns[row] = total[-1, row] - at_end

@@ -337,7 +337,7 @@ def _control(policy: Any) -> ControlPolicy:
 
 def _finish(columns: dict[str, torch.Tensor], outputs: torch.Tensor, policy: ControlPolicy) -> Trajectories:
     """Bring the columns to the policy's device and add the log-probabilities, from the outputs that the actor gave."""
-    device = next(policy.parameters()).device
+    device = policy.device
     if device.type != "cpu":
         columns = {name: column.to(device, non_blocking=True) for name, column in columns.items()}
         outputs = outputs.to(device)

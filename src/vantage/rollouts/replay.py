@@ -14,11 +14,12 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
+from vantage.advantages.groups import rank_within
 from vantage.advantages.state import PromptIndex
 from vantage.core.averaging import group_index
 from vantage.core.context import Context
 from vantage.core.errors import UserError
-from vantage.core.trajectories import Trajectories, concatenate
+from vantage.core.trajectories import Trajectories, concatenate, pad_to_longest
 from vantage.rollouts.plans import Groups, at_least
 
 
@@ -89,14 +90,10 @@ def _write(table: TensorDictBase, rows: TensorDictBase, slots: Tensor) -> None:
         if isinstance(column, TensorDictBase):
             _write(held, column, slots)
             continue
-        if column.dim() >= 2:
-            more = column.shape[1] - held.shape[1]
-            if more > 0:
-                held = torch.cat([held, held.new_zeros(held.shape[0], more, *held.shape[2:])], 1)
-                table.set(key, held)
-            elif more < 0:
-                column = torch.cat([column, column.new_zeros(column.shape[0], -more, *column.shape[2:])], 1)
-        held[slots] = column.to(held.dtype)
+        fresh: Any = column
+        wide, new = pad_to_longest([held, fresh])
+        wide[slots] = new.to(wide.dtype)
+        table.set(str(key), wide)
 
 
 class PromptQueues:
@@ -119,7 +116,7 @@ class PromptQueues:
         batch = batch.to("cpu")
         place = self.index.add(batch.prompt)
         self.pushed = torch.cat([self.pushed, self.pushed.new_zeros(len(self.index) - len(self.pushed))])
-        rank, total = within(place, len(self.index))
+        rank, total = rank_within(place, len(self.index))
         stays = rank >= total[place] - self.capacity
         slot = place * self.capacity + (self.pushed[place] + rank) % self.capacity
         self.pushed = self.pushed + total
@@ -146,16 +143,6 @@ class PromptQueues:
         self.table.load_state_dict(state["table"])
 
 
-def within(key: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Return (rank, total) of keys [N] in [0, count): each element's place among equal keys [N], and sizes [count]."""
-    total = torch.bincount(key, minlength=count)
-    order = torch.argsort(key, stable=True)
-    starts = total.cumsum(0) - total
-    rank = torch.empty_like(key)
-    rank[order] = torch.arange(len(key), device=key.device) - starts[key[order]]
-    return rank, total
-
-
 @dataclass(frozen=True)
 class RecentReplay:
     """A plan in which each group is, with probability `share`, one of the `window` rollouts before this one.
@@ -169,11 +156,13 @@ class RecentReplay:
         plan: gathers fresh groups; has `prompts`.
         share: probability of an old group, 0 to below 1; a function of the context where it changes in the run.
         window: rollouts that are kept.
+        current: fill `logp_current` too, by one more forward pass over the old rows; of fresh ones it is `logp_old`.
     """
 
     plan: Any = field(default_factory=Groups)
     share: float | Callable[[Context], float] = 0.5
     window: int = 2
+    current: bool = False
     _memory: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -192,16 +181,23 @@ class RecentReplay:
         kept: list[Trajectories] = self._memory.setdefault("kept", [])
         if share == 0:
             kept.clear()
-            batch = self.plan(context)
-            return batch.replace(age=torch.zeros(len(batch), dtype=torch.int64, device=batch.device))
+            return self._judged(_aged(self.plan(context), 0), context)
         old = self._draw(share, kept, context)
         wanted = self.plan.prompts - sum(int(part.group.unique().numel()) for part in old)
-        batch = context.verify(replace(self.plan, prompts=wanted)(context))
-        batch = batch.replace(age=torch.zeros(len(batch), dtype=torch.int64, device=batch.device))
+        batch = _aged(context.verify(replace(self.plan, prompts=wanted)(context)), 0)
         kept.insert(0, batch.to("cpu"))
         del kept[self.window :]
         context.record("rollout/replayed", 1 - wanted / self.plan.prompts)
-        return _joined([batch, *(part.to(batch.device) for part in old)])
+        return self._judged(_joined([batch, *(part.to(batch.device) for part in old)]), context)
+
+    def _judged(self, batch: Trajectories, context: Context) -> Trajectories:
+        if not self.current:
+            return batch
+        old = (batch.age > 0).nonzero().squeeze(-1)
+        logp = batch.logp_old
+        if len(old):
+            logp = logp.index_copy(0, old, context.judge(batch.select(old)).to(logp.dtype))
+        return batch.replace(logp_current=logp)
 
     def _draw(self, share: float, kept: list[Trajectories], context: Context) -> list[Trajectories]:
         """Choose old groups: for each snapshot that a draw falls on, as many of its groups, without repetition."""
@@ -217,7 +213,7 @@ class RecentReplay:
             chosen = torch.randperm(groups, generator=context.generator)[:count]
             part = snapshot.select(torch.isin(index, chosen))
             if len(part):
-                old.append(part.replace(age=torch.full((len(part),), steps)))
+                old.append(_aged(part, steps))
         return old
 
     def state_dict(self) -> dict[str, Any]:
@@ -227,6 +223,10 @@ class RecentReplay:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take them back."""
         self._memory["kept"] = [from_state(batch) for batch in state["kept"]]
+
+
+def _aged(batch: Trajectories, steps: int) -> Trajectories:
+    return batch.replace(age=torch.full((len(batch),), steps, device=batch.device))
 
 
 def _joined(parts: list[Trajectories]) -> Trajectories:

@@ -26,9 +26,10 @@ Paths are relative to the file.
 
 from __future__ import annotations
 
+import dataclasses
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,7 @@ class Model:
     seed: int = 0
     method: str = "sft"
     steps: int = 0
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     task: str = ""
 
 
@@ -123,12 +124,12 @@ class Arena:
     description: str = ""
     task: str = ""
     function: str = ""
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     data: str = ""
     verifier: str = ""
     model: Model | None = None
     seeds: int = 5
-    defaults: Mapping[str, Any] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     imports: tuple[str, ...] = ()
     """Modules, beyond the task's and the function's, that a result depends on."""
     calibration: Calibration | None = None
@@ -219,6 +220,3 @@ def _found(path: str, folder: Path | None, where: str) -> str:
     if not full.exists():
         raise UserError(f"{where}: there is no {full}")
     return str(full.resolve())
-
-
-SECTIONS = tuple(f.name for f in fields(Arena))

@@ -18,7 +18,6 @@ from vantage.study.schema import decode
 FORMAT = 1
 """Raised when what a record holds changes its meaning."""
 
-_ROAD_MODULES = ("vantage.study.road",)
 _MODEL_MODULES = ("vantage.study.models",)
 
 
@@ -55,7 +54,11 @@ class Cache:
 
 def code_of_job(job: Job) -> dict[str, str]:
     """Return module -> digest of the code that decides a job's result, its model's included."""
-    return fingerprint.code_of(_roots(job.arena, job.function, job.method))
+    roots = _roots(job.arena, job.function, job.method)
+    model = job.arena.model
+    if model is not None and not model.path:
+        roots += [*_MODEL_MODULES, *_roots(job.arena, ROAD, model.method)]
+    return fingerprint.code_of(roots)
 
 
 def key_of_job(job: Job, code: Mapping[str, str]) -> str:
@@ -88,9 +91,9 @@ def _roots(arena: Arena, function: str, method: str) -> list[str]:
     from vantage.study.peers import PEERS
     from vantage.tasks.registry import TASKS
 
-    roots = [*_ROAD_MODULES, function.partition(":")[0], *arena.imports]
+    roots = [function.partition(":")[0], *arena.imports]
     if method in PEERS:
-        roots.append("vantage.study.peers")
+        pass  # all in the function's module
     elif method.endswith(".py"):
         roots.append(method)
     else:

@@ -17,7 +17,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -187,7 +187,7 @@ def stated(name: str) -> list[Stated]:
     """
     method, _, label = name.partition("/")
     page = registry.page(method)
-    found = [Stated(page, claim) for claim in claims_of(importlib.import_module(page.module))]
+    found = of_page(page)
     if not found:
         raise UserError(f"{page.name} makes no claim: its page has no `claim = Claim(...)`")
     labels = [each.claim.label for each in found]
@@ -196,33 +196,42 @@ def stated(name: str) -> list[Stated]:
     return [each for each in found if not label or each.claim.label == label]
 
 
+def of_page(page: registry.Page) -> list[Stated]:
+    """Return the claims of a page, [] when it makes none."""
+    return [Stated(page, claim) for claim in claims_of(importlib.import_module(page.module))]
+
+
 def all_stated() -> list[Stated]:
     """Return the claims of all pages."""
-    return [
-        Stated(page, claim)
-        for page in registry.pages()
-        for claim in claims_of(importlib.import_module(page.module))
-    ]
+    return [one for page in registry.pages() for one in of_page(page)]
+
+
+def contest_of(one: Stated, seeds: int | None = None) -> Contest:
+    """Return the comparison that tests a claim: the baseline first, then the method.
+
+    Raises:
+        UserError: fewer than 2 seeds.
+    """
+    ours, theirs = one.sides
+    chosen = seeds_of(one.claim.seeds if seeds is None else seeds)
+    if len(chosen) < 2:
+        raise UserError(f"--seeds {len(chosen)} is out of range: a claim needs at least 2")
+    return Contest(one.arena, [theirs, ours], chosen, name=f"{one.page.name}: {one.claim.label}")
 
 
 def run(
     one: Stated,
+    contest: Contest,
     folder: Path,
     *,
-    seeds: int | None = None,
     cache: Cache | None = None,
     jobs: int | None = None,
     fresh: bool = False,
     out: Path | None = None,
     watchers: Sequence[Watcher] = (),
 ) -> Result:
-    """Run a claim and store its result in `folder/FAMILY/NAME.json`, beside the page's other claims."""
-    ours, theirs = one.sides
-    chosen = seeds_of(seeds or one.claim.seeds)
-    if len(chosen) < 2:
-        raise UserError(f"--seeds {len(chosen)} is out of range: a claim needs at least 2")
+    """Run a claim's comparison and store its result in `folder/FAMILY/NAME.json`, beside the page's other claims."""
     code = one.code()
-    contest = Contest(one.arena, [theirs, ours], chosen, name=f"{one.page.name}: {one.claim.label}")
     study = contest.run(cache or Cache(default_folder()), jobs=jobs, fresh=fresh, out=out, watchers=watchers)
     result = judge(one, study, code, sum(work.record.cpu_seconds for work in contest.works if work.record))
     store(folder, one.page, result)
@@ -258,7 +267,7 @@ def judge(one: Stated, study: Study, code: Mapping[str, str], cpu_seconds: float
         note=claim.note,
         seeds_needed=found.get("seeds_needed"),
         reason=reason,
-        date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
         duration=sum(found_.duration or 0.0 for found_ in study.runs),
         cpu_seconds=cpu_seconds,
         commit=commit(),
@@ -272,9 +281,10 @@ def decide(
     claim: Claim, ours: Sequence[float | None], theirs: Sequence[float | None], paired: bool = False
 ) -> tuple[Verdict, str, dict[str, Any]]:
     """Return (verdict, reason, figures) for the values of both sides, one a seed; None is a crashed run."""
-    crashed = [(f"{count} of {len(side)} runs of {who}") for who, side in (("the method", ours), ("the baseline", theirs)) if (count := sum(v is None for v in side))]  # fmt: skip
+    missing = {"the method": ours.count(None), "the baseline": theirs.count(None)}
+    crashed = " and ".join(f"{count} runs of {who}" for who, count in missing.items() if count)
     if crashed:
-        return "not shown", f"crashed: {' and '.join(crashed)}", {}
+        return "not shown", f"crashed: {crashed}", {}
     sign = -1.0 if claim.direction == "lower" else 1.0
     margin = (claim.margin or 0.0) * (-1.0 if claim.direction == "no worse" else 1.0)
     x = [value for value in ours if value is not None]
@@ -318,6 +328,17 @@ def measure(run_: Run, metric: str, study: Study) -> float:
         raise UserError(f"metric {metric!r} is not there{nearest(name, known)} (figures: {', '.join(known)})")
     found = [value for _, value in points]
     return sum(found) / len(found) if kind == "mean" else found[-1]
+
+
+def sentence(label: str, result: Result) -> str:
+    """Return a result in one line."""
+    figures = result.reason
+    if result.effect is not None:
+        figures = f"difference {result.effect:+.4g}"
+        if result.interval is not None:
+            figures += f" [{result.interval[0]:+.4g}, {result.interval[1]:+.4g}]"
+        figures += f", {len(result.seeds)} seeds"
+    return f"{label}: {result.verdict} ({figures}): {result.claim}"
 
 
 def store(folder: Path, page: registry.Page, result: Result) -> Path:

@@ -136,12 +136,10 @@ class Claims:
         folder = Path(self.folder)
         for one in chosen:
             label = f"{one.page.name}/{one.claim.label}"
-            live = Live(label, [], self.jobs)
+            contest = claims.contest_of(one, self.seeds)
             out = Path(self.out) / label.replace("/", "-") if self.out else None
-            with live:
-                result = claims.run(
-                    one, folder, seeds=self.seeds, jobs=self.jobs, fresh=self.fresh, out=out, watchers=[live]
-                )
+            with Live(label, contest.works, self.jobs) as live:
+                result = claims.run(one, contest, folder, jobs=self.jobs, fresh=self.fresh, out=out, watchers=[live])
             print(claims.sentence(label, result))
         return 0
 
@@ -203,7 +201,10 @@ def _print_summary(study: object) -> None:
     rows = []
     for arm in sorted(
         summary.arms,
-        key=lambda one: (one.mean is None, (-1 if study.direction == "higher" else 1) * (one.mean.value if one.mean else 0)),
+        key=lambda one: (
+            one.mean is None,
+            (-1 if study.direction == "higher" else 1) * (one.mean.value if one.mean else 0),
+        ),
     ):
         mean, better = arm.mean, arm.better
         rows.append(
@@ -216,7 +217,15 @@ def _print_summary(study: object) -> None:
                 "" if arm.duration is None else f"{arm.duration:.0f} s",
             ]
         )
-    _table(["method", "seeds", f"{study.metric}, mean", "interquartile mean", f"P(better than {study.reference})", "a run"], rows)  # fmt: skip
+    header = [
+        "method",
+        "seeds",
+        f"{study.metric}, mean",
+        "interquartile mean",
+        f"P(better than {study.reference})",
+        "a run",
+    ]
+    _table(header, rows)
     print(summary.headline)
 
 
@@ -224,7 +233,9 @@ def _interval(figure: object, decimals: int) -> str:
     value, low, high = figure if isinstance(figure, tuple) else (None, None, None)
     if value is None:
         return ""
-    return f"{value:.{decimals}f}" + ("" if low is None or high is None else f" [{low:.{decimals}f}, {high:.{decimals}f}]")
+    return f"{value:.{decimals}f}" + (
+        "" if low is None or high is None else f" [{low:.{decimals}f}, {high:.{decimals}f}]"
+    )
 
 
 COMMANDS = {"compare": Compare, "arenas": Arenas, "claims": Claims, "watch": Watch}

@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from vantage.config import commit, parse_settings, versions
-from vantage.core.errors import UserError, unknown
+from vantage.core.errors import UserError
 from vantage.core.method import PARTS, configure, describe
 from vantage.methods import registry
 from vantage.study.arenas import Arena
@@ -45,9 +45,7 @@ class Entrant:
         return Job(self.arm.method, self.settings, seed, arena, self.function)
 
 
-def entrant(
-    arena: Arena, method: str, settings: Mapping[str, Any], *, name: str = "", function: str = ""
-) -> Entrant:
+def entrant(arena: Arena, method: str, settings: Mapping[str, Any], *, name: str = "", function: str = "") -> Entrant:
     """Return a method as it enters an arena: the arena's defaults where it has such settings, then those given.
 
     Raises:
@@ -154,7 +152,7 @@ class Contest:
             raise UserError(f"{twice[0]!r} enters twice; the same method again needs other settings")
         # Seed by seed, so that the report compares all methods from early on.
         self.works = [Work(one.arm.name, one.job(self.arena, seed)) for seed in self.seeds for one in self.entrants]
-        self._began = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        self._began = datetime.now(UTC).isoformat(timespec="seconds")
         self._commit, self._versions = commit(), versions()
 
     def run(
@@ -278,13 +276,3 @@ def seeds_of(count: int) -> tuple[int, ...]:
     if count < 1:
         raise UserError(f"--seeds {count} is out of range: at least 1")
     return tuple(range(count))
-
-
-def known_or_fail(method: str) -> None:
-    """Refuse a method that neither a page nor a peer is called.
-
-    Raises:
-        UserError: with the nearest names.
-    """
-    if method not in PEERS and not method.endswith(".py") and method not in registry.names():
-        raise unknown("method", method, [*registry.names(), *PEERS])

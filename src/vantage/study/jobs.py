@@ -18,7 +18,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from datetime import UTC
 from typing import Annotated, Any
 
 from vantage.core.errors import UserError
@@ -177,7 +177,7 @@ def function_of(name: str) -> Callable[[Job, Reporter], Any]:
 def carry_out(job: Job, arm: str, send: Send = lambda message: None) -> Record:
     """Run a job in this process and return its record; `cpu_seconds` is the process's so far."""
     import resource
-    from datetime import datetime, timezone
+    from datetime import datetime
 
     from vantage.study.fingerprint import versions
 
@@ -188,6 +188,6 @@ def carry_out(job: Job, arm: str, send: Send = lambda message: None) -> Record:
         run=report.run(final, job.arena.scoring.tasks),
         samples=tuple(report.samples),
         cpu_seconds=used.ru_utime + used.ru_stime,
-        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
         versions=versions(),
     )

@@ -69,7 +69,9 @@ class Live:
             self._display = Display(self._table(), refresh_per_second=4, transient=False)
             self._display.__enter__()
         else:
-            print(f"{self.title}: {len(self.works)} runs, {self.jobs} at a time" + (f", {cached} kept" if cached else ""))
+            print(
+                f"{self.title}: {len(self.works)} runs, {self.jobs} at a time" + (f", {cached} kept" if cached else "")
+            )
         return self
 
     def __exit__(

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from vantage.core.errors import UserError, nearest, require
-from vantage.study.road import Judge, task_of
+from vantage.study.judge import Judge, task_of
 
 if TYPE_CHECKING:
     from vantage.study.jobs import Job, Reporter
@@ -93,7 +93,9 @@ def sb3_ppo(job: Job, report: Reporter) -> float:
     settings = StableBaselinesPPO(**job.settings)
     task = task_of(job.arena)
     envs: Any = DummyVecEnv([lambda: make(task.env_id, task.env_options) for _ in range(settings.n_envs)])
-    normalizer = VecNormalize(envs, clip_obs=10.0, clip_reward=10.0, gamma=settings.gamma) if settings.normalize else None
+    normalizer = (
+        VecNormalize(envs, clip_obs=10.0, clip_reward=10.0, gamma=settings.gamma) if settings.normalize else None
+    )
     own = asdict(settings)
     for name in ("n_envs", "anneal", "normalize", "hidden", "learning_rate"):
         own.pop(name)

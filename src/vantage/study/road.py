@@ -2,39 +2,23 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vantage.core import checkpoint
-from vantage.core.errors import UserError, nearest
+from vantage.core.errors import UserError
 from vantage.core.method import Method, configure
 from vantage.core.trainer import Report, Schedule, Trainer
 from vantage.methods import registry
+from vantage.study.judge import EVALUATION_SEED, Judge, task_of
 from vantage.study.meter import BudgetSpent, Horizon, Meter, cost_of_step
-from vantage.tasks.registry import make_task
 
 if TYPE_CHECKING:
-    from vantage.study.arenas import Arena
     from vantage.study.jobs import Job, Reporter
-
-EVALUATION_SEED = 10_000
-"""Added to a run's seed for its evaluations: the same held-out draws for every method."""
 
 READABLE = 8
 """Held-out problems whose completions are kept to be read."""
-
-NAMES = {
-    "kl/reference": "kl",
-    "kl/old": "kl_old",
-    "length/mean": "length",
-    "groups/without_variance": "zero_advantage_groups",
-    "grad_norm": "gradient_norm",
-}
-"""What the report calls a metric."""
 
 
 def compose(name: str, settings: Mapping[str, Any]) -> Method:
@@ -44,11 +28,6 @@ def compose(name: str, settings: Mapping[str, Any]) -> Method:
         if "." in path:
             built = configure(built, path, value)
     return built
-
-
-def task_of(arena: Arena) -> Any:
-    """Make the arena's task."""
-    return make_task(arena.task, data=arena.data, verifier=arena.verifier, options=arena.options)
 
 
 def run(job: Job, report: Reporter) -> float:
@@ -102,52 +81,6 @@ def run(job: Job, report: Reporter) -> float:
         judge(horizon.spent, trainer.context.generator)
     _keep_samples(task, policy, job.seed, report)
     return judge.score
-
-
-class Judge:
-    """Evaluates the policy on the way, evenly spread over the budget; the clock and the run's randomness stand still."""
-
-    def __init__(self, arena: Arena, task: Any, policy: Any, seed: int, report: Reporter) -> None:
-        self.scoring, self.size = arena.scoring, arena.budget.size
-        self.task, self.policy, self.report = task, policy, report
-        self.seed = seed + EVALUATION_SEED
-        self.last = -1.0
-        self.score = 0.0
-
-    def due(self, spent: float) -> bool:
-        """Whether one of the marks has been passed since the last evaluation."""
-        step = self.size / self.scoring.points
-        return int(spent / step) > int(max(self.last, 0.0) / step)
-
-    def __call__(self, spent: float, generator: torch.Generator) -> None:
-        """Evaluate now."""
-        started = time.perf_counter()
-        with _untouched(self.policy, generator), torch.no_grad():
-            judged = self.task.evaluate(self.policy, samples=self.scoring.samples, seed=self.seed)
-        self.report.pause(time.perf_counter() - started)
-        if self.scoring.metric not in judged:
-            raise UserError(
-                f"scoring.metric={self.scoring.metric!r} is none of the task's figures"
-                f"{nearest(self.scoring.metric, judged)} (figures: {', '.join(judged)})"
-            )
-        self.last, self.score = spent, float(judged[self.scoring.metric])
-        self.report.point(spent, self.score)
-        self.record(spent, {name: value for name, value in judged.items() if name != self.scoring.metric})
-
-    def record(self, spent: float, metrics: Mapping[str, float]) -> None:
-        """Pass metrics on under the names that the report knows."""
-        self.report.record(spent, {NAMES.get(name, name): value for name, value in metrics.items()})
-
-
-@contextmanager
-def _untouched(policy: Any, generator: torch.Generator) -> Iterator[None]:
-    """Leave all random states, and whether the policy is training, as they were."""
-    saved, training = checkpoint.random_state(generator), policy.training
-    try:
-        yield
-    finally:
-        checkpoint.set_random_state(saved, generator)
-        policy.train(training)
 
 
 def _keep_samples(task: Any, policy: Any, seed: int, report: Reporter) -> None:

@@ -256,7 +256,7 @@ class _Process:
             self.process.kill()
             self.process.wait()
         self.channel.close()
-        if self._output is not subprocess.DEVNULL:
+        if not isinstance(self._output, int):
             self._output.close()
 
 

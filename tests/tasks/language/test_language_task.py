@@ -58,7 +58,10 @@ def test_right_answers_score_one(task, policy):
 
 def test_verifiers_are_recorded_apart_and_weighed(policy):
     checks = Rewards(
-        {"correct": lambda p, text: float(text == p.answer), "short": lambda p, text: None if text == "" else 1.0 / len(text)},
+        {
+            "correct": lambda p, text: float(text == p.answer),
+            "short": lambda p, text: None if text == "" else 1.0 / len(text),
+        },
         {"short": 0.5},
     )
     task = LanguageTask(problem_set("addition:digits=1"), checks)
@@ -149,7 +152,13 @@ def test_some_rows_of_a_step_are_stored(task, policy, tmp_path):
 def test_options_reach_the_policy_and_the_engine():
     task = task_from_spec(
         "addition:digits=1",
-        options={"architecture": "qwen3", "prefix_sharing": False, "dtype": "bfloat16", "top_k": 3, "stop_strings": "x,y"},
+        options={
+            "architecture": "qwen3",
+            "prefix_sharing": False,
+            "dtype": "bfloat16",
+            "top_k": 3,
+            "stop_strings": "x,y",
+        },
     )
     policy = task.make_policy(seed=1)
     assert policy.model.config.model_type == "qwen3"
@@ -230,7 +239,11 @@ def test_bad_options_are_named(options, match):
 
 @pytest.mark.parametrize(
     ("options", "match"),
-    [({"format": "poems"}, "format='poems'"), ({"fields": "q"}, "role=field"), ({"format": "demonstrations", "test": "x"}, "'test'")],
+    [
+        ({"format": "poems"}, "format='poems'"),
+        ({"fields": "q"}, "role=field"),
+        ({"format": "demonstrations", "test": "x"}, "'test'"),
+    ],
 )
 def test_bad_reading_options_are_named(tmp_path, options, match):
     data = lines(tmp_path / "d.jsonl", [{"prompt": "a", "answer": "b"}])

@@ -40,7 +40,10 @@ def policy():
 @pytest.fixture
 def context(policy):
     return SimpleNamespace(
-        policy=policy, task=LanguageTask(Words()), generator=torch.Generator().manual_seed(0), device=torch.device("cpu")
+        policy=policy,
+        task=LanguageTask(Words()),
+        generator=torch.Generator().manual_seed(0),
+        device=torch.device("cpu"),
     )
 
 

@@ -137,17 +137,32 @@ class LeanCache:
         if self.low >= max(16, used):
             self._shift(have)
         else:
+            # Little to spare: columns not yet used lie between those that are, and reading skips over them.
             need = end - self.low
-            self._shift(max(need, min(need + max(64, need // 2), need + self.room), need))
+            self._shift(need + min(max(16, need // 4), self.room))
 
     def _shift(self, columns: int) -> None:
         """Move the columns in use to the front of new storage of this many columns."""
-        low, end, rows = self.low, self.end, self.rows
-        new = columns - (end - low)
-        self.keys = [F.pad(x[:rows, :, :, low:end], (0, new)) for x in self.keys]
-        self.values = [F.pad(x[:rows, :, low:end], (0, 0, 0, new)) for x in self.values]
-        self.bias = None if self.bias is None else F.pad(self.bias[:rows, low:end], (0, new))
-        self.start, self.low, self.end = self.start - low, 0, end - low
+        self._store(self.rows, 0, columns)
+
+    def _store(self, capacity: int, first: int, columns: int) -> None:
+        """New storage [capacity, Hkv, d, columns], where the columns in use begin at `first`; before them are zeros."""
+        low, end, rows, last = self.low, self.end, self.rows, first + self.end - self.low
+
+        def moved(x: Tensor, shape: tuple[int, ...], axis: int) -> Tensor:
+            new = x.new_empty(shape)
+            new.narrow(axis, 0, first).zero_()
+            new[:rows].narrow(axis, first, end - low).copy_(x[:rows].narrow(axis, low, end - low))
+            return new
+
+        _, heads, dim, _ = self.keys[0].shape
+        for index, (keys, values) in enumerate(zip(self.keys, self.values)):  # one by one: the old ones are let go
+            self.keys[index] = moved(keys, (capacity, heads, dim, columns), 3)
+            self.values[index] = moved(values, (capacity, heads, columns, dim), 2)
+        if self.bias is not None:
+            bias = F.pad(self.bias[:rows, low:end], (first, 0), value=NEVER)
+            self.bias = F.pad(bias, (0, columns - last, 0, capacity - rows))
+        self.start, self.low, self.end = self.start - low + first, first, last
 
     def _settle(self) -> None:
         """Bring the counts up to date after decoding."""
@@ -223,7 +238,7 @@ class LeanCache:
     def take(self, index: Tensor) -> LeanCache:
         """Copy these rows (host), a row more than once if asked; prompts stay shared."""
         self._settle()
-        taken = copy.copy(self)
+        taken = copy.copy(self)  # the lists are replaced below, not written
         at = index.to(self.weights.device)
         low, end = self.low, self.end
         taken.keys = [x[:, :, :, low:end].index_select(0, at) for x in self.keys]
@@ -242,17 +257,10 @@ class LeanCache:
         width = other.end - other.low
         total, have = self.rows + other.rows, self.values[0].shape
         if self.end < width or have[0] < total:
-            # Neither fits beside what is here: new storage, with the columns further right and rows to spare.
+            # No place beside what is here: new storage, with the columns further right and rows to spare.
             used = self.end - self.low
-            front, grown = max(0, width - used), max(total, min(2 * have[0], total + total // 4))
-            back = max(min(self.room, 64), have[2] - self.end)
-            more = grown - self.rows
-            rows, low, end = self.rows, self.low, self.end
-            self.keys = [F.pad(x[:rows, :, :, low:end], (front, back, 0, 0, 0, 0, 0, more)) for x in self.keys]
-            self.values = [F.pad(x[:rows, :, low:end], (0, 0, front, back, 0, 0, 0, more)) for x in self.values]
-            if self.bias is not None:
-                self.bias = F.pad(F.pad(self.bias[:rows, low:end], (front, 0), value=NEVER), (0, back, 0, more))
-            self.start, self.low, self.end = self.start + front - low, front, used + front
+            front, capacity = max(0, width - used), max(total, min(2 * have[0], total + total // 4))
+            self._store(capacity, front, front + used + max(min(self.room, 16), have[2] - self.end))
         first = self.end - width
         here = slice(self.rows, total)
         for x, y in zip(self.keys, other.keys):

@@ -40,6 +40,9 @@ class TokenEngine:
     segment = 32
     """Tokens decoded between two looks at which rows have ended."""
 
+    patience = 16
+    """One row in so many may have ended before the others move together; a row's decoding costs less than the move."""
+
     def __init__(
         self,
         model: Any,

@@ -34,7 +34,8 @@ class GenericBackend:
         extra: dict[str, Any] = {"position_ids": positions, "logits_to_keep": 1}
         extra = {name: extra[name] for name in self.options}
         found = self.model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **extra)
-        return torch.nan_to_num(found.logits[:, -1].float(), nan=torch.nan, posinf=torch.inf)
+        logits = found.logits[:, -1].float()
+        return logits.clamp(min=torch.finfo(torch.float32).min)  # impossible tokens: finite, as `draw` asks
 
     def open(self, weights: None, prefixes: Sequence[Sequence[int]], counts: Sequence[int], room: int) -> GenericCache:
         """Cache all but the last token of each prefix, once, for `counts` rows each."""

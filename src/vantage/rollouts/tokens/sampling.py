@@ -79,6 +79,7 @@ def mix(bits: Tensor) -> Tensor:
 
 
 _GOLDEN = -0x61C8864680B583EB  # 2^64 / golden ratio, as a signed integer: SplitMix64's increment
+_BELOW_ONE = 1 - 2.0**-50  # so far below one that a product with a total stays below it after rounding
 
 
 def row_seeds(seed: int, rows: Tensor) -> Tensor:
@@ -88,12 +89,12 @@ def row_seeds(seed: int, rows: Tensor) -> Tensor:
 
 
 def uniforms(seeds: Tensor, positions: Tensor) -> Tensor:
-    """Uniform numbers in [0, 1) of double precision for row seeds and token positions (int64, broadcast together).
+    """Uniform numbers in [0, 1 - 2^-50] of double precision for row seeds and token positions (int64, broadcast together).
 
     Counter based: a number depends on its own row's seed and position alone, never on the batch around it.
     """
     bits = mix(seeds + (positions + 1) * _GOLDEN)
-    return ((bits >> 11) & 0x1FFFFFFFFFFFFF).double() * 2.0**-53
+    return ((bits >> 11) & 0x1FFFFFFFFFFFFF).double() * (2.0**-53 * _BELOW_ONE)
 
 
 def truncate(logits: Tensor, sampling: Sampling) -> Tensor:
@@ -137,7 +138,7 @@ class Draw(NamedTuple):
 
 
 def draw(logits: Tensor, uniform: Tensor | None, sampling: Sampling) -> Draw:
-    """Draw one token a row from logits [N, V] with uniform numbers [N]; None only where `sampling.greedy`.
+    """Draw one token a row from finite logits [N, V] with uniform numbers [N]; None only where `sampling.greedy`.
 
     The draw inverts the cumulative distribution, so a row costs one random number whatever the vocabulary. All in
     float32, whatever the model's precision. Where nothing truncates, `logp_sampling` is the same object as `logp`;
@@ -145,27 +146,26 @@ def draw(logits: Tensor, uniform: Tensor | None, sampling: Sampling) -> Draw:
     """
     logits = logits.float()
     tempered = logits if sampling.temperature == 1 else logits / sampling.temperature
-    logps = tempered.log_softmax(-1)
-    probs = logps.exp()
-    entropy = -torch.linalg.vecdot(probs, logps.clamp(min=-1e30))  # 0 x -inf is 0 here
+    logps, probs = tempered.log_softmax(-1), tempered.softmax(-1)
+    entropy = torch.linalg.vecdot(probs, logps).neg_()
+    kept = None
     if sampling.greedy:
         token = tempered.argmax(-1, keepdim=True)
-        logp = logps.gather(-1, token)
-        logp_sampling = torch.zeros_like(logp)
     elif sampling.truncates:
         assert uniform is not None
-        kept = truncate(tempered, sampling).log_softmax(-1)
-        token = invert(kept.exp(), uniform)
-        logp = logps.gather(-1, token)
-        logp_sampling = kept.gather(-1, token)
+        kept = truncate(tempered, sampling)
+        token = invert(kept.softmax(-1), uniform)
     else:
         assert uniform is not None
         token = invert(probs, uniform)
-        logp = logp_sampling = logps.gather(-1, token)
-    logp_raw = logp if sampling.temperature == 1 else logits.gather(-1, token) - logits.logsumexp(-1, keepdim=True)
-    logp, same = logp.squeeze(-1), logp_sampling is logp
-    raw = logp if sampling.temperature == 1 else logp_raw.squeeze(-1)
-    return Draw(token.squeeze(-1), logp, logp if same else logp_sampling.squeeze(-1), raw, entropy)
+    logp = logp_sampling = logp_raw = logps.gather(-1, token).squeeze(-1)
+    if sampling.greedy:
+        logp_sampling = torch.zeros_like(logp)
+    elif kept is not None:
+        logp_sampling = kept.log_softmax(-1).gather(-1, token).squeeze(-1)
+    if sampling.temperature != 1:
+        logp_raw = logits.gather(-1, token).squeeze(-1) - logits.logsumexp(-1)
+    return Draw(token.squeeze(-1), logp, logp_sampling, logp_raw, entropy)
 
 
 _BLOCK = 256
@@ -175,30 +175,23 @@ def invert(probs: Tensor, uniform: Tensor) -> Tensor:
     """The token [N, 1] at which the cumulative probability [N, V] passes uniform x total; never one of probability 0.
 
     A large vocabulary is searched in two steps, the block and then the place in it: two short scans in double
-    precision instead of a long one whose float32 sums forget the tail.
+    precision instead of a long one.
     """
-    size = probs.shape[-1]
-    if size <= 8 * _BLOCK:
-        return _search(probs, uniform)
-    blocks = torch.nn.functional.pad(probs, (0, -size % _BLOCK)).unflatten(-1, (-1, _BLOCK))
+    if probs.shape[-1] <= 4 * _BLOCK:
+        return _search(probs, uniform.unsqueeze(-1))
+    blocks = torch.nn.functional.pad(probs, (0, -probs.shape[-1] % _BLOCK)).unflatten(-1, (-1, _BLOCK))
     mass = blocks.sum(-1).cumsum(-1, dtype=torch.float64)
-    goal = _goal(mass, uniform)
+    goal = uniform.unsqueeze(-1) * mass[..., -1:]
     block = torch.searchsorted(mass, goal, right=True)
-    before = torch.where(block > 0, mass.gather(-1, (block - 1).clamp(min=0)), 0.0)
+    before = torch.where(block > 0, mass.gather(-1, (block - 1).clamp_(min=0)), 0.0)
     inside = blocks.gather(-2, block.unsqueeze(-1).expand(*block.shape, _BLOCK)).squeeze(-2)
-    share = ((goal - before) / (mass.gather(-1, block) - before)).squeeze(-1)
-    return block * _BLOCK + _search(inside, share)
+    share = (goal - before) / (mass.gather(-1, block) - before)
+    return block * _BLOCK + _search(inside, share * _BELOW_ONE)
 
 
 def _search(probs: Tensor, uniform: Tensor) -> Tensor:
     mass = probs.cumsum(-1, dtype=torch.float64)
-    return torch.searchsorted(mass, _goal(mass, uniform), right=True)
-
-
-def _goal(mass: Tensor, uniform: Tensor) -> Tensor:
-    """Uniform x total, kept below the total, which rounding could reach: past the last token of any probability."""
-    total = mass[..., -1:]
-    return torch.minimum(uniform.unsqueeze(-1) * total, total * (1 - 1e-15))
+    return torch.searchsorted(mass, uniform * mass[..., -1:], right=True)
 
 
 def _signed(seed: int) -> int:

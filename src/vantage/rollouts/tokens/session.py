@@ -144,28 +144,27 @@ class Session:
 
     def run(self, steps: int | None, until: Callable[[], bool] = lambda: False) -> None:
         """Decode until every live row has ended, has got `steps` more tokens, or `until` holds after a compaction."""
-        goal = None if steps is None else self.length + steps
-        while len(self.live):
-            most = self._most(goal)
-            if most <= 0:
-                return
+        while len(self.live) and steps != 0:
             ended = self._ended()
-            overshoot = self._record(self._decode(most, ended), ended)
-            if self._compact(overshoot) and until():
+            most = self._most(ended, steps)
+            draws = self._decode(most, ended)
+            steps = None if steps is None else steps - len(draws)
+            if self._compact(self._record(draws, ended)) and until():
                 return
 
     def _ended(self) -> Tensor:
         return self.finished[self.live] | (self.length[self.live] >= self.limit[self.live])
 
-    def _most(self, goal: Tensor | None) -> int:
-        """How many tokens every live row may get before one reaches its limit."""
-        rows = self.live[~self._ended()]
-        if not len(rows):
-            return 0
-        most = int((self.limit - self.length)[rows].min())
-        if goal is not None:
-            most = min(most, int((goal - self.length)[rows].min()))
-        return min(most, self.engine.segment if not self.sampling.stop_strings else 8)
+    def _enough(self) -> int:
+        """How many rows may have ended before the others move together."""
+        return 1 if self.keep else max(1, len(self.live) // self.engine.patience)
+
+    def _most(self, ended: Tensor, steps: int | None) -> int:
+        """How many tokens to decode before looking again: until enough rows have reached their limits, or fewer."""
+        left = (self.limit - self.length)[self.live[~ended]].sort().values
+        enough = min(self._enough() - int(ended.sum()), len(left))
+        most = min(int(left[max(enough, 1) - 1]), 8 if self.sampling.stop_strings else self.engine.segment)
+        return most if steps is None else min(most, steps)
 
     def _decode(self, most: int, ended: Tensor) -> list[Draw]:
         """Decode up to `most` tokens a live row, fewer when enough rows have drawn a stop token."""
@@ -173,7 +172,7 @@ class Session:
         start = (self.base + self.length)[live].to(device)
         if not greedy:
             stream = uniforms(self.seeds[live.to(device)], start + torch.arange(most, device=device)[:, None])
-        enough = int(ended.sum()) + (1 if self.keep else max(1, len(live) // 8))
+        enough = self._enough()
         ended = ended.to(device)
         check = device.type == "cpu" and len(self.stop) > 0
         draws: list[Draw] = []
@@ -202,6 +201,9 @@ class Session:
             stops |= self.engine.strings.ends(self.sampling.stop_strings, tails, tokens)
         hit = stops.any(1)
         kept = torch.where(hit, stops.int().argmax(1) + 1, got)
+        left = self.limit[rows] - offset
+        hit &= kept <= left
+        kept = torch.minimum(kept, left)
         self._room(len(self.length), int((offset + kept).max()))
         inside = torch.arange(got) < kept[:, None]
         row = rows[:, None].expand(-1, got)[inside].to(self.device)
@@ -227,7 +229,7 @@ class Session:
                 if bool((overshoot[index] > 0).any()):  # decoded past its end; taken back, so that it can go on from it
                     cache.forget(overshoot[index])
                 self.parked.append((cache, self.live[index]))
-        elif count < len(ended) and count < max(1, len(ended) // 8):
+        elif count < len(ended) and count < self._enough():
             return False
         self._retain(~ended)
         return count > 0

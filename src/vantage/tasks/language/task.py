@@ -24,7 +24,16 @@ from vantage.tasks.language.problem import Problem, ProblemSet
 from vantage.tasks.language.samples import Graded, SampleWriter
 
 SAMPLING_OPTIONS = ("max_new_tokens", "top_p", "top_k", "min_p", "stop_strings")
-POLICY_OPTIONS = ("dtype", "autocast", "checkpointing", "prefix_sharing", "lora_rank", "lora_alpha", "lora_targets")
+POLICY_OPTIONS = (
+    "dtype",
+    "autocast",
+    "checkpointing",
+    "fused",
+    "prefix_sharing",
+    "lora_rank",
+    "lora_alpha",
+    "lora_targets",
+)
 ENGINE_OPTIONS = ("max_batch_tokens", "backend")
 TASK_OPTIONS = ("evaluated", "preset", "architecture", "micro_batch", "workers", "stored")
 DATA_OPTIONS = ("fields", "answer_after", "split", "held_out", "test", "limit", "format")
@@ -40,7 +49,7 @@ class LanguageTask:
         **options: `evaluated` (problems of an evaluation at most, 200), `preset` and `architecture` (of the model that is made
             when none is given), `micro_batch` (rows judged at once), `workers` (processes for verifiers), `stored`
             (completions stored a step, 16); of sampling: `max_new_tokens`, `top_p`, `top_k`, `min_p`, `stop_strings`; of
-            the policy: `dtype`, `autocast`, `checkpointing`, `prefix_sharing`, `lora_rank`, `lora_alpha`, `lora_targets`;
+            the policy: `dtype`, `autocast`, `checkpointing`, `fused`, `prefix_sharing`, `lora_rank`, `lora_alpha`, `lora_targets`;
             of the engine: `max_batch_tokens`, `backend`.
 
     Raises:

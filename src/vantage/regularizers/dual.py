@@ -1,0 +1,109 @@
+"""Lagrange multipliers: coefficients of a constraint that move outside of the loss, by dual ascent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vantage.core.context import Context
+from vantage.core.errors import UserError
+
+_MODES = ("log", "add", "fixed")
+
+
+@dataclass(frozen=True)
+class Multiplier:
+    """lambda >= 0 of the constraint E[m] <= bound. A loss term reads it and measures m; `DualAscent` moves it.
+
+        "log":   lambda <- lambda * exp(clip(rate * (m / bound - 1), -1, 1)), held in [least, limit]
+        "add":   lambda <- clip(lambda + rate * (m - bound), 0, limit)
+        "fixed": lambda stays
+
+    m is the mean over all that was measured since the last move, so that micro-batches count as one. Everything stays on the
+    loss's device; nothing waits for it.
+
+    Attributes:
+        start: lambda at first, at least 0.
+        bound: of the constraint, above 0.
+        rate: of the ascent, at least 0.
+        mode: "log", "add" or "fixed".
+        limit: largest lambda.
+        least: smallest lambda of "log", which could not come back from 0.
+    """
+
+    start: float = 1.0
+    bound: float = 0.02
+    rate: float = 1.0
+    mode: str = "log"
+    limit: float = 1e3
+    least: float = 1e-6
+    _memory: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.mode not in _MODES:
+            raise UserError(f"Multiplier.mode={self.mode!r} is not known: {', '.join(_MODES)}")
+        if not self.bound > 0:
+            raise UserError(f"Multiplier.bound={self.bound} is out of range: above 0")
+        for name in ("start", "rate"):
+            if not getattr(self, name) >= 0:
+                raise UserError(f"Multiplier.{name}={getattr(self, name)} is out of range: at least 0")
+
+    def value(self, device: torch.device | str = "cpu") -> Tensor:
+        """Return lambda, a scalar without gradient."""
+        held = self._memory.get("value")
+        if held is None or held.device != torch.device(device):
+            held = torch.tensor(self.start, device=device) if held is None else held.to(device)
+            self._memory["value"] = held
+        return held
+
+    @torch.no_grad()
+    def measure(self, values: Tensor, mask: Tensor) -> None:
+        """Take in m [N, T] where the mask holds."""
+        total, count = torch.where(mask, values, 0.0).sum().float(), mask.sum()
+        if "total" in self._memory:
+            total, count = self._memory["total"] + total, self._memory["count"] + count
+        self._memory.update(total=total, count=count)
+
+    def ascend(self) -> Tensor | None:
+        """Move lambda by what was measured since the last move; return its mean, None if nothing was."""
+        if "total" not in self._memory:
+            return None
+        mean = self._memory.pop("total") / self._memory.pop("count").clamp(min=1)
+        value = self.value(mean.device)
+        if self.mode == "log":
+            step = (self.rate * (mean / self.bound - 1)).clamp(-1, 1)
+            value = (value * step.exp()).clamp(self.least, self.limit)
+        elif self.mode == "add":
+            value = (value + self.rate * (mean - self.bound)).clamp(0, self.limit)
+        self._memory["value"] = value
+        return mean
+
+    def state_dict(self) -> dict[str, Any]:
+        """lambda."""
+        return {"value": self.value(self._memory["value"].device if "value" in self._memory else "cpu")}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take it back."""
+        self._memory["value"] = state["value"]
+
+
+@dataclass(frozen=True)
+class DualAscent:
+    """Controller: after each optimiser step, moves the `multiplier` of every part of the loss that has one."""
+
+    every = "minibatch"
+
+    def __call__(self, context: Context) -> None:
+        """Move them, and record each with the mean that it is to bound."""
+        for _, part in context.method.parts():
+            held = getattr(part, "multiplier", None)
+            if isinstance(held, Multiplier):
+                label = getattr(part, "label", type(part).__name__.lower())
+                context.record(f"multiplier/{label}", held.value(context.device))
+                mean = held.ascend()
+                if mean is not None:
+                    context.record(f"constraint/{label}", mean)
