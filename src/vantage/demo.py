@@ -21,7 +21,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the demo; return its exit code."""
     parser = argparse.ArgumentParser(prog="python -m vantage.demo", description="A language model learns, from nothing.")
     parser.add_argument("--out", default="demo", help="folder for the models and runs (default: demo)")
-    parser.add_argument("--warm-steps", type=int, default=180, help="supervised steps (default: 180)")
+    parser.add_argument("--warm-steps", type=int, default=220, help="supervised steps (default: 220)")
     parser.add_argument("--steps", type=int, default=300, help="GRPO steps (default: 300)")
     parser.add_argument("--task", default=TASK, help=f"task (default: {TASK})")
     arguments = parser.parse_args(argv)

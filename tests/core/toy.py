@@ -49,6 +49,8 @@ class ToyPolicy(nn.Module):
             evaluation.value = hidden @ self.critic
         if "hidden" in want:
             evaluation.hidden = hidden
+        if "distribution" in want:
+            evaluation.distribution = logits
         return evaluation
 
     def values(self, batch: Trajectories) -> tuple[Tensor, Tensor]:

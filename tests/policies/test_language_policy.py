@@ -34,8 +34,19 @@ def gradients(policy, loss):
 
 
 def others():
-    shape = dict(vocab_size=103, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-                 num_key_value_heads=2, head_dim=8, initializer_range=0.3, pad_token_id=0, eos_token_id=1, bos_token_id=None)  # fmt: skip
+    shape = {
+        "vocab_size": 103,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "initializer_range": 0.3,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+        "bos_token_id": None,
+    }
     return {
         "gpt2": GPT2Config(vocab_size=103, n_embd=32, n_layer=2, n_head=4, n_positions=64, initializer_range=0.3),
         "gemma2": Gemma2Config(**shape, sliding_window=4, final_logit_softcapping=5.0, query_pre_attn_scalar=8),

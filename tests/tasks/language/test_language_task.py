@@ -232,9 +232,12 @@ def test_demonstrations_need_no_answer(tmp_path):
     ],
 )
 def test_bad_options_are_named(options, match):
-    with pytest.raises(UserError, match=match):
+    def prepared():
         task = task_from_spec("addition:digits=1", options=options)
-        task.make_engine(task.make_policy())
+        return task.make_engine(task.make_policy())
+
+    with pytest.raises(UserError, match=match):
+        prepared()
 
 
 @pytest.mark.parametrize(

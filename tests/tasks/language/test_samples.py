@@ -1,5 +1,6 @@
 """Stored completions: bounded, readable after a crash, in step with a resumed run."""
 
+import itertools
 import json
 from types import SimpleNamespace
 
@@ -71,7 +72,7 @@ def test_the_size_is_bounded_and_the_steps_stay_spread(tmp_path):
     steps = sorted({row["step"] for row in rows})
     assert len(rows) <= 80 + 16
     assert steps[-1] >= 96
-    assert len({b - a for a, b in zip(steps, steps[1:])}) == 1
+    assert len({b - a for a, b in itertools.pairwise(steps)}) == 1
 
 
 def test_browsing(tmp_path):

@@ -264,8 +264,10 @@ class LeanCache:
         first = self.end - width
         here = slice(self.rows, total)
         for x, y in zip(self.keys, other.keys):
+            x[here, :, :, :first] = 0.0  # masked, and yet it must be a number
             x[here, :, :, first : self.end] = y[: other.rows, :, :, other.low : other.end]
         for x, y in zip(self.values, other.values):
+            x[here, :, :first] = 0.0
             x[here, :, first : self.end] = y[: other.rows, :, other.low : other.end]
         if self.bias is not None or other.bias is not None or self.low != first:
             self.bias = self._explicit()

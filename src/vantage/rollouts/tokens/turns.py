@@ -52,6 +52,8 @@ def extend(cache: LeanCache, tokens: Sequence[Sequence[int]]) -> None:
     inverse = torch.empty(len(given), dtype=torch.int64)
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        cache.keys[layer][: cache.rows, :, :, first:end] = 0.0  # where a row gets nothing: masked, and yet a number
+        cache.values[layer][: cache.rows, :, first:end] = 0.0
         cache.keys[layer][target, :, :, place] = k
         cache.values[layer][target, :, place] = v
         read = torch.empty(len(q), q.shape[1] * dim, dtype=q.dtype, device=device)
