@@ -31,14 +31,23 @@ class ToyPolicy(nn.Module):
         self.embed = nn.Parameter(torch.randn(prompts, STEPS, 8, generator=generator, dtype=dtype) * 0.5)
         self.head = nn.Parameter(torch.randn(8, SYMBOLS, generator=generator, dtype=dtype) * 0.5)
         self.critic = nn.Parameter(torch.randn(8, generator=generator, dtype=dtype) * 0.5)
+        self.heads = nn.ParameterDict()
         self.temperature = 1.0
 
-    def logits(self, prompt: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    def add_head(self, name: str) -> None:
+        if name not in self.heads:
+            self.heads[name] = nn.Parameter(torch.zeros_like(self.critic))
+
+    def logits(self, prompt: Tensor, steps: int, said: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """A symbol that the prompt says [N] (-1 for none) is three nats likelier at every place."""
         hidden = torch.tanh(self.embed[prompt, :steps])
-        return hidden @ self.head / self.temperature, hidden
+        logits = hidden @ self.head
+        if said is not None:
+            logits = logits + 3.0 * (torch.arange(SYMBOLS) == said.unsqueeze(-1)).unsqueeze(1).to(logits.dtype)
+        return logits / self.temperature, hidden
 
     def evaluate(self, batch: Trajectories, want: frozenset[str]) -> Evaluation:
-        logits, hidden = self.logits(batch.prompt, batch.mask.shape[1])
+        logits, hidden = self.logits(batch.prompt, batch.mask.shape[1], batch.get("observation"))
         logs = logits.log_softmax(-1)
         evaluation = Evaluation()
         if "logp" in want:
@@ -51,7 +60,12 @@ class ToyPolicy(nn.Module):
             evaluation.hidden = hidden
         if "distribution" in want:
             evaluation.distribution = logits
+        for name in set(self.heads) & want:
+            evaluation.extras[name] = hidden @ self.heads[name]
         return evaluation
+
+    def critic_parameters(self) -> list[nn.Parameter]:
+        return [self.critic]
 
     def values(self, batch: Trajectories) -> tuple[Tensor, Tensor]:
         value = self.evaluate(batch, frozenset({"value"})).value.detach()
@@ -72,30 +86,67 @@ class ToyEngine:
         self.policy = policy
         self.calls = 0
 
-    def sample(self, prompts: Prompts, count: int, context: Any, *, greedy: bool = False) -> Trajectories:
+    def sample(
+        self, prompts: Prompts, count: int, context: Any, *, greedy: bool = False, limit: int | None = None
+    ) -> Trajectories:
+        """An item is a prompt's number, or (number, symbol) for a prompt that also says a symbol."""
+        said = torch.tensor([item[1] if isinstance(item, tuple) else -1 for item in prompts.items])
+        rows = Trajectories({"prompt": prompts.ids, "observation": said}).select(
+            torch.arange(len(prompts)).repeat_interleave(count)
+        )
+        zeros = torch.zeros(len(rows), dtype=torch.int64)
+        rows = rows.replace(action=zeros.unsqueeze(1).expand(-1, STEPS), logp_old=torch.zeros(len(rows), STEPS))
+        return self._go_on(rows, zeros, count, context, greedy, limit)
+
+    def resume(
+        self,
+        batch: Trajectories,
+        rows: Tensor,
+        positions: Tensor,
+        count: int,
+        context: Any,
+        *,
+        limit: int | None = None,
+    ) -> Trajectories:
+        parent = rows.repeat_interleave(count)
+        found = self._go_on(batch.select(parent), positions.repeat_interleave(count), count, context, False, limit)
+        return found.replace(parent=parent)
+
+    def texts(self, batch: Trajectories) -> list[Any]:
+        return [row[:size] for row, size in zip(batch.action.tolist(), batch.length.tolist(), strict=True)]
+
+    def _go_on(
+        self, rows: Trajectories, kept: Tensor, count: int, context: Any, greedy: bool, limit: int | None
+    ) -> Trajectories:
         self.calls += 1
-        prompt = prompts.ids.repeat_interleave(count)
         with torch.no_grad():
-            logs = self.policy.logits(prompt, STEPS)[0].log_softmax(-1)
+            logs = self.policy.logits(rows.prompt, STEPS, rows.observation)[0].log_softmax(-1)
         flat = logs.exp().reshape(-1, SYMBOLS)
         if greedy:
-            action = logs.argmax(-1)
+            drawn = logs.argmax(-1)
         else:
-            action = torch.multinomial(flat, 1, generator=context.generator).reshape(len(prompt), STEPS)
+            drawn = torch.multinomial(flat, 1, generator=context.generator).reshape(len(rows), STEPS)
+        place = torch.arange(STEPS)
+        new = place >= kept.unsqueeze(1)
+        action = torch.where(new, drawn, rows.action)
         # Symbol 0 ends the row.
-        ends = (action == 0).int().cumsum(1)
-        mask = (ends - (action == 0).int()) == 0
-        length = mask.sum(1)
-        last = torch.arange(STEPS) == (length - 1).unsqueeze(1)
-        stopped = last & (action == 0)
+        ends = (new & (action == 0)).int()
+        inside = ends.cumsum(1) - ends == 0
+        if limit is not None:
+            inside &= place < (kept + limit).unsqueeze(1)
+        length = inside.sum(1)
+        last = place == (length - 1).unsqueeze(1)
+        stopped = last & (action == 0) & new
+        fresh = logs.gather(-1, action.unsqueeze(-1)).squeeze(-1)
         return Trajectories(
             {
                 "action": action,
-                "mask": mask,
+                "mask": inside & new,
                 "length": length,
-                "logp_old": logs.gather(-1, action.unsqueeze(-1)).squeeze(-1),
-                "group": torch.arange(len(prompts)).repeat_interleave(count),
-                "prompt": prompt,
+                "logp_old": torch.where(new, fresh, rows.logp_old),
+                "observation": rows.observation,
+                "group": torch.arange(len(rows)) // count,
+                "prompt": rows.prompt,
                 "terminated": stopped,
                 "truncated": last & ~stopped,
             }

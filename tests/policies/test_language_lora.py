@@ -138,3 +138,21 @@ def test_bad_settings_are_named(folder):
         LoraSettings(alpha=0.0)
     with pytest.raises(UserError, match=r"no linear map wq.*q_proj"):
         LanguagePolicy.load(folder, lora=LoraSettings(targets=("wq",)))
+
+
+def test_the_engine_samples_with_the_adapters(folder):
+    from types import SimpleNamespace
+
+    from vantage.core.protocols import Prompts
+    from vantage.rollouts.language import LanguageEngine
+    from vantage.rollouts.tokens.sampling import Sampling
+
+    policy = LanguagePolicy.load(folder, lora=SETTINGS)
+    engine = LanguageEngine(policy, sampling=Sampling(max_new_tokens=10))
+    prompts = Prompts(torch.arange(2), ["12+3=", "7"])
+    for _ in range(2):  # as they were made, and after they moved
+        context = SimpleNamespace(generator=torch.Generator().manual_seed(0))
+        rows = engine.sample(prompts, 4, context)
+        judged = policy.evaluate(rows, WANT)
+        assert float((judged.logp - rows.logp_old)[rows.mask].detach().abs().max()) < 1e-4
+        moved(policy)

@@ -77,6 +77,8 @@ def test_the_temperature_is_the_policys(policy, engine):
     assert torch.equal(greedy.action[0], greedy.action[1])
     assert not greedy.logp_sampling.any()
     agrees(policy, greedy)
+    again = engine.sample(prompts(), 1, run(9), greedy=True)
+    assert torch.equal(again.action[:, : greedy.steps], greedy.action[::2])
 
 
 def test_draws_follow_from_the_runs_generator_and_nothing_else(engine):

@@ -55,6 +55,17 @@ def group_moments(
     return mean, std
 
 
+def group_median(score: Tensor, group: Tensor) -> Tensor:
+    """Return the median of each row's group [N], the mean of the middle two for an even number; NaN is not expected."""
+    index, count = group_index(group)
+    order = torch.argsort(score, stable=True)
+    order = order[torch.argsort(index[order], stable=True)]
+    ranked = score.float()[order]
+    sizes = torch.bincount(index, minlength=count)
+    starts = sizes.cumsum(0) - sizes
+    return ((ranked[starts + (sizes - 1) // 2] + ranked[starts + sizes // 2]) / 2)[index]
+
+
 def rank_within(key: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Return (rank, total) of keys [N] in [0, count): each element's place among equal keys [N], and sizes [count]."""
     total = torch.bincount(key, minlength=count)
@@ -106,7 +117,7 @@ class GroupStandardized:
         record_groups(std, batch.group, context)
         centred = torch.nan_to_num(batch.score - mean, nan=0.0)
         if self.scale == "group":
-            centred = centred / (std + self.eps)
+            centred = standardize(centred, std, self.eps)
         elif self.scale == "batch":
             centred = centred / (batch.score[~torch.isnan(batch.score)].std(correction=self.ddof) + self.eps)
         return per_decision(centred, batch.mask)

@@ -82,7 +82,11 @@ class Stateful(Protocol):
 
 
 class Policy(Protocol):
-    """A network that acts: a torch module that can judge the decisions in a batch."""
+    """A network that acts: a torch module that can judge the decisions in a batch.
+
+    It may offer `add_head(name)`: grow one more read-out of the state, [N, T], which `evaluate` then gives in `extras` where
+    `want` holds the name. A part asks for it in `prepare`; asking twice is asking once.
+    """
 
     memoryless: bool
     """Whether a decision depends on its own observation alone, so that decisions can be shuffled freely."""
@@ -149,8 +153,61 @@ class Engine(Protocol):
         ...
 
 
+class PrefixEngine(Engine, Protocol):
+    """An engine that can also go on from any prefix and say what a row holds. A plan asks for it by `prefix_engine`."""
+
+    max_length: int
+    """Decisions that a row can have at most."""
+
+    def sample(
+        self, prompts: Prompts, count: int, context: Context, *, greedy: bool = False, limit: int | None = None
+    ) -> Trajectories:
+        """As `Engine.sample`; a row that has not ended after `limit` decisions stops there, truncated."""
+        ...
+
+    def resume(
+        self,
+        batch: Trajectories,
+        rows: Tensor,
+        positions: Tensor,
+        count: int,
+        context: Context,
+        *,
+        limit: int | None = None,
+    ) -> Trajectories:
+        """Run on `count` times from row `rows[i]` of a batch, of which the first `positions[i]` decisions are kept; both [K].
+
+        No row has ended at its position. `limit` bounds the new decisions of each.
+
+        Returns:
+            K * count whole rows: kept decisions first, with their `logp_old`; `length` counts both, `mask` holds the new ones
+            alone. Rows of one start share `group`, and `parent` [K * count] is the row that they branched from.
+        """
+        ...
+
+    def texts(self, batch: Trajectories) -> list[Any]:
+        """Return what each row holds, in the form in which a prompt can hold it (text, for a language model)."""
+        ...
+
+
+def prefix_engine(context: Context, who: str) -> PrefixEngine:
+    """Return the run's engine as one that goes on from prefixes.
+
+    Raises:
+        UserError: it cannot; the message names the part that asked.
+    """
+    engine: Any = context.engine
+    if not hasattr(engine, "resume") or not hasattr(engine, "texts"):
+        raise UserError(f"{who} goes on from the middle of a row, which {type(engine).__name__} cannot")
+    return engine
+
+
 class Task(Protocol):
-    """Where prompts come from, what is a good outcome, and how a policy is judged."""
+    """Where prompts come from, what is a good outcome, and how a policy is judged.
+
+    It may offer `fields(ids) -> list[Mapping]`: what the data says of each prompt besides prompt and answer (hints, a worked
+    solution, a difficulty).
+    """
 
     name: str
     size: int

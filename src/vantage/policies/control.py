@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,8 @@ class ControlPolicy(nn.Module):
         inner = [hidden[-1]] if shared else [observations.width, *hidden]
         self.actor = MLP([*inner, outputs], activation, ACTOR_GAIN, generator)
         self.critic = MLP([*inner, 1], activation, CRITIC_GAIN, generator)
+        self._inner = inner
+        self.heads = nn.ModuleDict()
         self.log_std: nn.Parameter | None = None
         if actions.kind == "continuous" and not state_dependent_std:
             self.log_std = nn.Parameter(torch.full((actions.width,), float(log_std)))
@@ -127,17 +130,19 @@ class ControlPolicy(nn.Module):
         """Judge the batch's decisions from its columns `observation` [N, T, ...] and `action`.
 
         Returns logp, entropy and value [N, T], hidden [N, T, H] (the actor's), and the distribution: an object with
-        `log_prob`, `entropy`, `kl` and `mode`. Only what `want` names is computed. Carries gradient.
+        `log_prob`, `entropy`, `kl` and `mode`; heads that were added are in `extras`, [N, T] each. Only what `want` names is
+        computed. Carries gradient.
 
         Raises:
             UserError: `want` names an output that this policy does not have.
         """
-        odd = want - {"logp", "entropy", "value", "hidden", "distribution"}
+        heads = want & set(self.heads)
+        odd = want - heads - {"logp", "entropy", "value", "hidden", "distribution"}
         if odd:
             raise UserError(f"a control policy has no output {', '.join(sorted(odd))}")
         features = self._features(batch.observation)
         evaluation = Evaluation()
-        if want - {"value"}:
+        if want & {"logp", "entropy", "hidden", "distribution"}:
             if "hidden" in want:
                 evaluation.hidden = hidden = self.actor.hidden(features)
                 output = self.actor.output(hidden)
@@ -153,7 +158,16 @@ class ControlPolicy(nn.Module):
                     evaluation.distribution = distribution
         if "value" in want:
             evaluation.value = self.critic(features).squeeze(-1)
+        for name in sorted(heads):
+            evaluation.extras[name] = self.heads[name](features).squeeze(-1)
         return evaluation
+
+    def add_head(self, name: str) -> None:
+        """Grow one more read-out of the state, of the critic's shape, to be wanted under this name; once."""
+        if name not in self.heads:
+            generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+            head = MLP([*self._inner, 1], self.config["activation"], CRITIC_GAIN, generator)
+            self.heads[name] = head.to(next(self.parameters()).device)
 
     def value_of(self, observation: Tensor) -> Tensor:
         """Return the critic's value of observations [..., *shape] as they stand in a batch: [...]."""
@@ -203,7 +217,7 @@ class ControlPolicy(nn.Module):
 
     def actor_parameters(self) -> Iterator[nn.Parameter]:
         """The parameters that the action depends on, a shared trunk included."""
-        return (p for name, p in self.named_parameters() if not name.startswith("critic."))
+        return (p for name, p in self.named_parameters() if not name.startswith(("critic.", "heads.")))
 
     def head(self, output: Tensor) -> Distribution:
         """Make the actor's output [..., outputs] a distribution."""
@@ -309,6 +323,7 @@ class ControlPolicy(nn.Module):
             "observations": spaces.to_plain(self.observations),
             "actions": spaces.to_plain(self.actions),
             **self.config,
+            **({"heads": list(self.heads)} if len(self.heads) else {}),
         }
         write_atomically(path / CONFIG, json.dumps(config, indent=1))
 
@@ -327,7 +342,10 @@ class ControlPolicy(nn.Module):
         if config.pop("policy", None) != "control":
             raise UserError(f"{path / CONFIG} describes no control policy ('policy' is not 'control')")
         seen, done = spaces.observations(config.pop("observations")), spaces.actions(config.pop("actions"))
+        heads = config.pop("heads", [])
         policy = cls(seen, done, **config)
+        for name in heads:
+            policy.add_head(name)
         policy.load_state_dict(load_tensors(path / WEIGHTS))
         return policy
 

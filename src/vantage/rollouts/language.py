@@ -67,7 +67,14 @@ class LanguageEngine:
     # sampling ------------------------------------------------------------------------------------------------------
 
     def sample(
-        self, prompts: Prompts, count: int, context: Context, *, sampling: Sampling | None = None
+        self,
+        prompts: Prompts,
+        count: int,
+        context: Context,
+        *,
+        greedy: bool = False,
+        limit: int | None = None,
+        sampling: Sampling | None = None,
     ) -> Trajectories:
         """Sample `count` completions of each prompt; rows of a prompt stand side by side and share `group`.
 
@@ -75,13 +82,20 @@ class LanguageEngine:
             prompts: items are token ids, text, or chat messages (through the tokenizer's chat template).
             count: completions of each, at least 1.
             context: the run; its generator gives the seed.
+            greedy: take the most likely token at each step; the log-probabilities stay those at the temperature.
+            limit: tokens of each completion at most, where that is less than the settings allow.
             sampling: settings of this call alone, the temperature included.
 
         Raises:
             UserError: a prompt has no tokens, or is messages and the tokenizer has no chat template.
         """
         encoded = self.encode(prompts.items)
-        found = self.tokens.generate(encoded, count, self._settings(sampling), seed=_seed(context))
+        settings = self._settings(sampling)
+        if greedy:
+            settings = replace(settings, greedy=True)
+        if limit is not None:
+            settings = replace(settings, max_new_tokens=min(limit, settings.max_new_tokens))
+        found = self.tokens.generate(encoded, count, settings, seed=_seed(context))
         return self._rows(found, encoded, prompts.ids, _plain(found))
 
     def advance(self, rows: int, steps: int, context: Context) -> Trajectories:
@@ -100,6 +114,7 @@ class LanguageEngine:
         count: int,
         context: Context,
         *,
+        limit: int | None = None,
         sampling: Sampling | None = None,
         learn_prefix: bool = False,
     ) -> Trajectories:
@@ -111,6 +126,7 @@ class LanguageEngine:
             positions: [K] tokens of each completion to keep, 0 to its length.
             count: new rows for each, at least 1.
             context: the run.
+            limit: new tokens of each row at most.
             sampling: settings of this call; `max_new_tokens` bounds the whole completion, kept tokens included.
             learn_prefix: whether the kept tokens stay in the mask; otherwise only what is new is learnt from.
 
@@ -129,7 +145,8 @@ class LanguageEngine:
         origin = batch.select(rows)
         kept = [ids[:size] for ids, size in zip(_lists(origin), positions.tolist(), strict=True)]
         prompts = _prompts(origin)
-        room = [settings.max_new_tokens - len(ids) for ids in kept for _ in range(count)]
+        most = settings.max_new_tokens if limit is None else limit
+        room = [min(most, settings.max_new_tokens - len(ids)) for ids in kept for _ in range(count)]
         found = self.tokens.generate(
             [prompt + ids for prompt, ids in zip(prompts, kept, strict=True)],
             count,
@@ -258,6 +275,10 @@ class LanguageEngine:
     def decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
         """Return the texts of token ids, special tokens left out."""
         return list(self.policy.tokenizer.batch_decode(rows, skip_special_tokens=True))
+
+    def texts(self, batch: Trajectories) -> list[str]:
+        """Return the completions of rows as text, special tokens left out."""
+        return self.decode(_lists(batch))
 
     def _ids(self, text: str | Sequence[int]) -> list[int]:
         if isinstance(text, str):

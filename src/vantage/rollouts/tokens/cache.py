@@ -29,7 +29,7 @@ def sharing_pays(lengths: Sequence[int], counts: Sequence[int], width: int, devi
 
 
 class LeanCache:
-    """Live rows: keys [R, Hkv, d, C] and values [R, Hkv, C, d] of each layer for what each row has of its own.
+    """Live rows: keys and values [2, R, Hkv, C, d] of each layer for what each row has of its own.
 
     All rows write the same column next, whatever their position, so a write is a slice. Columns `low` to `end` are in
     use, by the first `rows` rows of the storage. A row that has no token in a column of these masks it.
@@ -40,9 +40,8 @@ class LeanCache:
         self.weights, self.room = weights, room
         self.rows = len(position)
         self.end = self.low = 0
-        heads, dim, kind = weights.kv_heads, weights.dim, {"dtype": weights.dtype, "device": weights.device}
-        self.keys = [torch.empty(self.rows, heads, dim, 0, **kind) for _ in weights.layers]  # type: ignore[arg-type]
-        self.values = [torch.empty(self.rows, heads, 0, dim, **kind) for _ in weights.layers]  # type: ignore[arg-type]
+        shape = 2, self.rows, weights.kv_heads, 0, weights.dim
+        self.kv = [torch.empty(shape, dtype=weights.dtype, device=weights.device) for _ in weights.layers]
         self.bias: Tensor | None = None  # [R, C] float32: NEVER where a row has no token; None while nothing is masked
         self.position = position.to(weights.device)
         self.farthest = int(position.max()) if len(position) else 0  # no row's position is beyond it
@@ -62,8 +61,8 @@ class LeanCache:
         parts = prefill(weights, prompts, 4096 if weights.device.type == "cpu" else 32768)
         if sharing_pays(length.tolist(), counts, weights.kv_heads * weights.dim, weights.device):
             where = torch.zeros(len(prompts), 2, dtype=torch.int64)
-            for number, (members, keys, values) in enumerate(parts):
-                cache.blocks.append(Block.of(keys, values, [len(prompts[index]) for index in members]))
+            for number, (members, kv) in enumerate(parts):
+                cache.blocks.append(Block.of(kv, [len(prompts[index]) for index in members]))
                 where[members, 0], where[members, 1] = number, torch.arange(len(members))
             cache.member = where[group]
             return cache
@@ -71,16 +70,14 @@ class LeanCache:
         cache._reserve(width + 1)
         cache.end = width
         cache.filled, cache.start = length[group], width - length[group]
-        for members, keys, values in parts:
+        for members, kv in parts:
             rows = torch.isin(group, torch.tensor(members)).nonzero().squeeze(1)
             source = torch.empty(len(prompts), dtype=torch.int64)
             source[members] = torch.arange(len(members))
             to, source = rows.to(weights.device), source[group[rows]].to(weights.device)
-            first = width - keys[0].shape[-1]
-            for mine, other in zip(cache.keys, keys):
-                mine[:, :, :, :width].index_copy_(0, to, F.pad(other, (first, 0)).index_select(0, source))
-            for mine, other in zip(cache.values, values):
-                mine[:, :, :width].index_copy_(0, to, F.pad(other, (0, 0, first, 0)).index_select(0, source))
+            first = width - kv[0].shape[3]
+            for mine, other in zip(cache.kv, kv):
+                mine[:, :, :, :width].index_copy_(1, to, F.pad(other, (0, 0, first, 0)).index_select(1, source))
         cache._mask()
         return cache
 
@@ -98,21 +95,19 @@ class LeanCache:
             bias = self.bias[:rows, None, low:end].expand(rows, heads, end - low).reshape(rows * heads, 1, end - low)
         plan = self._planned() if self.blocks else None
 
-        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            keys, values = self.keys[layer][:rows], self.values[layer][:rows]
-            keys[:, :, :, column].copy_(k)
-            values[:, :, column].copy_(v)
-            keys, values = keys.view(-1, dim, keys.shape[3]), values.view(-1, values.shape[2], dim)
-            asked = q.reshape(rows * heads, -1, dim)
-            found = scores(asked, keys[:, :, low:end], bias, scale)
+        def attend(layer: int, q: Tensor, kv: Tensor) -> Tensor:
+            held = self.kv[layer][:, :rows]
+            held[:, :, :, column].copy_(kv.transpose(0, 1))
+            keys, values = held.flatten(1, 2)[:, :, low:end]
+            found = scores(q.reshape(rows * heads, -1, dim), keys, bias, scale)
             parts = found.softmax(-1)
-            read = torch.bmm(parts.to(v.dtype), values[:, low:end])
+            read = torch.bmm(parts.to(kv.dtype), values)
             if plan is None:
                 return read.view(rows, -1)
             own = log_normaliser(found, parts).view(rows, -1)
             shared, norm = plan.read(layer, q, heads, scale)
             # Softmax over both parts: each part's own softmax, weighed by its share of the normaliser.
-            share = (norm - own).sigmoid_().to(v.dtype).unsqueeze(-1)
+            share = (norm - own).sigmoid_().to(q.dtype).unsqueeze(-1)
             return torch.lerp(read.view(rows, -1, dim), shared, share).view(rows, -1)
 
         hidden = weights.trunk(tokens, self.position, self.farthest + 1, attend)
@@ -130,7 +125,7 @@ class LeanCache:
 
     def _reserve(self, end: int) -> None:
         """Let the columns reach `end`: move them to the left when what is before them is free, or else grow."""
-        have = self.values[0].shape[2]
+        have = self.kv[0].shape[3]
         if end <= have:
             return
         used = self.end - self.low
@@ -146,19 +141,14 @@ class LeanCache:
         self._store(self.rows, 0, columns)
 
     def _store(self, capacity: int, first: int, columns: int) -> None:
-        """New storage [capacity, Hkv, d, columns], where the columns in use begin at `first`; before them are zeros."""
+        """New storage [2, capacity, Hkv, columns, d], where the columns in use begin at `first`; before them are zeros."""
         low, end, rows, last = self.low, self.end, self.rows, first + self.end - self.low
 
-        def moved(x: Tensor, shape: tuple[int, ...], axis: int) -> Tensor:
-            new = x.new_empty(shape)
-            new.narrow(axis, 0, first).zero_()
-            new[:rows].narrow(axis, first, end - low).copy_(x[:rows].narrow(axis, low, end - low))
-            return new
-
-        _, heads, dim, _ = self.keys[0].shape
-        for index, (keys, values) in enumerate(zip(self.keys, self.values)):  # one by one: the old ones are let go
-            self.keys[index] = moved(keys, (capacity, heads, dim, columns), 3)
-            self.values[index] = moved(values, (capacity, heads, columns, dim), 2)
+        shape = 2, capacity, self.weights.kv_heads, columns, self.weights.dim
+        for index, old in enumerate(self.kv):  # one by one: the old ones are let go
+            self.kv[index] = new = old.new_empty(shape)
+            new[:, :, :, :first] = 0.0
+            new[:, :rows, :, first:last] = old[:, :rows, :, low:end]
         if self.bias is not None:
             bias = F.pad(self.bias[:rows, low:end], (first, 0), value=NEVER)
             self.bias = F.pad(bias, (0, columns - last, 0, capacity - rows))
@@ -181,7 +171,7 @@ class LeanCache:
         """The mask [R, C]; while none is kept, rows have no holes behind their first column."""
         if self.bias is not None:
             return self.bias
-        full, columns = self.values[0].shape[0], self.values[0].shape[2]
+        full, columns = self.kv[0].shape[1], self.kv[0].shape[3]
         before = torch.arange(columns) < F.pad(self.start, (0, full - len(self.start)))[:, None]
         return torch.zeros(before.shape).masked_fill_(before, NEVER).to(self.weights.device)
 
@@ -202,10 +192,8 @@ class LeanCache:
         if len(holes):
             to, source = holes.to(device), tails.to(device)
             low, end = self.low, self.end
-            for x in self.keys:
-                x[:, :, :, low:end].index_copy_(0, to, x[:, :, :, low:end].index_select(0, source))
-            for x in self.values:
-                x[:, :, low:end].index_copy_(0, to, x[:, :, low:end].index_select(0, source))
+            for part in (half for x in self.kv for half in x[:, :, :, low:end]):  # indexing the first axis is fastest
+                part.index_copy_(0, to, part.index_select(0, source))
             if self.bias is not None:
                 self.bias.index_copy_(0, to, self.bias.index_select(0, source))
         self._reorder(order)
@@ -232,17 +220,16 @@ class LeanCache:
             member[mine, 0] = len(blocks)
             blocks.append(block)
         self.blocks, self.member, self._plan = blocks, member, None
-        if 4 * self.rows <= self.values[0].shape[0]:
-            self._shift(self.values[0].shape[2] - self.low)
+        if 4 * self.rows <= self.kv[0].shape[1]:
+            self._shift(self.kv[0].shape[3] - self.low)
 
     def take(self, index: Tensor) -> LeanCache:
         """Copy these rows (host), a row more than once if asked; prompts stay shared."""
         self._settle()
-        taken = copy.copy(self)  # the lists are replaced below, not written
+        taken = copy.copy(self)
         at = index.to(self.weights.device)
         low, end = self.low, self.end
-        taken.keys = [x[:, :, :, low:end].index_select(0, at) for x in self.keys]
-        taken.values = [x[:, :, low:end].index_select(0, at) for x in self.values]
+        taken.kv = [x[:, :, :, low:end].index_select(1, at) for x in self.kv]
         taken.bias = None if self.bias is None else self.bias[:, low:end].index_select(0, at)
         taken.start, taken.low, taken.end = self.start - low, 0, end - low
         taken._reorder(index)
@@ -255,20 +242,17 @@ class LeanCache:
         other._settle()
         device = self.weights.device
         width = other.end - other.low
-        total, have = self.rows + other.rows, self.values[0].shape
-        if self.end < width or have[0] < total:
+        total, (_, capacity, _, columns, _) = self.rows + other.rows, self.kv[0].shape
+        if self.end < width or capacity < total:
             # No place beside what is here: new storage, with the columns further right and rows to spare.
             used = self.end - self.low
-            front, capacity = max(0, width - used), max(total, min(2 * have[0], total + total // 4))
-            self._store(capacity, front, front + used + max(min(self.room, 16), have[2] - self.end))
+            front, spare = max(0, width - used), max(min(self.room, 16), columns - self.end)
+            self._store(max(total, min(2 * capacity, total + total // 4)), front, front + used + spare)
         first = self.end - width
         here = slice(self.rows, total)
-        for x, y in zip(self.keys, other.keys):
-            x[here, :, :, :first] = 0.0  # masked, and yet it must be a number
-            x[here, :, :, first : self.end] = y[: other.rows, :, :, other.low : other.end]
-        for x, y in zip(self.values, other.values):
-            x[here, :, :first] = 0.0
-            x[here, :, first : self.end] = y[: other.rows, :, other.low : other.end]
+        for x, y in zip(self.kv, other.kv):
+            x[:, here, :, :first] = 0.0  # masked, and yet it must be a number
+            x[:, here, :, first : self.end] = y[:, : other.rows, :, other.low : other.end]
         if self.bias is not None or other.bias is not None or self.low != first:
             self.bias = self._explicit()
             self.bias[here] = 0.0

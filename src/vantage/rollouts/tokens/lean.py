@@ -17,8 +17,8 @@ _ARCHITECTURES = {
     "Qwen3ForCausalLM": "transformers.models.qwen3.",
 }
 
-Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
-"""(layer, q [m, Hq, d], k [m, Hkv, d], v [m, Hkv, d]), q and k rotated, to what the heads read [m, Hq * d]."""
+Attend = Callable[[int, Tensor, Tensor], Tensor]
+"""(layer, queries [m, Hq, d], keys and values [m, 2, Hkv, d]), rotated, to what the heads read [m, Hq * d]."""
 
 
 def unwrapped(model: Any) -> Any:
@@ -74,13 +74,13 @@ class _Direct:
         self.norms = (_Norm(attention.q_norm), _Norm(attention.k_norm)) if hasattr(attention, "q_norm") else None
         self.gate, self.up, self.down, self.act = mlp.gate_proj, mlp.up_proj, mlp.down_proj, mlp.act_fn
 
-    def heads(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values of the residual stream [m, D], rotated."""
+    def heads(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Queries [m, Hq, d] and keys with values [m, 2, Hkv, d] of the residual stream [m, D], rotated."""
         x = self.before(x)
         q, k, v = (p(x).unflatten(-1, (-1, self.dim)) for p in (self.q, self.k, self.v))
         if self.norms is not None:
             q, k = self.norms[0](q), self.norms[1](k)
-        return _rotated(q, rope), _rotated(k, rope), v
+        return _rotated(q, rope), torch.stack((_rotated(k, rope), v), 1)
 
     def after(self, x: Tensor, read: Tensor) -> Tensor:
         """The stream [m, D] after what the heads read [m, Hq * d] and the feed-forward part."""
@@ -142,15 +142,15 @@ class _Folded:
         self.inner = mlp.gate_proj.out_features
         self.down, self.down_bias = mlp.down_proj.weight.t(), mlp.down_proj.bias
 
-    def heads(self, x: Tensor, rope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries (scaled), keys and values of the residual stream [m, D], rotated."""
+    def heads(self, x: Tensor, rope: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries [m, Hq, d], scaled, and keys with values [m, 2, Hkv, d] of the residual stream [m, D], rotated."""
         y = x * torch.linalg.vecdot(x, x).add_(self.eps[0]).rsqrt_().unsqueeze(1)
         y = F.linear(y, self.qkv, self.bias).view(len(x), -1, self.dim)
         qk = y[:, : self.turned]
         if self.norm is not None:
             qk.mul_(torch.linalg.vecdot(qk, qk).add_(self.norm_eps).rsqrt_().unsqueeze(2)).mul_(self.norm)
         torch.view_as_complex(qk.unflatten(-1, (-1, 2))).mul_(rope)
-        return y[:, : self.queries], y[:, self.queries : self.turned], y[:, self.turned :]
+        return y[:, : self.queries], y[:, self.queries :].unflatten(1, (2, self.kv))
 
     def after(self, x: Tensor, read: Tensor) -> Tensor:
         """The stream [m, D] after what the heads read [m, Hq * d] and the feed-forward part."""

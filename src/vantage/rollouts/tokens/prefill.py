@@ -33,10 +33,10 @@ def buckets(lengths: Sequence[int], slack: float = 0.15, least: int = 64) -> lis
 
 def prefill(
     weights: Weights, prompts: Sequence[Sequence[int]], limit: int
-) -> list[tuple[list[int], list[Tensor], list[Tensor]]]:
-    """Keys and values of prompts, bucket by bucket: (the prompts' indices, keys, values).
+) -> list[tuple[list[int], list[Tensor]]]:
+    """Keys and values of prompts, bucket by bucket: the prompts' indices and what each layer keeps.
 
-    Keys [G, Hkv, d, L] and values [G, Hkv, L, d] of each layer stand at the right, zeros before them. About `limit`
+    Keys and values [2, G, Hkv, L, d] stand at the right, zeros before them. About `limit`
     tokens go through the model at once, or one prompt that is longer. Empty prompts are a bucket with L = 0.
     """
     order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
@@ -59,11 +59,10 @@ class _Bucket:
     """Prompts of like length among the packed tokens, from `first` on."""
 
     def __init__(self, weights: Weights, members: list[int], lengths: list[int], first: int) -> None:
-        self.members, self.heads, self.dim = members, weights.kv_heads, weights.dim
+        self.members, self.heads = members, weights.kv_heads
         self.rows, self.width = len(members), max(lengths)
         self.first, self.end = first, first + sum(lengths)
-        self.keys: list[Tensor] = []
-        self.values: list[Tensor] = []
+        self.kv: list[Tensor] = []
         self.left: Tensor | None = None
         if min(lengths) < self.width:
             real = torch.arange(self.width) < torch.tensor(lengths)[:, None]
@@ -71,36 +70,35 @@ class _Bucket:
             shift = (self.width - torch.tensor(lengths)).repeat_interleave(torch.tensor(lengths))
             self.right = self.left + shift.to(weights.device)
         if not self.width:
-            kind = {"dtype": weights.dtype, "device": weights.device}
-            self.keys = [torch.zeros(self.rows, self.heads, self.dim, 0, **kind) for _ in weights.layers]  # type: ignore[arg-type]
-            self.values = [torch.zeros(self.rows, self.heads, 0, self.dim, **kind) for _ in weights.layers]  # type: ignore[arg-type]
+            shape = 2, self.rows, self.heads, 0, weights.dim
+            self.kv = [torch.zeros(shape, dtype=weights.dtype, device=weights.device) for _ in weights.layers]
 
     def _padded(self, x: Tensor, places: Tensor | None) -> Tensor:
-        """Packed [m, H, d] as [rows, width, H, d], zeros where no token is."""
+        """Packed [m, ...] as [rows, width, ...], zeros where no token is."""
         if places is not None:
             x = x.new_zeros(self.rows * self.width, *x.shape[1:]).index_copy_(0, places, x)
         return x.unflatten(0, (self.rows, self.width))
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    def attend(self, q: Tensor, kv: Tensor, scale: float) -> Tensor:
         """Keep the keys and values; return what the heads read, packed [m, Hq * d].
 
         Prompts stand at the left for the attention: padding at the right needs no mask, for what is causal does not
         look there.
         """
-        q, k, v = q[self.first : self.end], k[self.first : self.end], v[self.first : self.end]
+        q, kv = q[self.first : self.end], kv[self.first : self.end]
         right = None if self.left is None else self.right
-        self.keys.append(self._padded(k, right).permute(0, 2, 3, 1).contiguous())
-        self.values.append(self._padded(v, right).transpose(1, 2).contiguous())
-        laid = [self._padded(x, self.left).transpose(1, 2) for x in (q, k, v)]
+        self.kv.append(self._padded(kv, right).permute(2, 0, 3, 1, 4).contiguous())
+        left = self._padded(kv, self.left).permute(2, 0, 3, 1, 4)
+        asked = self._padded(q, self.left).transpose(1, 2)
         gqa = q.shape[1] > self.heads
-        read = F.scaled_dot_product_attention(*laid, is_causal=True, scale=scale, enable_gqa=gqa)
+        read = F.scaled_dot_product_attention(asked, left[0], left[1], is_causal=True, scale=scale, enable_gqa=gqa)
         read = read.transpose(1, 2).flatten(0, 1).flatten(1)
         return read if self.left is None else read.index_select(0, self.left)
 
 
 def _packed(
     weights: Weights, prompts: Sequence[Sequence[int]], groups: list[list[int]]
-) -> list[tuple[list[int], list[Tensor], list[Tensor]]]:
+) -> list[tuple[list[int], list[Tensor]]]:
     """Compute these groups of prompts in one pass over the model."""
     lengths = [[len(prompts[index]) for index in members] for members in groups]
     made, first = [], 0
@@ -113,10 +111,10 @@ def _packed(
         positions = torch.arange(first) - (counts.cumsum(0) - counts).repeat_interleave(counts)
         full = [bucket for bucket in made if bucket.width]
 
-        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            reads = [bucket.attend(q, k, v, weights.scale) for bucket in full]
+        def attend(layer: int, q: Tensor, kv: Tensor) -> Tensor:
+            reads = [bucket.attend(q, kv, weights.scale) for bucket in full]
             return reads[0] if len(reads) == 1 else torch.cat(reads)
 
         longest = max(bucket.width for bucket in full)
         weights.trunk(packed.to(weights.device), positions.to(weights.device), longest, attend)
-    return [(bucket.members, bucket.keys, bucket.values) for bucket in made]
+    return [(bucket.members, bucket.kv) for bucket in made]

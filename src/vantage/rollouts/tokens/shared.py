@@ -17,47 +17,42 @@ NEVER = -1e30
 class Block:
     """Prompts of G groups, never written again, so that caches may share it.
 
-    Keys [G, Hkv, d, L] and values [G, Hkv, L, d] of each layer stand at the right; `bias` [G, L] is NEVER before them,
-    or None where all prompts fill their row.
+    Keys and values [2, G, Hkv, L, d] of each layer stand at the right; `bias` [G, L] is NEVER before them, or None where
+    all prompts fill their row.
     """
 
-    keys: list[Tensor]
-    values: list[Tensor]
+    kv: list[Tensor]
     lengths: Tensor  # [G], on the host
     bias: Tensor | None
 
     @classmethod
-    def of(cls, keys: list[Tensor], values: list[Tensor], lengths: Sequence[int]) -> Block:
+    def of(cls, kv: list[Tensor], lengths: Sequence[int]) -> Block:
         """Make the mask that goes with the lengths; a block of empty prompts gets one column that nobody reads."""
-        if not keys[0].shape[-1]:
-            keys, values = [F.pad(k, (1, 0)) for k in keys], [F.pad(v, (0, 0, 1, 0)) for v in values]
-        width = keys[0].shape[-1]
+        if not kv[0].shape[3]:
+            kv = [F.pad(x, (0, 0, 1, 0)) for x in kv]
+        width = kv[0].shape[3]
         length = torch.tensor(list(lengths), dtype=torch.int64)
         bias = None
         if int(length.min()) < width:
             empty = torch.arange(width) < width - length[:, None]
-            bias = torch.zeros(empty.shape).masked_fill_(empty, NEVER).to(keys[0].device)
-        return cls(keys, values, length, bias)
+            bias = torch.zeros(empty.shape).masked_fill_(empty, NEVER).to(kv[0].device)
+        return cls(kv, length, bias)
 
     @classmethod
     def blank(cls, layers: int, heads: int, dim: int, dtype: torch.dtype, device: torch.device) -> Block:
         """One group whose prompt is empty."""
-        keys, values = torch.zeros(1, heads, dim, 0), torch.zeros(1, heads, 0, dim)
-        return cls.of([keys.to(device, dtype)] * layers, [values.to(device, dtype)] * layers, [0])
+        return cls.of([torch.zeros(2, 1, heads, 0, dim, dtype=dtype, device=device)] * layers, [0])
 
     def select(self, groups: Tensor) -> Block:
         """These groups (host indices), copied."""
-        at = groups.to(self.keys[0].device)
-        return Block(
-            [k.index_select(0, at) for k in self.keys],
-            [v.index_select(0, at) for v in self.values],
-            self.lengths[groups],
-            None if self.bias is None else self.bias.index_select(0, at),
-        )
+        at = groups.to(self.kv[0].device)
+        kv = [x.index_select(1, at) for x in self.kv]
+        return Block(kv, self.lengths[groups], None if self.bias is None else self.bias.index_select(0, at))
 
 
 def scores(q: Tensor, keys: Tensor, bias: Tensor | None, scale: float) -> Tensor:
-    """Scaled scores [b, r, T] in float32 of queries [b, r, d] on keys [b, d, T], with `bias` [b, 1 or r, T] added."""
+    """Scaled scores [b, r, T] in float32 of queries [b, r, d] on keys [b, T, d], with `bias` [b, 1, T] added."""
+    keys = keys.transpose(1, 2)
     if q.dtype != torch.float32 and q.device.type == "cuda":
         if bias is None:
             return torch.bmm(q, keys, out_dtype=torch.float32).mul_(scale)
@@ -115,10 +110,11 @@ class Plan:
             bias = block.bias
             if bias is not None:
                 bias = bias[:, None, None].expand(-1, kv_heads, -1, -1).flatten(0, 1)
-            found = scores(asked, block.keys[layer].flatten(0, 1), bias, scale)
+            keys, values = block.kv[layer].flatten(1, 2)
+            found = scores(asked, keys, bias, scale)
             weights = found.softmax(-1)
             norm = log_normaliser(found, weights)
-            read = torch.bmm(weights.to(q.dtype), block.values[layer].flatten(0, 1))
+            read = torch.bmm(weights.to(q.dtype), values)
             norms.append(norm.view(groups, kv_heads, width, -1).transpose(1, 2).reshape(-1, heads))
             reads.append(read.view(groups, kv_heads, width, -1, dim).transpose(1, 2).reshape(-1, heads, dim))
         read, norm = (reads[0], norms[0]) if len(reads) == 1 else (torch.cat(reads), torch.cat(norms))

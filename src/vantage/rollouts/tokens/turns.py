@@ -44,40 +44,37 @@ def extend(cache: LeanCache, tokens: Sequence[Sequence[int]]) -> None:
     chunks: list[tuple[Tensor, Tensor, int]] = []
     for number in range(max(1, len(cache.blocks))):
         of = (cache.member[given, 0] == number).nonzero().squeeze(1) if cache.blocks else torch.arange(len(given))
-        long = end - low + (cache.blocks[number].keys[0].shape[-1] if cache.blocks else 0)
+        long = end - low + (cache.blocks[number].kv[0].shape[3] if cache.blocks else 0)
         for part in of.split(max(1, _CHUNK // (long * heads * dim))):
             if len(part):
                 chunks.append((part, torch.isin(row, part).nonzero().squeeze(1).to(device), number))
     future = torch.full((width, width), NEVER, device=device).triu_(1)
     inverse = torch.empty(len(given), dtype=torch.int64)
 
-    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        cache.keys[layer][: cache.rows, :, :, first:end] = 0.0  # where a row gets nothing: masked, and yet a number
-        cache.values[layer][: cache.rows, :, first:end] = 0.0
-        cache.keys[layer][target, :, :, place] = k
-        cache.values[layer][target, :, place] = v
+    def attend(layer: int, q: Tensor, kv: Tensor) -> Tensor:
+        held = cache.kv[layer]
+        held[:, : cache.rows, :, first:end] = 0.0  # where a row gets nothing: masked, and yet a number
+        held[:, target, :, place] = kv  # [m, 2, Hkv, d]: indices apart put their axis first
         read = torch.empty(len(q), q.shape[1] * dim, dtype=q.dtype, device=device)
         for part, at, number in chunks:
             rows = given[part].to(device)
             inverse[part] = torch.arange(len(part))
             to, here = inverse[row[at.cpu()]].to(device), column.to(device)[at]
-            keys = cache.keys[layer][rows][..., low:end]
-            values = cache.values[layer][rows][:, :, low:end]
+            laid = held[:, :, :, low:end].index_select(1, rows)
             mask = cache._explicit()[rows, low:end][:, None].repeat(1, width, 1)
             mask[..., first - low :] += future
             if cache.blocks:
                 block, group = cache.blocks[number], cache.member[given[part], 1].to(device)
-                keys = torch.cat((block.keys[layer][group], keys), -1)
-                values = torch.cat((block.values[layer][group], values), 2)
-                before = mask.new_zeros(len(part), block.keys[layer].shape[-1])
+                laid = torch.cat((block.kv[layer].index_select(1, group), laid), 3)
+                before = mask.new_zeros(len(part), block.kv[layer].shape[3])
                 before = before if block.bias is None else block.bias[group]
                 mask = torch.cat((before[:, None].expand(-1, width, -1), mask), -1)
             asked = q.new_zeros(len(part), width, *q.shape[1:])
             asked[to, here] = q[at]
             out = F.scaled_dot_product_attention(
                 asked.transpose(1, 2),
-                keys.transpose(2, 3),
-                values,
+                laid[0],
+                laid[1],
                 mask[:, None].to(q.dtype),
                 scale=weights.scale,
                 enable_gqa=q.shape[1] > heads,
@@ -127,10 +124,9 @@ def tighten(cache: LeanCache) -> None:
     real = cache._explicit()[:rows, low:end] == 0
     order = real.to(torch.uint8).argsort(dim=-1, stable=True)[:, used - need :]
     spare = (0, min(cache.room, 64))
-    shape = order[:, None, None].expand(-1, cache.weights.kv_heads, cache.weights.dim, -1)
-    cache.keys = [F.pad(x[:rows, :, :, low:end].gather(3, shape), spare) for x in cache.keys]
-    shape = order[:, None, :, None].expand(-1, cache.weights.kv_heads, -1, cache.weights.dim)
-    cache.values = [F.pad(x[:rows, :, low:end].gather(2, shape), (0, 0, *spare)) for x in cache.values]
+    shape = order[None, :, None, :, None].expand(2, -1, cache.weights.kv_heads, -1, cache.weights.dim)
+    for index, x in enumerate(cache.kv):
+        cache.kv[index] = F.pad(x[:, :rows, :, low:end].gather(3, shape), (0, 0, *spare))
     cache.start, cache.low, cache.end = need - cache.filled, 0, need
     cache.bias = None
     cache._mask()

@@ -83,6 +83,10 @@ class LanguageTask:
         """Return the training prompts with these ids [B]."""
         return Prompts(ids, [self.problems.problem("train", index).prompt for index in ids.tolist()])
 
+    def fields(self, ids: Tensor) -> list[Mapping[str, Any]]:
+        """Return what the data says of these training problems besides prompt and answer."""
+        return [self.problems.problem("train", index).fields for index in ids.tolist()]
+
     def score(self, batch: Trajectories, context: Context) -> dict[str, Tensor]:
         """Return the named rewards [N] of completions, NaN where a verifier has none; special tokens are left out.
 
