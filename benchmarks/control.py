@@ -89,6 +89,51 @@ def _count_decisions(trainer: Any) -> list[Any]:
     return masks
 
 
+def measure_floor(envs: int, repeats: int = 15) -> dict[str, float]:
+    """Milliseconds of an iteration that no bookkeeping can save: stepping the environments, the actor's passes, and the two
+    networks' forward and backward passes over the minibatches. The least of some repeats, each alone."""
+    import numpy as np
+    import torch
+
+    from vantage.policies.networks import both
+    from vantage.tasks.control.task import ControlTask
+
+    task = ControlTask("cartpole")
+    policy = task.make_policy(seed=0)
+    streams = task.make_engine(policy, seed=0)._make_backend(envs, policy)
+    seen, reward = np.empty((envs, 4), np.float32), np.empty(envs)
+    over, cut = np.zeros(envs, dtype=bool), np.zeros(envs, dtype=bool)
+    actions = np.random.default_rng(0).integers(2, size=(STEPS, envs))
+    outputs, actor = np.empty((envs, 2), np.float32), policy.actor_for(envs)
+    x = torch.randn(envs * STEPS // 4, 1, 4)
+    streams.reset(list(range(envs)), seen)
+
+    def environments() -> None:
+        for t in range(STEPS):
+            ended = streams.step(actions[t], seen, reward, over, cut)
+            if ended:
+                streams.reset_some(ended, np.empty((len(ended), 4), np.float32))
+
+    def acting() -> None:
+        for _ in range(STEPS):
+            actor(seen, outputs)
+
+    def passes() -> None:
+        for _ in range(16):
+            logits, value = both(x, policy.actor, policy.critic)
+            torch.autograd.backward([logits, value], [torch.ones_like(logits), torch.ones_like(value)])
+
+    found = {}
+    for part in (environments, acting, passes):
+        times = []
+        for _ in range(repeats):
+            watch = Watch()
+            part()
+            times.append(watch.busy())
+        found[part.__name__] = 1000 * min(times)
+    return found
+
+
 def measure_stable_baselines3(envs: int, seconds: float) -> dict[str, Any]:
     from peers_control import stable_baselines3_ppo
 
@@ -109,6 +154,7 @@ def worker(system: str, envs: int, seconds: float) -> None:
         "vantage": measure_vantage,
         "stable-baselines3": measure_stable_baselines3,
         "cleanrl-style": measure_cleanrl_style,
+        "floor": lambda envs, seconds: measure_floor(envs),
     }[system]
     print(json.dumps(measure(envs, seconds)))
 
@@ -119,6 +165,8 @@ def run_once(system: str, envs: int, seconds: float) -> dict[str, Any]:
     if ran.returncode:
         raise SystemExit(f"{system} with {envs} environments failed:\n{ran.stderr[-2000:]}")
     result: dict[str, Any] = json.loads(ran.stdout.strip().splitlines()[-1])
+    if system == "floor":
+        return result
     result["rate"] = {clock: result["steps"] / result[clock] for clock in CLOCKS}
     return result
 
@@ -152,6 +200,7 @@ def compare(envs: int, repetitions: int, seconds: float) -> dict[str, Any]:
         }
     best = max(runs["vantage"], key=lambda run: run["rate"]["wall"])
     result["stages_ms"] = {name: 1000 * value for name, value in best["stages"].items()}
+    result["floor_ms"] = run_once("floor", envs, seconds)
     return result
 
 
@@ -165,7 +214,11 @@ def show(result: dict[str, Any]) -> None:
             print(f"    vantage / {system:17s} {median:9.2f}          [{low:.2f}, {high:.2f}]")
     total = sum(result["stages_ms"].values())
     shares = ", ".join(f"{name} {ms:.1f} ms ({100 * ms / total:.0f}%)" for name, ms in result["stages_ms"].items())
-    print(f"  where vantage's fastest run spent an iteration: {shares}")
+    print(f"  where vantage's fastest run spent an iteration (wall): {shares}")
+    floor = ", ".join(f"{name} {ms:.1f} ms" for name, ms in result["floor_ms"].items())
+    least = sum(result["floor_ms"].values())
+    print(f"  what no bookkeeping can save of it (processor): {floor}; together {least:.1f} ms, which alone would be")
+    print(f"    {1000 * result['envs'] * STEPS / least:.0f} steps/s")
 
 
 def main() -> None:
@@ -174,7 +227,7 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=4.0, help="of processor time a measurement takes")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--worker", choices=SYSTEMS, help=argparse.SUPPRESS)
+    parser.add_argument("--worker", choices=(*SYSTEMS, "floor"), help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.worker:
         worker(given.worker, given.envs[0], given.seconds)

@@ -250,7 +250,6 @@ def run_vantage(shape: Shape, steps: int, device: str) -> dict[str, Any]:
     )
     optimizer = trainer.context.method.update._memory["optimizer"]
     clock.watch(optimizer, "step", "optimiser")
-    prioritise()
     memory = Memory(device)
     clock.start()
     trainer.run()
@@ -354,18 +353,7 @@ def run_trl(shape: Shape, steps: int, device: str, **settings: Any) -> dict[str,
             return optimizer
 
         trainer.create_optimizer = watched
-        prioritise()
         memory = Memory(device)
         clock.start()
         trainer.train()
     return result(clock, memory, shape, rewards)
-
-
-def prioritise() -> None:
-    """Ask the scheduler to run this process before others, for a measurement on a shared machine."""
-    import contextlib
-    import os
-
-    for thread in Path("/proc/self/task").iterdir():
-        with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, int(thread.name), -20)

@@ -49,7 +49,11 @@ def refused(capsys: pytest.CaptureFixture[str], *command: str) -> str:
     ],
 )
 def test_bad_input_is_refused_with_one_message(
-    command: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert message in refused(capsys, *command)
@@ -58,7 +62,9 @@ def test_bad_input_is_refused_with_one_message(
 def test_a_broken_line_of_data_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = tmp_path / "train.jsonl"
     data.write_text('{"question": "1+1", "answer": "2"}\n{"question": "2+2", "answer"\n')
-    said = refused(capsys, "train", "grpo", "--data", str(data), "--verifier", "numeric", "--out", str(tmp_path / "run"))
+    said = refused(
+        capsys, "train", "grpo", "--data", str(data), "--verifier", "numeric", "--out", str(tmp_path / "run")
+    )
     assert "train.jsonl" in said
     assert "2" in said
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
@@ -68,7 +74,17 @@ def test_a_model_folder_without_tokenizer_is_refused(tmp_path: Path, capsys: pyt
     assert main(["new-model", str(tmp_path / "model")]) == 0
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / "model" / name).unlink()
-    said = refused(capsys, "train", "grpo", "--task", "addition", "--model", str(tmp_path / "model"), "--out", str(tmp_path / "run"))
+    said = refused(
+        capsys,
+        "train",
+        "grpo",
+        "--task",
+        "addition",
+        "--model",
+        str(tmp_path / "model"),
+        "--out",
+        str(tmp_path / "run"),
+    )
     assert "tokenizer" in said
 
 
@@ -98,7 +114,20 @@ def test_an_unwritable_folder_is_refused_before_training(tmp_path: Path, capsys:
 
 def test_a_run_folder_holds_what_it_promises_and_evaluates(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
-    command = ["train", "a2c", "--task", "cartpole", "--steps", "2000", "--set", "rows=4", "--out", str(run), "--eval-samples", "2"]
+    command = [
+        "train",
+        "a2c",
+        "--task",
+        "cartpole",
+        "--steps",
+        "2000",
+        "--set",
+        "rows=4",
+        "--out",
+        str(run),
+        "--eval-samples",
+        "2",
+    ]
     assert main(command) == 0
     names = {path.name for path in run.iterdir()}
     assert {"config.json", "metrics.jsonl", "timing.jsonl", "checkpoints", "model", "curves.png"} <= names
@@ -154,7 +183,9 @@ def test_interrupt_and_resume_from_the_command_line(tmp_path: Path) -> None:
     assert "vantage resume" in said
     done = read_metrics(run)[-1]["step"]
     assert done >= 4
-    again = subprocess.Popen([sys.executable, "-m", "vantage", "resume", str(run)], stdout=subprocess.PIPE, text=True, env=environment)
+    again = subprocess.Popen(
+        [sys.executable, "-m", "vantage", "resume", str(run)], stdout=subprocess.PIPE, text=True, env=environment
+    )
     deadline = time.monotonic() + 120
     while (read_metrics(run) or [{"step": 0}])[-1]["step"] <= done + 2 and time.monotonic() < deadline:
         time.sleep(0.1)

@@ -45,7 +45,20 @@ def page(tmp_path: Path) -> Path:
 
 def test_a_file_outside_the_package_is_a_method(page: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "run"
-    command = ["train", str(page), "--task", "cartpole", "--steps", "1024", "--out", str(out), "--set", "high=0.3", "--eval-samples", "1"]
+    command = [
+        "train",
+        str(page),
+        "--task",
+        "cartpole",
+        "--steps",
+        "1024",
+        "--out",
+        str(out),
+        "--set",
+        "high=0.3",
+        "--eval-samples",
+        "1",
+    ]
     assert main(command) == 0
     assert read_config(out).settings == {"high": 0.3}
     assert (out / "model").is_dir()

@@ -19,7 +19,9 @@ SEED = 0
 
 def main(argv: list[str] | None = None) -> int:
     """Run the demo; return its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m vantage.demo", description="A language model learns, from nothing.")
+    parser = argparse.ArgumentParser(
+        prog="python -m vantage.demo", description="A language model learns, from nothing."
+    )
     parser.add_argument("--out", default="demo", help="folder for the models and runs (default: demo)")
     parser.add_argument("--warm-steps", type=int, default=220, help="supervised steps (default: 220)")
     parser.add_argument("--steps", type=int, default=300, help="GRPO steps (default: 300)")
@@ -50,7 +52,9 @@ def run(out: Path, task: str, warm_steps: int, steps: int) -> int:
         if code:
             raise SystemExit(code)
 
-    stage("1. A small Llama in Hugging Face format, with random weights", "new-model", f"{out}/base", "--preset", "tiny")
+    stage(
+        "1. A small Llama in Hugging Face format, with random weights", "new-model", f"{out}/base", "--preset", "tiny"
+    )
     stage(
         "2. Warm start: supervised on worked solutions, until it solves some problems",
         "train", "sft", "--task", task, "--model", f"{out}/base", "--steps", str(warm_steps), "--out", f"{out}/sft",

@@ -172,7 +172,8 @@ class ToyTask:
         return Prompts(ids, ids.tolist())
 
     def score(self, batch: Trajectories, context: Any) -> dict[str, Tensor]:
-        right = (batch.action == (batch.prompt % SYMBOLS).unsqueeze(-1)) & batch.mask
+        inside = torch.arange(STEPS) < batch.length.unsqueeze(-1)
+        right = (batch.action == (batch.prompt % SYMBOLS).unsqueeze(-1)) & inside
         return {"right": right.float().sum(-1) / STEPS}
 
     def evaluate(self, policy: ToyPolicy, *, samples: int, seed: int) -> dict[str, float]:

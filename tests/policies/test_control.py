@@ -77,6 +77,7 @@ def test_computes_only_what_is_wanted() -> None:
     policy = ControlPolicy(VECTOR, BUTTONS)
     batch = batch_for(policy)
     asked: list[str] = []
+    # A lone network is called as a module; the two together are not.
     policy.actor.register_forward_hook(lambda *given: asked.append("actor"))
     policy.critic.register_forward_hook(lambda *given: asked.append("critic"))
     value_only = policy.evaluate(batch, frozenset({"value"}))
@@ -89,6 +90,24 @@ def test_computes_only_what_is_wanted() -> None:
     assert not logp_only.has("value")
     with pytest.raises(UserError, match="no output surprise"):
         policy.evaluate(batch, frozenset({"surprise"}))
+
+
+def test_further_read_outs(tmp_path: Path) -> None:
+    policy = ControlPolicy(VECTOR, BUTTONS, hidden=(8,))
+    policy.add_head("median")
+    policy.add_head("median")
+    batch = batch_for(policy)
+    evaluation = policy.evaluate(batch, frozenset({"median", "value"}))
+    assert evaluation.extras["median"].shape == (3, 4)
+    assert not evaluation.has("logp")
+    assert not torch.equal(evaluation.extras["median"], evaluation.value)
+    evaluation.extras["median"].sum().backward()
+    assert [name for name, p in policy.named_parameters() if p.grad is not None] == [
+        f"heads.median.layers.{layer}.{kind}" for layer in (0, 1) for kind in ("weight", "bias")
+    ]
+    policy.save(tmp_path)
+    again = ControlPolicy.load(tmp_path).evaluate(batch, frozenset({"median"})).extras["median"]
+    torch.testing.assert_close(again, evaluation.extras["median"])
 
 
 def test_initialisation() -> None:

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from vantage.policies.networks import MLP
-from vantage.policies.perceptron import _plain, perceptron, suits
+from vantage.policies.networks import MLP, both
+from vantage.policies.perceptron import _plain, perceptrons, suits
 
 
 def network(*sizes: int, kind: str = "tanh") -> tuple[MLP, list[Tensor]]:
@@ -17,6 +17,10 @@ def network(*sizes: int, kind: str = "tanh") -> tuple[MLP, list[Tensor]]:
         for parameter in mlp.parameters():
             parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
     return mlp, mlp.pairs
+
+
+def perceptron(x: Tensor, parameters: list[Tensor], kind: str) -> Tensor:
+    return perceptrons(x, [parameters], kind)[0]
 
 
 def draw(*shape: int) -> Tensor:
@@ -136,3 +140,29 @@ def test_no_gradient_asked_for() -> None:
         out = perceptron(draw(4, 3), parameters, "tanh")
     assert not out.requires_grad
     np.testing.assert_allclose(out.numpy(), _plain(draw(4, 3), "tanh", parameters).detach().numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("used", [(True, True), (True, False), (False, True)])
+def test_two_networks_in_one_node(used: tuple[bool, bool]) -> None:
+    (one, _), (other, _) = network(3, 8, 2), network(3, 6, 6, 1)
+    x = draw(5, 1, 3).requires_grad_()
+    inputs = [x, *one.pairs, *other.pairs]
+
+    def gradients(outputs: tuple[Tensor, Tensor]) -> tuple[Tensor | None, ...]:
+        loss = sum(out.square().sum() for out, wanted in zip(outputs, used, strict=True) if wanted)
+        return torch.autograd.grad(loss, inputs, allow_unused=True)  # type: ignore[arg-type]
+
+    got = gradients(both(x, one, other))
+    expected = gradients((_plain(x, "tanh", one.pairs), _plain(x, "tanh", other.pairs)))
+    for one_, another in zip(got, expected, strict=True):
+        assert (one_ is None) == (another is None)
+        if one_ is not None:
+            torch.testing.assert_close(one_, another, atol=1e-5, rtol=1e-5)
+
+
+def test_networks_apart_where_one_does_not_suit() -> None:
+    (one, _), (other, _) = network(3, 8, 2, kind="gelu"), network(3, 6, 1, kind="gelu")
+    x = draw(5, 3)
+    first, second = both(x, one, other)
+    assert torch.equal(first, one(x))
+    assert torch.equal(second, other(x))

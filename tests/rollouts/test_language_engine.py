@@ -167,6 +167,21 @@ def test_completions_are_resumed_from_the_middle(policy, engine):
     agrees(policy, whole)
 
 
+def test_a_limit_cuts_a_call_short_and_the_row_can_go_on(policy, engine):
+    batch = engine.sample(prompts(), 6, run(), limit=3)
+    assert int(batch.length.max()) == 3
+    assert bool((batch.length[batch.truncated.any(1)] == 3).all())
+    rows = batch.truncated.any(1).nonzero().squeeze(1)
+    longer = engine.resume(batch, rows, batch.length[rows], 1, run(1), limit=4, learn_prefix=True)
+    assert int(longer.length.max()) == 7
+    assert torch.equal(longer.action[:, :3], batch.action[rows])
+    agrees(policy, longer)
+    expected = [
+        policy.tokenizer.decode(row[:n], skip_special_tokens=True) for row, n in zip(longer.action, longer.length)
+    ]
+    assert engine.texts(longer) == expected
+
+
 def test_a_place_outside_of_the_row_is_refused(engine):
     batch = engine.sample(prompts(), 1, run())
     with pytest.raises(UserError, match="between 0 and"):

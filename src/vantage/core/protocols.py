@@ -205,8 +205,7 @@ def prefix_engine(context: Context, who: str) -> PrefixEngine:
 class Task(Protocol):
     """Where prompts come from, what is a good outcome, and how a policy is judged.
 
-    It may offer `fields(ids) -> list[Mapping]`: what the data says of each prompt besides prompt and answer (hints, a worked
-    solution, a difficulty).
+    It may offer `fields(ids)`: what the data says of each prompt besides prompt and answer (hints, a difficulty), a mapping each.
     """
 
     name: str

@@ -26,7 +26,7 @@ from vantage.policies.distributions import (
     MultiCategorical,
     SquashedGaussian,
 )
-from vantage.policies.networks import MLP, HostMLP, NatureCNN, activation
+from vantage.policies.networks import MLP, HostMLP, NatureCNN, activation, both
 from vantage.policies.normalize import RunningMoments
 from vantage.policies.spaces import Actions, Observations
 
@@ -142,22 +142,26 @@ class ControlPolicy(nn.Module):
             raise UserError(f"a control policy has no output {', '.join(sorted(odd))}")
         features = self._features(batch.observation)
         evaluation = Evaluation()
-        if want & {"logp", "entropy", "hidden", "distribution"}:
-            if "hidden" in want:
-                evaluation.hidden = hidden = self.actor.hidden(features)
-                output = self.actor.output(hidden)
-            else:
-                output = self.actor(features)
-            if want & {"logp", "entropy", "distribution"}:
-                distribution = self.head(output)
-                if "logp" in want:
-                    evaluation.logp = distribution.log_prob(batch.action)
-                if "entropy" in want:
-                    evaluation.entropy = distribution.entropy()
-                if "distribution" in want:
-                    evaluation.distribution = distribution
-        if "value" in want:
-            evaluation.value = self.critic(features).squeeze(-1)
+        acts, judges = bool(want & {"logp", "entropy", "distribution"}), "value" in want
+        output = value = None
+        if "hidden" in want:
+            evaluation.hidden = hidden = self.actor.hidden(features)
+            output = self.actor.output(hidden) if acts else None
+        elif acts and judges:
+            output, value = both(features, self.actor, self.critic)
+        elif acts:
+            output = self.actor(features)
+        if judges:
+            evaluation.value = (self.critic(features) if value is None else value).squeeze(-1)
+        if acts:
+            assert output is not None
+            distribution = self.head(output)
+            if "logp" in want:
+                evaluation.logp = distribution.log_prob(batch.action)
+            if "entropy" in want:
+                evaluation.entropy = distribution.entropy()
+            if "distribution" in want:
+                evaluation.distribution = distribution
         for name in sorted(heads):
             evaluation.extras[name] = self.heads[name](features).squeeze(-1)
         return evaluation
@@ -167,7 +171,7 @@ class ControlPolicy(nn.Module):
         if name not in self.heads:
             generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
             head = MLP([*self._inner, 1], self.config["activation"], CRITIC_GAIN, generator)
-            self.heads[name] = head.to(next(self.parameters()).device)
+            self.heads[name] = head.to(self.device)
 
     def value_of(self, observation: Tensor) -> Tensor:
         """Return the critic's value of observations [..., *shape] as they stand in a batch: [...]."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vantage.core.errors import UserError, nearest
-from vantage.policies.perceptron import perceptron, suits
+from vantage.policies.perceptron import perceptrons, suits
 
 Array = NDArray[np.float32]
 
@@ -92,13 +92,22 @@ class MLP(nn.Module):
         """Map [..., inputs] to [..., outputs]."""
         pairs = self.pairs
         if not self.activate_last and suits(x, pairs, self.activation):
-            return perceptron(x, pairs, self.activation)
+            return perceptrons(x, [pairs], self.activation)[0]
         return self.output(self.hidden(x))
 
     @property
     def pairs(self) -> list[Tensor]:
         """Weight, bias, weight, bias, ... in the order of the layers."""
         return [parameter for layer in self.linears for parameter in (layer.weight, layer.bias)]
+
+
+def both(x: Tensor, one: MLP, other: MLP) -> tuple[Tensor, Tensor]:
+    """Return what two perceptrons of the same activation make of the same input."""
+    networks = [one.pairs, other.pairs]
+    if not (one.activate_last or other.activate_last) and suits(x, networks[0] + networks[1], one.activation):
+        first, second = perceptrons(x, networks, one.activation)
+        return first, second
+    return one(x), other(x)
 
 
 class NatureCNN(nn.Module):

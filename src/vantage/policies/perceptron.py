@@ -1,4 +1,4 @@
-"""A perceptron's forward and backward pass as one operation on the CPU, in numpy.
+"""Perceptrons' forward and backward pass as one operation on the CPU, in numpy.
 
 On the CPU, torch's tanh takes longer than the matrix product before it, and its narrow products (a layer of four inputs)
 are many times slower than they could be; numpy's are not. Together with one node in the graph instead of one an operation,
@@ -22,7 +22,7 @@ _LARGE = 1 << 20
 
 
 def suits(x: Tensor, parameters: Sequence[Tensor], kind: str) -> bool:
-    """Whether `perceptron` can take this on: on the CPU, float32, no transform of functions in progress."""
+    """Whether `perceptrons` can take this on: on the CPU, float32, no transform of functions in progress."""
     return (
         kind in KINDS
         and x.device.type == "cpu"
@@ -34,10 +34,15 @@ def suits(x: Tensor, parameters: Sequence[Tensor], kind: str) -> bool:
     )
 
 
-def perceptron(x: Tensor, parameters: Sequence[Tensor], kind: str) -> Tensor:
-    """Map x [..., inputs] to [..., outputs] by linear layers (weight, bias, weight, bias, ...) with `kind` between them."""
-    out: Tensor = _Perceptron.apply(x.reshape(-1, x.shape[-1]), kind, *parameters)
-    return out.reshape(*x.shape[:-1], out.shape[-1])
+def perceptrons(x: Tensor, networks: Sequence[Sequence[Tensor]], kind: str) -> list[Tensor]:
+    """Map x [..., inputs] by each network to [..., outputs]; one node in the graph for all of them.
+
+    A network is its weight, bias, weight, bias, ... in the order of its linear layers, with `kind` between them.
+    """
+    flat = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+    depths = tuple(len(parameters) // 2 for parameters in networks)
+    outputs = _Perceptrons.apply(flat, kind, depths, *(p for parameters in networks for p in parameters))
+    return list(outputs) if x.dim() == 2 else [out.reshape(*x.shape[:-1], out.shape[-1]) for out in outputs]
 
 
 def _plain(x: Tensor, kind: str, parameters: Sequence[Tensor]) -> Tensor:
@@ -48,51 +53,59 @@ def _plain(x: Tensor, kind: str, parameters: Sequence[Tensor]) -> Tensor:
     return F.linear(x, weight, bias)
 
 
-class _Perceptron(torch.autograd.Function):
+class _Perceptrons(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, kind: str, *parameters: Tensor) -> Tensor:
-        ctx.kind = kind
+    def forward(ctx: Any, x: Tensor, kind: str, depths: tuple[int, ...], *parameters: Tensor) -> tuple[Tensor, ...]:
+        ctx.kind, ctx.depths = kind, depths
         ctx.save_for_backward(x, *parameters)
-        arrays = [parameter.detach().numpy() for parameter in parameters]
-        y = x.detach().numpy()
-        inputs = [y]
-        last = len(arrays) - 2
-        for i in range(0, last + 1, 2):
-            y = y.dot(arrays[i].T)
-            np.add(y, arrays[i + 1], y)
-            if i == last:
-                break
-            if kind == "tanh":
-                np.tanh(y, y)
-            else:
-                np.maximum(y, 0.0, y)
-            inputs.append(y)
-        ctx.inputs, ctx.arrays = inputs, arrays
-        return torch.from_numpy(y)
+        ctx.set_materialize_grads(False)
+        ctx.arrays = arrays = [parameter.detach().numpy() for parameter in parameters]
+        ctx.inputs = inputs = []
+        outputs = []
+        place = 0
+        for depth in depths:
+            y = x.detach().numpy()
+            for layer in range(depth):
+                inputs.append(y)
+                y = y.dot(arrays[place].T)
+                np.add(y, arrays[place + 1], y)
+                place += 2
+                if layer < depth - 1:
+                    # In place: nothing needs what went into the activation.
+                    np.tanh(y, y) if kind == "tanh" else np.maximum(y, 0.0, y)
+            outputs.append(torch.from_numpy(y))
+        return tuple(outputs)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Any:
+    def backward(ctx: Any, *gradients: Tensor | None) -> Any:
         needed = ctx.needs_input_grad
         # Reading the saved tensors is what notices a parameter that was changed since the forward pass.
         x, *parameters = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return _differentiable(x, ctx.kind, parameters, gradients[0], needed)
-        grad = gradients[0].numpy()
-        ones = np.ones(len(grad), np.float32)
+            return _differentiable(x, ctx.kind, ctx.depths, parameters, gradients, needed)
         found: list[Tensor | None] = [None] * len(needed)
-        for layer in range(len(parameters) // 2 - 1, -1, -1):
-            given = ctx.inputs[layer]
-            if needed[2 + 2 * layer]:
-                found[2 + 2 * layer] = torch.from_numpy(grad.T.dot(given))
-            if needed[3 + 2 * layer]:
-                found[3 + 2 * layer] = torch.from_numpy(ones.dot(grad))
-            if not any(needed[: 2 + 2 * layer]):
-                break
-            grad = grad.dot(ctx.arrays[2 * layer])
-            if layer:
-                grad = _through(ctx.kind, grad, given)
-            else:
-                found[0] = torch.from_numpy(grad)
+        ones = np.ones(len(x), np.float32)
+        end = len(parameters)
+        for depth, gradient in zip(reversed(ctx.depths), reversed(gradients), strict=True):
+            start = end - 2 * depth
+            grad = None if gradient is None else gradient.numpy()
+            for place in range(end - 2, start - 1, -2):
+                if grad is None:
+                    break
+                given = ctx.inputs[place // 2]
+                if needed[3 + place]:
+                    found[3 + place] = torch.from_numpy(grad.T.dot(given))
+                if needed[4 + place]:
+                    found[4 + place] = torch.from_numpy(ones.dot(grad))
+                if not needed[0] and not any(needed[3 + start : 3 + place]):
+                    break
+                grad = grad.dot(ctx.arrays[place])
+                if place > start:
+                    grad = _through(ctx.kind, grad, given)
+                else:
+                    into = torch.from_numpy(grad)
+                    found[0] = into if found[0] is None else found[0] + into
+            end = start
         return tuple(found)
 
 
@@ -106,14 +119,30 @@ def _through(kind: str, grad: np.ndarray, output: np.ndarray) -> np.ndarray:
     return grad
 
 
-def _differentiable(x: Tensor, kind: str, parameters: Sequence[Tensor], grad: Tensor, needed: Sequence[bool]) -> Any:
+def _differentiable(
+    x: Tensor,
+    kind: str,
+    depths: Sequence[int],
+    parameters: Sequence[Tensor],
+    gradients: Sequence[Tensor | None],
+    needed: Sequence[bool],
+) -> Any:
     """The same gradients from torch's own operations, so that they can be differentiated again."""
-    inputs = [x, *parameters]
-    wanted = [i for i, need in enumerate((needed[0], *needed[2:])) if need]
+    inputs = {i: tensor for i, tensor in zip((0, *range(3, len(needed))), (x, *parameters), strict=True) if needed[i]}
     with torch.enable_grad():
-        out = _plain(x, kind, parameters)
-    found = torch.autograd.grad(out, [inputs[i] for i in wanted], grad, create_graph=True)
+        outputs, start = [], 0
+        for depth in depths:
+            outputs.append(_plain(x, kind, parameters[start : start + 2 * depth]))
+            start += 2 * depth
+    used = [(out, grad) for out, grad in zip(outputs, gradients, strict=True) if grad is not None]
+    results = torch.autograd.grad(
+        [out for out, _ in used],
+        list(inputs.values()),
+        [grad for _, grad in used],
+        create_graph=True,
+        allow_unused=True,
+    )
     placed: list[Tensor | None] = [None] * len(needed)
-    for i, gradient in zip(wanted, found, strict=True):
-        placed[i if i == 0 else i + 1] = gradient
+    for i, result in zip(inputs, results, strict=True):
+        placed[i] = result
     return tuple(placed)

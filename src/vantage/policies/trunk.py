@@ -98,7 +98,7 @@ def _layer(
 def _norm(module: Any, x: Tensor) -> Tensor:
     weight = module.weight
     if x.is_cuda:
-        return F.rms_norm(x, (x.shape[-1],), weight, module.variance_epsilon)
+        return F.rms_norm(x, (x.shape[-1],), weight.to(x.dtype), module.variance_epsilon)
     return cast(Tensor, _RMSNorm.apply(x, weight, module.variance_epsilon))
 
 
@@ -151,7 +151,7 @@ class _Rotate(torch.autograd.Function):
 
 def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     first, second = x.chunk(2, -1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), -1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), -1).to(x.dtype)
 
 
 def _turned(x: Tensor, cos: Tensor, sin: Tensor, way: int) -> Tensor:

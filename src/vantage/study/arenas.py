@@ -27,6 +27,7 @@ Paths are relative to the file.
 from __future__ import annotations
 
 import dataclasses
+import sys
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -185,7 +186,11 @@ def arena(name: str) -> Arena:
             text = path.read_text(encoding="utf-8")
         except OSError as error:
             raise UserError(f"cannot read the arena {path}: {error.strerror or error}") from error
-        return parse(text, str(path), path.parent)
+        made = parse(text, str(path), path.parent)
+        if made.function and str(path.parent.resolve()) not in sys.path:
+            # The function may stand in a file beside the arena's.
+            sys.path.append(str(path.parent.resolve()))
+        return made
     if name not in names():
         raise unknown("arena", name, names())
     file = resources.files("vantage.study").joinpath("arena_files", f"{name}.toml")
@@ -207,7 +212,10 @@ def parse(text: str, where: str, folder: Path | None) -> Arena:
         content = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{where} is not TOML: {error}") from error
-    made = decode(Arena, content, where)
+    try:
+        made = decode(Arena, content, where)
+    except UserError as error:
+        raise UserError(str(error) if str(error).startswith(where) else f"{where}: {error}") from None
     if made.data:
         made = replace(made, data=_found(made.data, folder, f"{where}: data"))
     if made.model is not None and made.model.path:

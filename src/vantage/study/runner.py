@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import selectors
+import signal
 import subprocess
 import sys
 import time
@@ -198,19 +199,19 @@ class _Process:
         self.log = log
         try:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "vantage.study.worker", str(write)],
+                [sys.executable, "-P", "-m", "vantage.study.worker", str(write)],
                 stdin=subprocess.PIPE,
                 stdout=self._output,
                 stderr=subprocess.STDOUT,
                 pass_fds=(write,),
-                env=os.environ | ENVIRONMENT,
+                env=os.environ | ENVIRONMENT | {"PYTHONPATH": _search_path()},
                 # Ctrl-C is for the process that waits: it stops the others.
                 start_new_session=True,
             )
         finally:
             os.close(write)
         assert self.process.stdin is not None
-        self.process.stdin.write((json.dumps(order) + "\n").encode())
+        self.process.stdin.write((json.dumps(order | {"path": sys.path}) + "\n").encode())
         self.process.stdin.flush()  # and left open: when it closes, the worker ends
 
     def messages(self) -> Iterator[dict[str, Any]]:
@@ -260,9 +261,13 @@ class _Process:
             self._output.close()
 
 
-def _signal(code: int) -> str:
-    import signal
+def _search_path() -> str:
+    """Where this process found the package, and what it was told to search, as PYTHONPATH."""
+    own = str(Path(__file__).resolve().parents[2])
+    return os.pathsep.join(filter(None, [own, os.environ.get("PYTHONPATH", "")]))
 
+
+def _signal(code: int) -> str:
     return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
 

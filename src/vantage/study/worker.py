@@ -22,6 +22,8 @@ def main() -> int:
     """Carry out one job; return the exit code."""
     channel = os.fdopen(int(sys.argv[1]), "w", buffering=1)
     order = json.loads(_line())
+    # Modules are looked for where the process that asks finds them: a user's own function among them.
+    sys.path[:] = order["path"]
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
     def send(message: dict[str, Any]) -> None:

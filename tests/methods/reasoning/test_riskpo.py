@@ -71,7 +71,8 @@ def reference(
         q_hi = torch.quantile(papers, part.beta) if high is None else torch.tensor(high)
         a = risk(papers, q_lo, q_hi, part.alpha, part.beta, part.tail, part.baseline, part.seeking)
         if part.scale:
-            a = a / ((papers.std() if len(papers) > 1 else 1.0) + 1e-6)
+            std = float(papers.std()) if len(papers) > 1 else 0.0
+            a = a / ((std if std > 1e-3 else 1.0) + 1e-6)
         means = [sum(q) / len(q) for q in questions]
         for q, mean in zip(questions, means, strict=True):
             std = float(torch.tensor(q).std()) if len(q) > 1 else 0.0
@@ -120,6 +121,14 @@ def test_single_questions_and_single_papers() -> None:
     assert credit(alone, scores) == pytest.approx(reference(alone, scores), rel=1e-4)
     one = BundleRisk(bundle=2, credit="std")
     assert credit(one, [[1.0], [0.0]]) == pytest.approx([0.0, 0.0])
+
+
+def test_a_bundle_of_equal_papers_does_not_drown_the_batch() -> None:
+    part = BundleRisk(bundle=1)
+    credit(part, [[0.0, 1.0, 1.0], [0.0, 0.0, 1.0]])
+    found = credit(part, [[0.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+    low, high = (float(part.tracker.read(level)) for level in (0.2, 0.9))
+    assert max(map(abs, found[:3])) < 2 * (high - low) + low / 0.2 + 2
 
 
 def test_ragged_groups_leave_papers_with_fewer_questions() -> None:

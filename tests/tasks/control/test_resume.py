@@ -24,7 +24,9 @@ def trainer(spec: str, rows: int, folder: Path) -> Trainer:
     return Trainer(method, task, policy, task.make_engine(policy, seed=3), schedule, seed=3, folder=folder)
 
 
-@pytest.mark.parametrize(("spec", "rows"), [("pendulum", 3), ("cartpole", 2), ("cartpole", 8), ("grid", 9), ("hopper", 2)])
+@pytest.mark.parametrize(
+    ("spec", "rows"), [("pendulum", 3), ("cartpole", 2), ("cartpole", 8), ("grid", 9), ("hopper", 2)]
+)
 def test_bit_for_bit(spec: str, rows: int, tmp_path: Path) -> None:
     if spec == "hopper":
         pytest.importorskip("mujoco")

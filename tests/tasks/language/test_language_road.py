@@ -16,7 +16,7 @@ def trainer(method, folder, steps, options, horizon=5):
     torch.manual_seed(0)
     task = task_from_spec("addition:digits=1", options={**OPTIONS, **options})
     policy = task.make_policy(seed=0)
-    made = Trainer(
+    return Trainer(
         method,
         task,
         policy,
@@ -26,7 +26,6 @@ def trainer(method, folder, steps, options, horizon=5):
         folder=folder,
         listeners=[task.writer(folder)],
     )
-    return made
 
 
 @pytest.mark.parametrize(

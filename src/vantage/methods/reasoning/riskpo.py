@@ -13,7 +13,8 @@ where that is at most 1e-3), "uniform" leaves it, "score" halves it where the an
 not, "sum-mean" deals it out by the excess over the question's mean. Then PPO's clip and a token mean.
 arXiv 2510.00911, all steps as in the authors' code; defaults are its easy-math script. Its hard-math script has beta 0.8, 10
 answers, "sum-mean", no baseline (the bracket q_lo - q_hi), 512 prompts in 4 minibatches. `seeking` is the authors' control:
-g2 becomes (S - q_hi)^+ / (1 - beta). Every division has 1e-6 added.
+g2 becomes (S - q_hi)^+ / (1 - beta). Every division has 1e-6 added. One rule is ours: papers that all score the same are
+divided by 1, as equal answers to a question are, where the code divides by the 1e-6 and so lets one bundle drown the batch.
 """
 
 from __future__ import annotations
@@ -153,12 +154,13 @@ class BundleRisk:
 
 
 def _std(papers: Tensor) -> Tensor:
-    """Sample std of each row [bundles, 1], missing ones left out; 1 for a single paper."""
+    """Sample std of each row [bundles, 1], missing ones left out; 1 for a single paper and where papers do not differ."""
     there = ~torch.isnan(papers)
     count = there.sum(1, keepdim=True)
     mean = torch.nanmean(papers, 1, keepdim=True)
     squares = torch.where(there, papers - mean, 0.0).square().sum(1, keepdim=True)
-    return torch.where(count > 1, (squares / (count - 1).clamp(min=1)).sqrt(), 1.0)
+    std = (squares / (count - 1).clamp(min=1)).sqrt()
+    return std.masked_fill(std <= 1e-3, 1.0)
 
 
 @method(id="S105", family="objectives", papers=PAPER)

@@ -55,7 +55,7 @@ class HintLadder:
 
     stages: tuple[str, ...] = ("knowledge", "planning", "solution")
     parts: int = 4
-    template: Template = Template("Question: {prompt}\n{label}: {hint}")
+    template: Template = field(default_factory=lambda: Template("Question: {prompt}\n{label}: {hint}"))
 
     def __call__(self, item: Any, fields: Mapping[str, Any]) -> list[Any]:
         """Return the prompts of the levels, [] for a problem without hints."""
@@ -87,56 +87,43 @@ class Scaffolded(Groups):
         at_least("Scaffolded.warmup", self.warmup, 0)
 
     def __call__(self, context: Context) -> Trajectories:
-        """Sample, and rescue."""
+        """Sample, and rescue; `hint` [N] is the level of a rescued row, -1 for others."""
         prompts = context.next_prompts(self.prompts)
         batch = context.verify(context.engine.sample(prompts, self.size, context))
+        batch = batch.replace(hint=torch.full((len(batch),), -1, device=batch.device))
         if context.step < self.warmup:
             return batch
-        right = Total()(batch, context).score >= self.right_at
         index, groups = group_index(batch.group)
-        failed = torch.zeros(groups, device=batch.device).index_add(0, index, right.float()) == 0
-        context.record("rescue/failed", failed.float().mean())
-        asked = [place for place, lost in enumerate(failed.tolist()) if lost]
-        hinted, owner, level = self._hinted(prompts, asked, context)
-        if not hinted.items:
+        right = (Total()(batch, context).score >= self.right_at).float()
+        failed = (torch.zeros(groups, device=batch.device).index_add(0, index, right) == 0).nonzero().squeeze(-1)
+        context.record("rescue/failed", len(failed) / groups)
+        hinted, owner, level = self._hinted(prompts, failed.tolist(), context)
+        if not len(hinted):
             return batch
-        # Of a group's successes the one at the lowest level: owners rise, and levels within them.
         tried = context.verify(context.engine.sample(hinted, 1, context))
+        owner, level = owner.to(batch.device), level.to(batch.device)
         won = (Total()(tried, context).score >= self.right_at).nonzero().squeeze(-1)
-        context.record("rescue/saved", torch.unique(owner.to(won.device)[won]).numel() / max(len(asked), 1))
-        return _rescued(batch, tried, won, owner.to(batch.device), level, index) if len(won) else batch
+        # Levels rise within a group, so its first success is at its lowest level.
+        best = failed.new_full((groups,), len(tried)).scatter_reduce(0, owner[won], won, "amin")
+        saved = best < len(tried)
+        context.record("rescue/saved", saved.sum() / max(len(failed), 1))
+        rows = torch.arange(len(batch), device=batch.device)
+        first = rows.new_full((groups,), len(batch)).scatter_reduce(0, index, rows, "amin")[saved]
+        rescued = tried.select(best[saved]).replace(group=batch.group[first], hint=level[best[saved]])
+        place = rows.index_copy(0, first, len(batch) + torch.arange(len(first), device=batch.device))
+        return concatenate([batch, rescued]).select(place) if len(first) else batch
 
     def _hinted(self, prompts: Prompts, asked: list[int], context: Context) -> tuple[Prompts, Tensor, Tensor]:
         """Return the hinted prompts of these groups, with the group and the level of each."""
-        if not asked:
-            return Prompts(prompts.ids[:0], []), torch.zeros(0), torch.zeros(0)
-        if not hasattr(context.task, "fields"):
-            raise UserError(f"Scaffolded: the task {context.task.name!r} has no fields, so no hints, for its prompts")
-        fields = context.task.fields(prompts.ids[asked])
-        levels = [self.ladder(prompts.items[place], held) for place, held in zip(asked, fields, strict=True)]
-        sizes = torch.tensor([len(each) for each in levels])
-        owner = torch.tensor(asked).repeat_interleave(sizes)
-        level = torch.cat([torch.arange(len(each)) for each in levels])
-        return Prompts(prompts.ids[owner], [item for each in levels for item in each]), owner, level
-
-
-def _rescued(
-    batch: Trajectories, tried: Trajectories, won: Tensor, owner: Tensor, level: Tensor, index: Tensor
-) -> Trajectories:
-    """Put each group's lowest success [W] in the place of its first row."""
-    rows = torch.arange(len(batch), device=batch.device)
-    groups = int(index.max()) + 1
-    best = rows.new_full((groups,), len(tried)).scatter_reduce(0, owner[won], won, "amin")
-    saved = best < len(tried)
-    first = rows.new_full((groups,), len(batch)).scatter_reduce(0, index, rows, "amin")
-    names = set(batch) & set(tried)
-    new = tried.select(best[saved]).replace(group=batch.group[first[saved]])
-    order = rows.index_copy(0, first[saved], len(batch) + torch.arange(int(saved.sum()), device=batch.device))
-    hint = torch.full_like(rows, -1)
-    hint[first[saved]] = level.to(batch.device)[best[saved]]
-    kept, taken = ({name: part[name] for name in names} for part in (batch, new))
-    joined = concatenate([Trajectories(kept, rows=len(batch)), Trajectories(taken, rows=len(new))])
-    return joined.select(order).replace(hint=hint)
+        task: Any = context.task
+        if asked and not hasattr(task, "fields"):
+            raise UserError(f"Scaffolded: the task {task.name!r} has no fields, so no hints, for its prompts")
+        fields = task.fields(prompts.ids[asked]) if asked else []
+        ladders = [self.ladder(prompts.items[place], held) for place, held in zip(asked, fields, strict=True)]
+        items = [item for levels in ladders for item in levels]
+        owner = torch.tensor([place for place, levels in zip(asked, ladders, strict=True) for _ in levels]).long()
+        level = torch.tensor([level for levels in ladders for level in range(len(levels))]).long()
+        return Prompts(prompts.ids[owner], items), owner, level
 
 
 @method(id="S009", family="sampling", papers=PAPER)

@@ -64,6 +64,7 @@ class VineValues:
         """Fill the three columns; no gradient."""
         segment = self.steps(batch, context)
         start, steps = first_places(segment, batch.length)
+        segment = segment.clamp(max=start.shape[1] - 1)
         asked = torch.arange(start.shape[1], device=batch.device)
         row, step = ((asked < steps.unsqueeze(-1)) & (asked <= self.most)).nonzero(as_tuple=True)
         one, same = _distinct(batch, row, start[row, step])

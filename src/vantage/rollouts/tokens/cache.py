@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vantage.rollouts.tokens.prefill import prefill
-from vantage.rollouts.tokens.shared import NEVER, Block, Plan, log_normaliser, scores
+from vantage.rollouts.tokens.shared import NEVER, Block, Plan, attended
 from vantage.rollouts.tokens.turns import extend, forget
 
 if TYPE_CHECKING:
+    from vantage.rollouts.tokens.graph import DecodeGraph
     from vantage.rollouts.tokens.lean import Weights
 
 
@@ -35,6 +36,8 @@ class LeanCache:
     use, by the first `rows` rows of the storage. A row that has no token in a column of these masks it.
     """
 
+    capturable = True
+
     def __init__(self, weights: Weights, position: Tensor, room: int) -> None:
         """Rows without tokens of their own, at these positions [n] (host)."""
         self.weights, self.room = weights, room
@@ -51,6 +54,8 @@ class LeanCache:
         self.blocks: list[Block] = []
         self.member = torch.zeros(self.rows, 2, dtype=torch.int64)  # [n, 2] host: block and group in it
         self._plan: Plan | None = None
+        self.version = 0  # of the storage and the rows in it
+        self.graph: DecodeGraph | None = None
 
     @classmethod
     def open(cls, weights: Weights, prompts: Sequence[Sequence[int]], counts: Sequence[int], room: int) -> LeanCache:
@@ -67,7 +72,7 @@ class LeanCache:
             cache.member = where[group]
             return cache
         width = int(length.max()) if len(length) else 0
-        cache._reserve(width + 1)
+        cache.reserve(width + 1)
         cache.end = width
         cache.filled, cache.start = length[group], width - length[group]
         for members, kv in parts:
@@ -86,29 +91,17 @@ class LeanCache:
     def decode(self, tokens: Tensor) -> Tensor:
         """Feed one token to each row [n] and return the logits of the next [n, V]."""
         weights = self.weights
-        self._reserve(self.end + 1)
+        self.reserve(self.end + 1)
         column, end = self.end, self.end + 1
         self.end = end
-        low, rows, heads, dim, scale = self.low, self.rows, weights.kv_heads, weights.dim, weights.scale
-        bias = None
-        if self.bias is not None:
-            bias = self.bias[:rows, None, low:end].expand(rows, heads, end - low).reshape(rows * heads, 1, end - low)
-        plan = self._planned() if self.blocks else None
+        low, rows, plan = self.low, self.rows, self.plan()
+        bias = None if self.bias is None else self.spread(self.bias[:rows, low:end])
 
         def attend(layer: int, q: Tensor, kv: Tensor) -> Tensor:
             held = self.kv[layer][:, :rows]
             held[:, :, :, column].copy_(kv.transpose(0, 1))
             keys, values = held.flatten(1, 2)[:, :, low:end]
-            found = scores(q.reshape(rows * heads, -1, dim), keys, bias, scale)
-            parts = found.softmax(-1)
-            read = torch.bmm(parts.to(kv.dtype), values)
-            if plan is None:
-                return read.view(rows, -1)
-            own = log_normaliser(found, parts).view(rows, -1)
-            shared, norm = plan.read(layer, q, heads, scale)
-            # Softmax over both parts: each part's own softmax, weighed by its share of the normaliser.
-            share = (norm - own).sigmoid_().to(q.dtype).unsqueeze(-1)
-            return torch.lerp(read.view(rows, -1, dim), shared, share).view(rows, -1)
+            return attended(layer, q, keys, values, bias, weights.scale, plan)
 
         hidden = weights.trunk(tokens, self.position, self.farthest + 1, attend)
         self.position = self.position + 1
@@ -116,14 +109,19 @@ class LeanCache:
         self.ahead += 1
         return weights.logits(hidden)
 
-    def _planned(self) -> Plan:
-        if self._plan is None:
+    def spread(self, bias: Tensor) -> Tensor:
+        """A mask of rows [n, T] for their key heads [n * Hkv, 1, T]."""
+        return bias[:, None, None].expand(-1, self.weights.kv_heads, -1, -1).flatten(0, 1)
+
+    def plan(self) -> Plan | None:
+        """How the rows read their shared prompts; None where each holds its own."""
+        if self._plan is None and self.blocks:
             self._plan = Plan(self.blocks, self.member, self.weights.device)
         return self._plan
 
     # ------------------------------------------------------------------------------------------------ storage
 
-    def _reserve(self, end: int) -> None:
+    def reserve(self, end: int) -> None:
         """Let the columns reach `end`: move them to the left when what is before them is free, or else grow."""
         have = self.kv[0].shape[3]
         if end <= have:
@@ -134,20 +132,22 @@ class LeanCache:
         else:
             # Little to spare: columns not yet used lie between those that are, and reading skips over them.
             need = end - self.low
-            self._shift(need + min(max(16, need // 4), self.room))
+            spare = max(16, need // 4) if self.weights.device.type == "cpu" else max(64, need // 2)
+            self._shift(need + min(spare, self.room))
 
     def _shift(self, columns: int) -> None:
         """Move the columns in use to the front of new storage of this many columns."""
         self._store(self.rows, 0, columns)
 
     def _store(self, capacity: int, first: int, columns: int) -> None:
-        """New storage [2, capacity, Hkv, columns, d], where the columns in use begin at `first`; before them are zeros."""
+        """New storage [2, capacity, Hkv, columns, d], where the columns in use begin at `first`, between zeros."""
+        self.version += 1
         low, end, rows, last = self.low, self.end, self.rows, first + self.end - self.low
 
         shape = 2, capacity, self.weights.kv_heads, columns, self.weights.dim
-        for index, old in enumerate(self.kv):  # one by one: the old ones are let go
+        for index, old in enumerate(self.kv):  # one by one: the old ones are let go; masked columns must be numbers
             self.kv[index] = new = old.new_empty(shape)
-            new[:, :, :, :first] = 0.0
+            new[:, :, :, :first] = new[:, :, :, last:] = 0.0
             new[:, :rows, :, first:last] = old[:, :rows, :, low:end]
         if self.bias is not None:
             bias = F.pad(self.bias[:rows, low:end], (first, 0), value=NEVER)
@@ -161,13 +161,14 @@ class LeanCache:
     def _mask(self) -> None:
         """Narrow the columns in use after a change of the rows; keep the mask only while something is masked."""
         self._plan = None
+        self.version += 1
         self.low = min(int(self.start.min()), self.end) if self.rows else self.end
         if not self.rows or int(self.filled.min()) == self.end - self.low:
             self.bias = None
         else:
-            self.bias = self._explicit()
+            self.bias = self.explicit()
 
-    def _explicit(self) -> Tensor:
+    def explicit(self) -> Tensor:
         """The mask [R, C]; while none is kept, rows have no holes behind their first column."""
         if self.bias is not None:
             return self.bias
@@ -227,6 +228,7 @@ class LeanCache:
         """Copy these rows (host), a row more than once if asked; prompts stay shared."""
         self._settle()
         taken = copy.copy(self)
+        taken.graph = None
         at = index.to(self.weights.device)
         low, end = self.low, self.end
         taken.kv = [x[:, :, :, low:end].index_select(1, at) for x in self.kv]
@@ -254,10 +256,10 @@ class LeanCache:
             x[:, here, :, :first] = 0.0  # masked, and yet it must be a number
             x[:, here, :, first : self.end] = y[:, : other.rows, :, other.low : other.end]
         if self.bias is not None or other.bias is not None or self.low != first:
-            self.bias = self._explicit()
+            self.bias = self.explicit()
             self.bias[here] = 0.0
             self.bias[here, :first] = NEVER
-            self.bias[here, first : self.end] = other._explicit()[: other.rows, other.low : other.end]
+            self.bias[here, first : self.end] = other.explicit()[: other.rows, other.low : other.end]
         self.start = torch.cat((self.start, other.start - other.low + first))
         self.filled = torch.cat((self.filled, other.filled))
         self.position = torch.cat((self.position, other.position.to(device)))

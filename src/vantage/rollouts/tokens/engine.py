@@ -40,8 +40,8 @@ class TokenEngine:
     segment = 32
     """Tokens decoded between two looks at which rows have ended."""
 
-    patience = 16
-    """One row in so many may have ended before the others move together; a row's decoding costs less than the move."""
+    patience: int
+    """One row in so many may have ended before the others move together, which costs more than a row's decoding."""
 
     def __init__(
         self,
@@ -70,6 +70,9 @@ class TokenEngine:
         self._wanted = backend
         self.backend: Any = self._choose()
         self._strings: StopStrings | None = None
+        on_cuda = self.device.type == "cuda"
+        self.graphs = on_cuda  # decode steps are captured and replayed
+        self.patience = 4 if on_cuda else 16
 
     def _choose(self) -> Any:
         reason = unsupported(self.model)

@@ -48,6 +48,8 @@ class GenericBackend:
 class GenericCache:
     """The live rows of a `GenericBackend`."""
 
+    capturable = False
+
     def __init__(self, backend: GenericBackend, histories: Sequence[Sequence[int]]) -> None:
         self.backend = backend
         self._fill(histories)

@@ -22,7 +22,9 @@ Attend = Callable[[int, Tensor, Tensor], Tensor]
 
 
 def unwrapped(model: Any) -> Any:
-    """The transformers module inside a LoRA wrapper (peft), or the model itself."""
+    """The transformers module inside a LoRA wrapper (peft), a compiled module or a data-parallel one, or the model."""
+    if type(model).__name__ in ("OptimizedModule", "DistributedDataParallel"):
+        return unwrapped(getattr(model, "_orig_mod", None) or model.module)
     adapters = getattr(model, "peft_config", None)
     if adapters and hasattr(model, "get_base_model"):
         kinds = [str(getattr(adapter, "peft_type", "")) for adapter in adapters.values()]
@@ -74,7 +76,7 @@ class _Direct:
         self.norms = (_Norm(attention.q_norm), _Norm(attention.k_norm)) if hasattr(attention, "q_norm") else None
         self.gate, self.up, self.down, self.act = mlp.gate_proj, mlp.up_proj, mlp.down_proj, mlp.act_fn
 
-    def heads(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    def heads(self, x: Tensor, rope: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         """Queries [m, Hq, d] and keys with values [m, 2, Hkv, d] of the residual stream [m, D], rotated."""
         x = self.before(x)
         q, k, v = (p(x).unflatten(-1, (-1, self.dim)) for p in (self.q, self.k, self.v))
@@ -89,10 +91,46 @@ class _Direct:
         return x + self.down(self.act(self.gate(y)) * self.up(y))
 
 
-def _rotated(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+def _rotated(x: Tensor, rope: tuple[Tensor, ...]) -> Tensor:
     """Rotary embedding of heads [m, H, d]; the sine's first half carries the sign, so that a roll does the rest."""
     cos, sin = rope
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
+
+
+class _Joined(_Direct):
+    """A decoder layer whose query, key and value maps are one matrix, and gate and up another, for CUDA.
+
+    Fewer and larger products and one rotation for queries and keys. The two matrices are temporary, as in `_Folded`.
+    """
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__(layer)
+        maps, halves = (self.q, self.k, self.v), (self.gate, self.up)
+        self.queries, self.kv = self.q.out_features // self.dim, self.k.out_features // self.dim
+        self.qkv = torch.cat([p.weight for p in maps])
+        self.bias = None if self.q.bias is None else torch.cat([p.bias for p in maps])
+        self.gate_up = torch.cat([p.weight for p in halves])
+        self.gate_bias = None if self.gate.bias is None else torch.cat([p.bias for p in halves])
+        self.norm = None
+        if self.norms is not None:
+            self.norm = torch.cat([n.weight.expand(h, -1) for n, h in zip(self.norms, (self.queries, self.kv))])
+
+    def heads(self, x: Tensor, rope: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        """Queries [m, Hq, d] and keys with values [m, 2, Hkv, d] of the residual stream [m, D], rotated."""
+        y = F.linear(self.before(x), self.qkv, self.bias).view(len(x), -1, self.dim)
+        turned = y[:, : self.queries + self.kv]
+        qk = turned
+        if self.norm is not None and self.norms is not None:
+            qk = F.rms_norm(qk, (self.dim,), None, self.norms[0].eps) * self.norm
+        cos, sin = rope
+        torch.addcmul(qk * cos, qk.roll(self.dim // 2, -1), sin, out=turned)
+        return y[:, : self.queries], y[:, self.queries :].unflatten(1, (2, self.kv))
+
+    def after(self, x: Tensor, read: Tensor) -> Tensor:
+        """The stream [m, D] after what the heads read [m, Hq * d] and the feed-forward part."""
+        x = x + self.o(read)
+        y = F.linear(self.between(x), self.gate_up, self.gate_bias)
+        return x + self.down(self.act(y[:, : len(self.gate_up) // 2]) * y[:, len(self.gate_up) // 2 :])
 
 
 class _Folded:
@@ -142,14 +180,14 @@ class _Folded:
         self.inner = mlp.gate_proj.out_features
         self.down, self.down_bias = mlp.down_proj.weight.t(), mlp.down_proj.bias
 
-    def heads(self, x: Tensor, rope: Tensor) -> tuple[Tensor, Tensor]:
+    def heads(self, x: Tensor, rope: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         """Queries [m, Hq, d], scaled, and keys with values [m, 2, Hkv, d] of the residual stream [m, D], rotated."""
         y = x * torch.linalg.vecdot(x, x).add_(self.eps[0]).rsqrt_().unsqueeze(1)
         y = F.linear(y, self.qkv, self.bias).view(len(x), -1, self.dim)
         qk = y[:, : self.turned]
         if self.norm is not None:
             qk.mul_(torch.linalg.vecdot(qk, qk).add_(self.norm_eps).rsqrt_().unsqueeze(2)).mul_(self.norm)
-        torch.view_as_complex(qk.unflatten(-1, (-1, 2))).mul_(rope)
+        torch.view_as_complex(qk.unflatten(-1, (-1, 2))).mul_(rope[0])
         return y[:, : self.queries], y[:, self.queries :].unflatten(1, (2, self.kv))
 
     def after(self, x: Tensor, read: Tensor) -> Tensor:
@@ -166,37 +204,37 @@ class _Folded:
 class Weights:
     """The model as the lean path reads it, for one call of the engine: it does not outlive a change of the weights."""
 
-    def __init__(self, model: Any, fold: bool | None = None) -> None:
+    def __init__(self, model: Any, layer: type | None = None) -> None:
+        """`layer` is one of the classes above, or None for the one that suits the model and its device."""
         body, config = model.model, model.config
         self.embedding, self.head, self.norm = body.embed_tokens, model.lm_head, _Norm(body.norm)
         self.rotary = body.rotary_emb
         weight = self.embedding.weight
         self.device, self.dtype = weight.device, weight.dtype
         self.kv_heads, self.dim = config.num_key_value_heads, body.layers[0].self_attn.head_dim
-        self.folded = _foldable(model) if fold is None else fold
-        self.layers: list[Any] = [(_Folded if self.folded else _Direct)(layer) for layer in body.layers]
+        kind = suited(model) if layer is None else layer
+        self.folded = kind is _Folded
+        self.layers: list[Any] = [kind(x) for x in body.layers]
         self.scale = 1.0 if self.folded else body.layers[0].self_attn.scaling
-        self._table: Any = None
+        self._table: tuple[Tensor, ...] | None = None
 
-    def rope(self, positions: Tensor, length: int) -> Any:
-        """What turns heads at these positions [m], all below `length`."""
-        have = 0 if self._table is None else (self._table if self.folded else self._table[0]).shape[0]
-        if have < length:
+    def table(self, length: int) -> tuple[Tensor, ...]:
+        """Rotations of at least `length` positions, [P, 1, ..] each."""
+        if self._table is None or self._table[0].shape[0] < length:
+            have = 0 if self._table is None else self._table[0].shape[0]
             place = torch.arange(max(length, 2 * have, 256), device=self.device, dtype=torch.float32)
             angle = torch.outer(place, self.rotary.inv_freq.to(self.device, torch.float32)).unsqueeze(1)
             scaling = self.rotary.attention_scaling
             if self.folded:
-                self._table = torch.polar(torch.full_like(angle, scaling), angle)
+                self._table = (torch.polar(torch.full_like(angle, scaling), angle),)
             else:
                 cos, sin = angle.cos() * scaling, angle.sin() * scaling
                 self._table = torch.cat((cos, cos), -1).to(self.dtype), torch.cat((-sin, sin), -1).to(self.dtype)
-        if self.folded:
-            return self._table.index_select(0, positions)
-        return self._table[0].index_select(0, positions), self._table[1].index_select(0, positions)
+        return self._table
 
     def trunk(self, ids: Tensor, positions: Tensor, length: int, attend: Attend) -> Tensor:
         """Hidden states [m, D] before the last norm, of tokens [m] at these positions [m], all below `length`."""
-        rope = self.rope(positions, length)
+        rope = tuple(table.index_select(0, positions) for table in self.table(length))
         x = F.embedding(ids, self.embedding.weight) if type(self.embedding) is nn.Embedding else self.embedding(ids)
         for index, layer in enumerate(self.layers):
             x = layer.after(x, attend(index, *layer.heads(x, rope)))
@@ -207,16 +245,23 @@ class Weights:
         return self.head(self.norm(hidden))
 
 
-def _foldable(model: Any) -> bool:
-    """Whether the joined matrices pay: plain float32 maps on the CPU, and little to copy at every call."""
-    weight = model.model.embed_tokens.weight
-    if weight.device.type != "cpu" or weight.dtype != torch.float32:
-        return False
+def suited(model: Any) -> type:
+    """The kind of layer to use: with joined matrices where the maps are plain and there is little to copy at each call.
+
+    On the CPU that is up to 64 million parameters in float32, about a fifth of a second's worth of products; on CUDA,
+    up to 2 GB, a millisecond's worth of copying.
+    """
     layers = model.model.layers
-    maps = [m for layer in layers for m in (layer.self_attn, layer.mlp)]
-    plain = all(type(x) is nn.Linear for m in maps for name, x in m.named_children() if name.endswith("_proj"))
-    silu = all(isinstance(layer.mlp.act_fn, nn.SiLU) or type(layer.mlp.act_fn).__name__ == "SiLUActivation" for layer in layers)
-    return plain and silu and sum(p.numel() for p in layers.parameters()) <= 64_000_000
+    weight = model.model.embed_tokens.weight
+    parts = [part for layer in layers for part in (layer.self_attn, layer.mlp)]
+    plain = all(type(x) is nn.Linear for part in parts for name, x in part.named_children() if name.endswith("_proj"))
+    count = sum(parameter.numel() for parameter in layers.parameters())
+    if not plain:
+        return _Direct
+    if weight.device.type == "cuda":
+        return _Joined if count * weight.element_size() <= 2 << 30 else _Direct
+    silu = all(type(layer.mlp.act_fn).__name__ in ("SiLU", "SiLUActivation") for layer in layers)
+    return _Folded if silu and weight.dtype == torch.float32 and count <= 64_000_000 else _Direct
 
 
 class LeanBackend:

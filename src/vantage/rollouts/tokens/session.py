@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vantage.core.errors import UserError
 from vantage.rollouts.tokens.completions import Completions
+from vantage.rollouts.tokens.graph import replayed
 from vantage.rollouts.tokens.sampling import Draw, Sampling, draw, row_seeds, uniforms
 
 if TYPE_CHECKING:
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
 class Cache(Protocol):
     """Live rows of a backend. Each row's last token is pending: known, and not in the cache yet."""
+
+    capturable: bool
+    """Whether `graph.replayed` can run it."""
 
     @property
     def rows(self) -> int:
@@ -147,9 +151,9 @@ class Session:
         while len(self.live) and steps != 0:
             ended = self._ended()
             most = self._most(ended, steps)
-            draws = self._decode(most, ended)
-            steps = None if steps is None else steps - len(draws)
-            if self._compact(self._record(draws, ended)) and until():
+            drawn = self._decode(most, ended)
+            steps = None if steps is None else steps - drawn.token.shape[1]
+            if self._compact(self._record(drawn, ended)) and until():
                 return
 
     def _ended(self) -> Tensor:
@@ -166,34 +170,41 @@ class Session:
         most = min(int(left[max(enough, 1) - 1]), 8 if self.sampling.stop_strings else self.engine.segment)
         return most if steps is None else min(most, steps)
 
-    def _decode(self, most: int, ended: Tensor) -> list[Draw]:
-        """Decode up to `most` tokens a live row, fewer when enough rows have drawn a stop token."""
+    def _decode(self, most: int, ended: Tensor) -> Draw:
+        """Decode up to `most` tokens a live row [n, k], fewer when enough rows have drawn a stop token."""
         live, device, greedy = self.live, self.device, self.sampling.greedy
         start = (self.base + self.length)[live].to(device)
+        stream = None
         if not greedy:
             stream = uniforms(self.seeds[live.to(device)], start + torch.arange(most, device=device)[:, None])
-        enough = self._enough()
+        if self.engine.graphs and self.cache.capturable:
+            found = replayed(self.cache, self.pending, stream, most, self.sampling)
+            self.pending = found.token[:, -1]
+            return found
+        enough, check = self._enough(), device.type == "cpu" and len(self.stop) > 0
         ended = ended.to(device)
-        check = device.type == "cpu" and len(self.stop) > 0
         draws: list[Draw] = []
         for step in range(most):
-            found = draw(self.cache.decode(self.pending), None if greedy else stream[step], self.sampling)
+            found = draw(self.cache.decode(self.pending), None if stream is None else stream[step], self.sampling)
             self.pending = found.token
             draws.append(found)
             if check:
                 ended = ended | self._is_stop(found.token)
                 if int(ended.sum()) >= enough:
                     break
-        return draws
+        stacked: dict[int, Tensor] = {}
+        for columns in zip(*draws):
+            stacked.setdefault(id(columns[0]), torch.stack(columns, 1))
+        return Draw(*(stacked[id(column)] for column in draws[0]))
 
     def _is_stop(self, tokens: Tensor) -> Tensor:
         return tokens == self.stop if len(self.stop) == 1 else torch.isin(tokens, self.stop)
 
-    def _record(self, draws: list[Draw], ended: Tensor) -> Tensor:
-        """Write down what the rows that had not `ended` drew, up to their stops; return what they drew beyond [live]."""
-        got, alive = len(draws), ~ended
+    def _record(self, drawn: Draw, ended: Tensor) -> Tensor:
+        """Write down what rows that had not `ended` drew [n, k], up to their stops; return what they drew beyond [live]."""
+        got, alive = drawn.token.shape[1], ~ended
         rows, pick = self.live[alive], alive.to(self.device)
-        tokens = torch.stack([d.token for d in draws], 1)[pick]
+        tokens = drawn.token[pick]
         stops = self._is_stop(tokens).cpu() if len(self.stop) else torch.zeros(len(rows), got, dtype=torch.bool)
         offset = self.length[rows]
         if self.sampling.stop_strings:
@@ -211,7 +222,7 @@ class Session:
         inside = inside.to(self.device)
         self.tokens[row, column] = tokens[inside]
         for name, score in self.scores.items():
-            score[row, column] = torch.stack([getattr(d, name) for d in draws], 1)[pick][inside]
+            score[row, column] = getattr(drawn, name)[pick][inside]
         self.length[rows] += kept
         self.finished[rows] = hit
         overshoot = torch.full((len(ended),), got)

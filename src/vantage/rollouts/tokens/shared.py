@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 NEVER = -1e30
-"""Added to the score of what must not be read. Finite, so that a row with nothing to read stays a number."""
+"""Added to the score of what must not be read. Finite, so that a row with nothing to read gives numbers."""
 
 
 @dataclass(eq=False)
@@ -70,6 +70,25 @@ def log_normaliser(found: Tensor, weights: Tensor) -> Tensor:
     return found.amax(-1) - weights.amax(-1).log_()
 
 
+def attended(
+    layer: int, q: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, scale: float, plan: Plan | None
+) -> Tensor:
+    """What queries [n, Hq, d] read [n, Hq * d] from their rows' own keys and values [n * Hkv, T, d] and their prompts.
+
+    `bias` [n * Hkv, 1, T] is added to the scores on the own keys. The softmax runs over both parts: each part's own
+    softmax, weighed by the part's share of the normaliser.
+    """
+    rows, _, dim = q.shape
+    found = scores(q.reshape(len(keys), -1, dim), keys, bias, scale)
+    weights = found.softmax(-1)
+    read = torch.bmm(weights.to(values.dtype), values).view(rows, -1, dim)
+    if plan is not None:
+        own = log_normaliser(found, weights).view(rows, -1)
+        shared, norm = plan.read(layer, q, scale)
+        read = torch.lerp(read, shared, (norm - own).sigmoid_().to(read.dtype).unsqueeze(-1))
+    return read.view(rows, -1)
+
+
 class Plan:
     """Which rows read which block: queries are put side by side by group, and what they read is put back.
 
@@ -80,7 +99,7 @@ class Plan:
         """`member` [n, 2] (host): block of each row, and group in it."""
         self.blocks = blocks
         count = len(member)
-        self.parts: list[tuple[Block, int, int, Tensor | None]] = []
+        self.parts: list[tuple[Block, int, int, Tensor | None, Tensor | None]] = []
         place = torch.empty(count, dtype=torch.int64)
         total = 0
         whole = torch.arange(count)
@@ -97,19 +116,20 @@ class Plan:
             place[rows] = total + group * width + within
             total += len(slots)
             alike = len(slots) == count and torch.equal(slots, whole)
-            self.parts.append((block, len(sizes), width, None if alike else slots.to(device)))
+            bias = None
+            if block.bias is not None:
+                bias = block.bias[:, None, None].expand(-1, block.kv[0].shape[2], -1, -1).flatten(0, 1)
+            self.parts.append((block, len(sizes), width, None if alike else slots.to(device), bias))
         self.place = None if total == count and torch.equal(place, whole) else place.to(device)
 
-    def read(self, layer: int, q: Tensor, kv_heads: int, scale: float) -> tuple[Tensor, Tensor]:
+    def read(self, layer: int, q: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         """What queries [n, Hq, d] read from their prompts [n, Hq, d], and the log normaliser [n, Hq]."""
         reads, norms = [], []
         heads, dim = q.shape[1:]
-        for block, groups, width, slots in self.parts:
+        kv_heads = self.blocks[0].kv[0].shape[2]
+        for block, groups, width, slots, bias in self.parts:
             asked = q if slots is None else q.index_select(0, slots)
             asked = asked.view(groups, width, kv_heads, -1, dim).transpose(1, 2).reshape(groups * kv_heads, -1, dim)
-            bias = block.bias
-            if bias is not None:
-                bias = bias[:, None, None].expand(-1, kv_heads, -1, -1).flatten(0, 1)
             keys, values = block.kv[layer].flatten(1, 2)
             found = scores(asked, keys, bias, scale)
             weights = found.softmax(-1)

@@ -27,9 +27,9 @@ def extend(cache: LeanCache, tokens: Sequence[Sequence[int]]) -> None:
     weights = cache.weights
     device, heads, dim = weights.device, weights.kv_heads, weights.dim
     cache._settle()
-    cache._reserve(cache.end + width)
+    cache.reserve(cache.end + width)
     first, low = cache.end, cache.low
-    bias = cache._explicit()
+    bias = cache.explicit()
     real = torch.arange(width) >= width - counts[:, None]
     bias[: cache.rows, first : first + width] = torch.zeros(real.shape).masked_fill_(~real, NEVER).to(device)
     cache.bias, cache.end = bias, (end := first + width)
@@ -61,7 +61,7 @@ def extend(cache: LeanCache, tokens: Sequence[Sequence[int]]) -> None:
             inverse[part] = torch.arange(len(part))
             to, here = inverse[row[at.cpu()]].to(device), column.to(device)[at]
             laid = held[:, :, :, low:end].index_select(1, rows)
-            mask = cache._explicit()[rows, low:end][:, None].repeat(1, width, 1)
+            mask = cache.explicit()[rows, low:end][:, None].repeat(1, width, 1)
             mask[..., first - low :] += future
             if cache.blocks:
                 block, group = cache.blocks[number], cache.member[given[part], 1].to(device)
@@ -104,7 +104,7 @@ def forget(cache: LeanCache, counts: Tensor) -> None:
     if bool((counts == counts[0]).all()) and cache.bias is None:
         cache.end -= int(counts[0])  # the same from all, and no holes: the columns go
     else:
-        bias = cache._explicit()
+        bias = cache.explicit()
         mine = bias[: cache.rows, cache.low : cache.end]
         behind = (mine == 0).flip(-1).cumsum(-1).flip(-1)
         mine.masked_fill_(behind <= counts[:, None].to(mine.device), NEVER)
@@ -121,7 +121,7 @@ def tighten(cache: LeanCache) -> None:
     if used <= need + max(16, need // 4):
         return
     rows, low, end = cache.rows, cache.low, cache.end
-    real = cache._explicit()[:rows, low:end] == 0
+    real = cache.explicit()[:rows, low:end] == 0
     order = real.to(torch.uint8).argsort(dim=-1, stable=True)[:, used - need :]
     spare = (0, min(cache.room, 64))
     shape = order[None, :, None, :, None].expand(2, -1, cache.weights.kv_heads, -1, cache.weights.dim)
