@@ -38,7 +38,9 @@ class Shape:
 SHAPES = {
     "a": Shape("0.8 M Llama, 8 x 8 rows, 32 new tokens", 128, 320, 4, 4, 512, 8, (12, 24), 8, (32, 32)),
     "b": Shape("0.8 M Llama, 8 x 8 rows, 4 to 128 new tokens", 128, 320, 4, 4, 512, 8, (12, 24), 8, (4, 128)),
-    "c": Shape("25 M Llama, 4 prompts of 512, 16 rows each, 64 new", 512, 1376, 8, 8, 4096, 4, (512, 512), 16, (64, 64)),
+    "c": Shape(
+        "25 M Llama, 4 prompts of 512, 16 rows each, 64 new", 512, 1376, 8, 8, 4096, 4, (512, 512), 16, (64, 64)
+    ),
 }
 
 

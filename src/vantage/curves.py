@@ -9,7 +9,7 @@ from typing import Any
 
 from vantage.core.runlog import read_metrics
 
-_ORDER = ("eval/", "score", "episode/return", "reward/", "length", "episode/length", "entropy", "kl/", "clip_fraction",
+_ORDER = ("eval/pass@1", "eval/return", "eval/pass@", "eval/maj@", "eval/", "score", "episode/return", "reward/", "length", "episode/length", "entropy", "kl/", "clip_fraction",
           "groups/", "rollout/", "loss/", "perplexity", "grad_norm", "lr")  # fmt: skip
 
 
@@ -30,7 +30,8 @@ def draw(lines: Sequence[dict[str, Any]], path: Path, title: str, limit: int = 1
                 steps, values = series.setdefault(key, ([], []))
                 steps.append(line["step"])
                 values.append(value)
-    shown = sorted((key for key in series if len(series[key][0]) >= 2), key=_rank)[:limit]
+    shown = sorted((key for key, (steps, values) in series.items() if _worth_showing(steps, values)), key=_rank)
+    shown = [key for key in shown if not _repeats(key, shown, series)][:limit]
     if not shown:
         return None
     columns = min(3, len(shown))
@@ -55,6 +56,16 @@ def draw(lines: Sequence[dict[str, Any]], path: Path, title: str, limit: int = 1
     figure.savefig(temporary, dpi=110)
     temporary.replace(path)
     return path
+
+
+def _worth_showing(steps: list[int], values: list[float]) -> bool:
+    """A curve has two points and is no constant (what differs by rounding alone is one)."""
+    return len(steps) >= 2 and max(values) - min(values) > 1e-9
+
+
+def _repeats(key: str, shown: list[str], series: dict[str, tuple[list[int], list[float]]]) -> bool:
+    """Whether a curve before this one is the same."""
+    return any(series[other] == series[key] for other in shown[: shown.index(key)])
 
 
 def _rank(key: str) -> tuple[int, str]:

@@ -52,6 +52,14 @@ def test_ends_are_found_by_their_text() -> None:
         StepsByToken("\n")(rows([0, 1]), NOWHERE)
 
 
+def test_without_a_text_each_token_is_a_step() -> None:
+    batch = rows([1, 2, 9], [4])
+    segment = StepsByToken("")(batch, NOWHERE)
+    start, count = first_places(segment, batch.length)
+    assert count.tolist() == [3, 1]
+    assert start.tolist() == [[0, 1, 2], [0, 3, 3]]
+
+
 def test_an_empty_row_has_no_step() -> None:
     batch = rows([1, 9, 2], []).replace(length=torch.tensor([3, 0]))
     start, count = first_places(StepsByToken(ids=(9,))(batch, NOWHERE), batch.length)

@@ -1,11 +1,38 @@
 """The road: what every method, task and policy shares."""
 
-from vantage.core.context import Context, Metrics
-from vantage.core.errors import CheckpointError, MissingColumn, TrainingError, UserError
-from vantage.core.method import Method
-from vantage.core.protocols import Evaluation, Prompts, reads
-from vantage.core.trainer import Outcome, Report, Schedule, Trainer
-from vantage.core.trajectories import Trajectories, concatenate, per_decision
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vantage.core.context import Context, Metrics
+    from vantage.core.errors import CheckpointError, MissingColumn, TrainingError, UserError
+    from vantage.core.method import Method
+    from vantage.core.protocols import Evaluation, Prompts, reads
+    from vantage.core.trainer import Outcome, Report, Schedule, Trainer
+    from vantage.core.trajectories import Trajectories, concatenate, per_decision
+
+# Names are imported when they are first used: an error class, a command's help or a worker's first line need no torch.
+_LAZY = {
+    "CheckpointError": "vantage.core.errors",
+    "Context": "vantage.core.context",
+    "Evaluation": "vantage.core.protocols",
+    "Method": "vantage.core.method",
+    "Metrics": "vantage.core.context",
+    "MissingColumn": "vantage.core.errors",
+    "Outcome": "vantage.core.trainer",
+    "Prompts": "vantage.core.protocols",
+    "Report": "vantage.core.trainer",
+    "Schedule": "vantage.core.trainer",
+    "Trainer": "vantage.core.trainer",
+    "TrainingError": "vantage.core.errors",
+    "Trajectories": "vantage.core.trajectories",
+    "UserError": "vantage.core.errors",
+    "concatenate": "vantage.core.trajectories",
+    "per_decision": "vantage.core.trajectories",
+    "reads": "vantage.core.protocols",
+}
 
 __all__ = [
     "CheckpointError",
@@ -26,3 +53,9 @@ __all__ = [
     "per_decision",
     "reads",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'vantage.core' has no attribute {name!r}")
+    return getattr(importlib.import_module(_LAZY[name]), name)

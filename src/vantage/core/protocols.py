@@ -186,7 +186,7 @@ class PrefixEngine(Engine, Protocol):
         ...
 
     def texts(self, batch: Trajectories) -> list[Any]:
-        """Return what each row holds, in the form in which a prompt can hold it (text, for a language model)."""
+        """Return what each row holds, in the form in which a prompt can hold it: text where the policy speaks."""
         ...
 
 

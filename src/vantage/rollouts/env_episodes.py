@@ -26,8 +26,11 @@ def run_episodes(
     moments: Moments | None,
     limit: int,
     generator: torch.Generator,
+    greedy: bool = False,
 ) -> dict[str, Array]:
     """Run an episode in each environment until all have ended; those that have are not stepped further.
+
+    `greedy` takes the most likely action at each step.
 
     Returns:
         `observation`, `action`, `outputs` (of the actor), `reward`, `terminated`, `truncated` and `mask`, all [T, N, ...] with
@@ -47,7 +50,9 @@ def run_episodes(
     while len(active):
         t = steps % CHUNK
         if t == 0:
-            noise = draw_noise(policy, CHUNK, rows, generator)
+            # Without noise the choice is the distribution's mode.
+            width = policy.actions.width
+            noise = np.zeros((CHUNK, rows, width), np.float32) if greedy else draw_noise(policy, CHUNK, rows, generator)
             chunks.append(_room(CHUNK, rows, policy))
         steps += 1
         n = len(active)

@@ -204,8 +204,10 @@ class EnvironmentEngine:
 
     # episodes ------------------------------------------------------------------------------------------------------
 
-    def sample(self, prompts: Prompts, count: int, context: Context) -> Trajectories:
+    def sample(self, prompts: Prompts, count: int, context: Context, *, greedy: bool = False) -> Trajectories:
         """Run `count` whole episodes from each initial state; an item of `prompts` is the seed that makes it.
+
+        `greedy` takes the most likely action at each step.
 
         Rows of a prompt share its seed, so where an environment is random they share its draws too. They are padded to the
         longest, with the mask False after an episode's end; an episode that ended is not stepped further.
@@ -217,7 +219,7 @@ class EnvironmentEngine:
         envs = OneByOne(self._pool[: len(seeds)], policy.actions.kind == "discrete")
         with ExitStack() as stack:
             moments = None if policy.normalizer is None else stack.enter_context(policy.normalizer.on_host())
-            ran = run_episodes(envs, seeds, policy, moments, self.max_episode_steps, context.generator)
+            ran = run_episodes(envs, seeds, policy, moments, self.max_episode_steps, context.generator, greedy)
         mask, reward = ran["mask"], ran["reward"]
         self._record(reward.sum(0), mask.sum(0), context)
         if self.normalize_rewards:

@@ -19,7 +19,7 @@ class StepsByToken:
     A run of such tokens ends one step, with its last. A token in which a step ends and another begins belongs to the first.
 
     Attributes:
-        text: a token ends a step if its text holds this; asked of the policy's tokenizer once.
+        text: a token ends a step if its text holds this; asked of the policy's tokenizer once. "": each token is a step.
         ids: these tokens end a step instead; for policies without a tokenizer.
     """
 
@@ -29,6 +29,8 @@ class StepsByToken:
 
     def __call__(self, batch: Trajectories, context: Context) -> Tensor:
         """Return the numbers [N, T], 0 for a row's first step; beyond its length they mean nothing."""
+        if not self.text and not self.ids:
+            return torch.arange(batch.steps, device=batch.device).expand(batch.mask.shape)
         ends = torch.isin(batch.action, self._ends(context).to(batch.device))
         inside = torch.arange(batch.steps, device=batch.device) < batch.length.unsqueeze(-1)
         ends &= inside

@@ -138,7 +138,8 @@ def _read(path: str, modified: int, name: str) -> tuple[str, tuple[str, ...]]:
         tree = ast.parse(source)
     except SyntaxError as error:
         raise UserError(f"{path} is not Python: {error}") from error
-    digest = hashlib.sha256(essence(source).encode()).hexdigest()[:16]
+    runs = essence(source)
+    digest = hashlib.sha256(runs.encode()).hexdigest()[:16] if runs else ""
     return digest, tuple(sorted(_imports(tree, name, path.endswith("__init__.py"))))
 
 
@@ -178,12 +179,15 @@ def _blank(lines: list[str], node: ast.stmt) -> None:
 
 
 def _imports(tree: ast.Module, name: str, package: bool) -> set[str]:
-    """The modules that a file imports anywhere but under `if TYPE_CHECKING`, with the packages that they are in."""
+    """The modules that a file imports, with the packages that they are in.
+
+    What stands under `if TYPE_CHECKING` is left out, but in a package's own file: there it says what is imported when asked for.
+    """
     found: set[str] = set()
     waiting: list[ast.AST] = [tree]
     while waiting:
         node = waiting.pop()
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+        if not package and isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             waiting += node.orelse
             continue
         if isinstance(node, ast.Import):

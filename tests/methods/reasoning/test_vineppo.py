@@ -18,18 +18,11 @@ from vantage.rollouts.segments import StepsByToken
 STEPWISE = StepsByToken(ids=(1, 2, 3, 4))
 
 
-class EveryToken(StepsByToken):
-    """Each decision is a step of its own."""
-
-    def __call__(self, batch: Trajectories, where: Any) -> torch.Tensor:
-        return torch.arange(batch.steps).expand(len(batch), -1)
-
-
 def method(**settings: Any) -> vantage.Method:
     made = vantage.method(
         "vineppo", **{"prompts": 6, "group_size": 4, "unfinished": None, "temperature": 1.0, "beta": 0.0, **settings}
     )
-    return made.adapt("values", steps=EveryToken())
+    return made.adapt("values", steps=StepsByToken(""))
 
 
 def valued(made: vantage.Method, **policy: Any) -> tuple[Any, Trajectories]:
@@ -133,7 +126,7 @@ def test_continuations_that_do_not_end_count_the_penalty() -> None:
     where, batch = valued(method(count=5, unfinished=-3.0, most=0))
     assert (batch.value[:, 0] < 0.5).all()
     assert float(batch.value[:, 0].min()) < -0.5
-    unsure = VineValues(2, 0, 0.0, EveryToken())(batch, where)
+    unsure = VineValues(2, 0, 0.0, StepsByToken(""))(batch, where)
     assert (unsure.value[:, 0] >= 0).all()
 
 

@@ -28,6 +28,7 @@ from vantage.core.errors import UserError
 from vantage.core.method import Method
 from vantage.core.protocols import Evaluation
 from vantage.core.trajectories import Trajectories, per_decision
+from vantage.methods.claim import Claim
 from vantage.methods.control.ppo import ppo
 from vantage.methods.reasoning.grpo import grpo
 from vantage.methods.registry import Paper, method
@@ -216,3 +217,27 @@ def brrl(
             advantage=GroupTarget(eps, high, temper), objective=TargetRatio(max(eps, high)), averaging="token"
         )  # fmt: skip
     raise UserError(f"brrl: form={form!r} is not known: 'bpo' (control) or 'gbpo' (groups of answers)")
+
+
+claim = (
+    Claim(
+        name="control",
+        arena="cartpole-100k",
+        against="ppo",
+        direction="no worse",
+        margin=25.0,
+        settings={"rows": 4, "length": 128, "epochs": 4, "minibatches": 4, "lr": 2.5e-4},
+        against_settings={"rows": 4, "length": 128, "epochs": 4, "minibatches": 4, "lr": 2.5e-4, "anneal": False},
+        note="BPO against PPO at the same epochs; the margin is 5 % of the highest return.",
+    ),
+    Claim(
+        name="language",
+        arena="arithmetic",
+        against="grpo",
+        direction="no worse",
+        margin=0.03,
+        settings={"form": "gbpo", "epochs": 4},
+        against_settings={"beta": 0.0, "epochs": 4},
+        note="GBPO against GRPO, four passes a batch.",
+    ),
+)

@@ -24,6 +24,7 @@ from vantage.core.errors import UserError
 from vantage.core.method import Method
 from vantage.core.protocols import Evaluation
 from vantage.core.trajectories import Trajectories
+from vantage.methods.claim import Claim
 from vantage.methods.reasoning.grpo import grpo
 from vantage.methods.registry import Paper, method
 from vantage.objectives.likelihood import NoCredit
@@ -149,3 +150,12 @@ def disco(
         objective=Discriminative(kind, chosen, basic, right_at),
         regularizers=(SquaredHinge(delta, beta),),
     )
+
+
+claim = Claim(
+    arena="arithmetic",
+    against="grpo",
+    settings={"minibatches": 1, "temperature": 1.0},
+    against_settings={"beta": 0.0},
+    note="The authors report 7 % over GRPO; the arena has one difficulty, so its hardest third is not told apart.",
+)

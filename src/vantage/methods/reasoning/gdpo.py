@@ -25,6 +25,7 @@ from vantage.core.context import Context
 from vantage.core.errors import UserError, nearest
 from vantage.core.method import Method
 from vantage.core.trajectories import Trajectories, per_decision
+from vantage.methods.claim import Claim
 from vantage.methods.reasoning.grpo import grpo
 from vantage.methods.registry import Paper, method
 from vantage.rewards.mixing import Total
@@ -119,3 +120,14 @@ def gdpo(
         rewards=(PaidIf(gated, gate, threshold), Total()) if gated else (Total(),),
         advantage=Decoupled(eps=eps_std),
     )
+
+
+claim = Claim(
+    arena="arithmetic",
+    against="grpo",
+    direction="no worse",
+    margin=0.03,
+    settings={"beta": 0.0},
+    against_settings={"beta": 0.0},
+    note="The arena has one reward, where GDPO is GRPO rescaled by the batch; the authors' gains are with several.",
+)

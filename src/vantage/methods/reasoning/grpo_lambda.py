@@ -27,6 +27,7 @@ from vantage.core.context import Context
 from vantage.core.errors import UserError
 from vantage.core.method import Method
 from vantage.core.trajectories import Trajectories
+from vantage.methods.claim import Claim
 from vantage.methods.reasoning.grpo import grpo
 from vantage.methods.registry import Paper, method
 from vantage.rewards.mixing import Total, at_last
@@ -107,3 +108,14 @@ def grpo_lambda(
     ).replace(
         rewards=(Total(), BestSolvedShorter(share, alpha, threshold)),
     )
+
+
+claim = Claim(
+    arena="arithmetic",
+    against="grpo",
+    direction="no worse",
+    margin=0.03,
+    settings={"beta": 0.0},
+    against_settings={"beta": 0.0},
+    note="The claim is that accuracy does not fall under the length penalty; the arena's answers are too short to become shorter.",
+)

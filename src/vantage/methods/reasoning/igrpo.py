@@ -23,6 +23,7 @@ from vantage.core.context import Context
 from vantage.core.method import Method
 from vantage.core.protocols import Prompts, prefix_engine
 from vantage.core.trajectories import Trajectories
+from vantage.methods.claim import Claim
 from vantage.methods.reasoning.grpo import grpo
 from vantage.methods.registry import Paper, method
 from vantage.rewards.mixing import Total
@@ -87,3 +88,14 @@ def igrpo(
         rollout=BestDraft(prompts, group_size, temperature, drafts, Template(template)),
         advantage=GroupStandardized(eps=0.0),
     )
+
+
+claim = Claim(
+    arena="arithmetic",
+    against="grpo",
+    direction="no worse",
+    margin=0.03,
+    settings={"drafts": 4, "group_size": 4, "template": "{draft};{prompt}"},
+    against_settings={"beta": 0.0},
+    note="4 drafts and 4 answers against 8; the draft stands before the question, in the arena's own characters.",
+)

@@ -29,6 +29,7 @@ from vantage.core.errors import UserError
 from vantage.core.loss import backward
 from vantage.core.method import Method
 from vantage.core.trajectories import Trajectories, per_decision
+from vantage.methods.claim import Claim
 from vantage.methods.reasoning.grpo import grpo
 from vantage.methods.registry import Paper, method
 from vantage.objectives.surrogates import PolicyGradient
@@ -188,3 +189,14 @@ def oblr_po(
             floor=floor,
         ),
     )
+
+
+claim = Claim(
+    arena="arithmetic",
+    against="rloo",
+    direction="no worse",
+    margin=0.03,
+    settings={"lr": 6e-4},
+    against_settings={"beta": 0.0},
+    note="The largest step size is twice the baseline's rate; the authors report consistent gains without a figure.",
+)

@@ -33,6 +33,7 @@ from vantage.core.context import Context
 from vantage.core.errors import UserError
 from vantage.core.method import Method
 from vantage.core.trajectories import Trajectories, per_decision
+from vantage.methods.claim import Claim
 from vantage.methods.reasoning.grpo import grpo
 from vantage.methods.registry import Paper, method
 
@@ -204,3 +205,15 @@ def riskpo(
         ),
         averaging="token",
     )
+
+
+claim = Claim(
+    arena="arithmetic",
+    against="grpo",
+    metric="pass@8",
+    direction="no worse",
+    margin=0.03,
+    settings={"minibatches": 1},
+    against_settings={"beta": 0.0},
+    note="The authors report higher pass@1 and pass@k; the miniature asks that pass@8 does not fall.",
+)

@@ -24,6 +24,7 @@ from vantage.core.context import Context
 from vantage.core.method import Method
 from vantage.core.protocols import Evaluation, prefix_engine
 from vantage.core.trajectories import Trajectories
+from vantage.methods.claim import Claim
 from vantage.methods.reasoning.grpo import grpo
 from vantage.methods.registry import Paper, method
 from vantage.regularizers.penalties import divergence
@@ -178,3 +179,14 @@ def vineppo(
         averaging="token",
         regularizers=(SequenceKL(beta),) if beta else (),
     )
+
+
+claim = Claim(
+    arena="arithmetic",
+    against="grpo",
+    direction="no worse",
+    margin=0.03,
+    settings={"prompts": 8, "count": 4, "separator": "", "temperature": 1.0, "minibatches": 1},
+    against_settings={"beta": 0.0},
+    note="Each character is a step. The authors compare at equal updates; here continuations count as samples, so there are fewer.",
+)

@@ -209,7 +209,8 @@ class LeanCache:
 
     def _prune(self) -> None:
         """Let go of prompts that nobody reads, and of storage when most of it is free."""
-        blocks, member = [], self.member.clone()
+        blocks: list[Block] = []
+        member = self.member.clone()
         for number, block in enumerate(self.blocks):
             mine = self.member[:, 0] == number
             used = self.member[mine, 1].unique()

@@ -15,7 +15,7 @@ from vantage.rollouts.tokens.completions import Completions
 from vantage.rollouts.tokens.generic import GenericBackend
 from vantage.rollouts.tokens.lean import LeanBackend, unsupported
 from vantage.rollouts.tokens.sampling import Sampling
-from vantage.rollouts.tokens.session import Session, generating
+from vantage.rollouts.tokens.session import Session
 from vantage.rollouts.tokens.strings import StopStrings
 
 
@@ -102,9 +102,16 @@ class TokenEngine:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Inference mode, and the model in evaluation mode."""
-        with generating(self.model):
-            yield
+        """Inference mode, with the model in evaluation mode; on leaving it is as it was."""
+        training = [module for module in self.model.modules() if module.training]
+        try:
+            for module in training:
+                module.training = False
+            with torch.inference_mode():
+                yield
+        finally:
+            for module in training:
+                module.training = True
 
     def generate(
         self,
@@ -136,7 +143,7 @@ class TokenEngine:
         session, rows = self._start(prefixes, n, sampling, seed, seeds, generator, max_new_tokens, keep=False)
         with self.running():
             self._schedule(session, rows)
-            return session.result()
+        return session.result()  # outside inference mode: ordinary tensors, which a loss may use
 
     def open(
         self,
@@ -195,11 +202,10 @@ class TokenEngine:
                 self.backend = self._choose()
             session = Session(self, sampling, seed=seed, keep=keep)
             session.prefixes = [tuple(prefix) for prefix in prefixes]
-            prefix = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts, dtype=torch.int64))
-            base = torch.tensor([len(p) for p in prefixes], dtype=torch.int64)[prefix]
-            limit = torch.full((total,), sampling.max_new_tokens) if max_new_tokens is None else None
-            limit = limit if limit is not None else torch.tensor([int(x) for x in max_new_tokens or ()])
-            rows = session.add_rows(prefix, base, limit, seeds)
+            owner = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts, dtype=torch.int64))
+            base = torch.tensor([len(prefix) for prefix in prefixes], dtype=torch.int64)[owner]
+            limit = torch.tensor([sampling.max_new_tokens] * total if max_new_tokens is None else list(max_new_tokens))
+            rows = session.add_rows(owner, base, limit.to(torch.int64), seeds)
         return session, rows
 
     def _admit(self, session: Session, rows: Tensor) -> None:

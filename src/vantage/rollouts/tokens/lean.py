@@ -49,9 +49,16 @@ def unsupported(model: Any) -> str | None:
         return "its parameters are on several devices"
     if len({m.weight.dtype for m in model.modules() if type(m) in (nn.Linear, nn.Embedding)}) != 1:
         return "its parameters are of several types"
-    if any(m._forward_hooks or m._forward_pre_hooks or "forward" in m.__dict__ for m in model.modules()):
+    if any(_changed(module) for module in model.modules()):
         return "a module of it carries a hook"
     return None
+
+
+def _changed(module: Any) -> bool:
+    """Whether something hangs on a module's forward, other than what transformers hangs there to record outputs."""
+    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    own = "transformers.utils.output_capturing"
+    return "forward" in module.__dict__ or any(getattr(hook, "__module__", "") != own for hook in hooks)
 
 
 class _Norm:

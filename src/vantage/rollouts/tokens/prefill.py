@@ -31,9 +31,7 @@ def buckets(lengths: Sequence[int], slack: float = 0.15, least: int = 64) -> lis
     return runs
 
 
-def prefill(
-    weights: Weights, prompts: Sequence[Sequence[int]], limit: int
-) -> list[tuple[list[int], list[Tensor]]]:
+def prefill(weights: Weights, prompts: Sequence[Sequence[int]], limit: int) -> list[tuple[list[int], list[Tensor]]]:
     """Keys and values of prompts, bucket by bucket: the prompts' indices and what each layer keeps.
 
     Keys and values [2, G, Hkv, L, d] stand at the right, zeros before them. About `limit`
@@ -44,7 +42,9 @@ def prefill(
     for first, end in buckets([len(prompts[index]) for index in order]):
         step = max(1, limit // max(1, len(prompts[order[first]])))
         pieces += [order[start : min(end, start + step)] for start in range(first, end, step)]
-    found, pending, tokens = [], [], 0
+    found: list[tuple[list[int], list[Tensor]]] = []
+    pending: list[list[int]] = []
+    tokens = 0
     for members in pieces:
         size = sum(len(prompts[index]) for index in members)
         if pending and tokens + size > limit:

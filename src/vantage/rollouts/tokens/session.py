@@ -2,70 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from vantage.core.errors import UserError
+from vantage.rollouts.tokens.backend import Cache
 from vantage.rollouts.tokens.completions import Completions
 from vantage.rollouts.tokens.graph import replayed
 from vantage.rollouts.tokens.sampling import Draw, Sampling, draw, row_seeds, uniforms
 
 if TYPE_CHECKING:
     from vantage.rollouts.tokens.engine import TokenEngine
-
-
-class Cache(Protocol):
-    """Live rows of a backend. Each row's last token is pending: known, and not in the cache yet."""
-
-    capturable: bool
-    """Whether `graph.replayed` can run it."""
-
-    @property
-    def rows(self) -> int:
-        """Number of rows."""
-        ...
-
-    def decode(self, tokens: Tensor) -> Tensor:
-        """Feed one token to each row [n] and return the logits of the next [n, V]."""
-        ...
-
-    def extend(self, tokens: Sequence[Sequence[int]]) -> None:
-        """Feed these tokens to each row; a row may get none."""
-        ...
-
-    def forget(self, counts: Tensor) -> None:
-        """Take back the last tokens of each row, [n] of them (host)."""
-        ...
-
-    def retain(self, index: Tensor) -> Tensor:
-        """Keep these rows [k] (host, no row twice) in an order of the cache's choice, which is returned."""
-        ...
-
-    def take(self, index: Tensor) -> Any:
-        """Copy these rows (host) into a cache of their own, a row more than once if asked."""
-        ...
-
-    def join(self, other: Any) -> None:
-        """Put another cache's rows behind these."""
-        ...
-
-
-@contextmanager
-def generating(model: Any) -> Iterator[None]:
-    """Inference mode, and the model in evaluation mode, as it was before on leaving."""
-    training = model.training
-    if training:
-        model.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        if training:
-            model.train()
 
 
 class Session:
@@ -96,7 +46,7 @@ class Session:
         self.cache: Any = None
         self.live = torch.zeros(0, dtype=torch.int64)  # rows that the cache holds, in its order
         self.pending = torch.zeros(0, dtype=torch.int64, device=self.device)  # [live] known, not in the cache yet
-        self.parked: list[tuple[Any, Tensor]] = []  # caches of rows that ended, with their rows
+        self.parked: list[tuple[Cache, Tensor]] = []  # caches of rows that ended, with their rows
 
     # ------------------------------------------------------------------------------------------------ rows
 
@@ -137,7 +87,7 @@ class Session:
         pending = last.repeat_interleave(torch.tensor(list(counts), device=self.device))
         self._enter(cache, rows, pending)
 
-    def _enter(self, cache: Any, rows: Tensor, pending: Tensor) -> None:
+    def _enter(self, cache: Cache, rows: Tensor, pending: Tensor) -> None:
         if self.cache is None or not len(self.live):
             self.cache, self.live, self.pending = cache, rows, pending
         else:
@@ -342,7 +292,9 @@ class Session:
             within = torch.arange(len(row)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
             column = self.length[index].repeat_interleave(counts) + within
             row, column = row.to(self.device), column.to(self.device)
-            self.tokens[row, column] = torch.tensor([t for part in tokens for t in part], dtype=torch.int64).to(self.device)
+            self.tokens[row, column] = torch.tensor([t for part in tokens for t in part], dtype=torch.int64).to(
+                self.device
+            )
             self.forced[row, column] = True
             self.length[index] = total
             self.since[index] = total
@@ -386,7 +338,7 @@ class Session:
             raise UserError(f"rows {index[self.closed[index]].tolist()} are closed: their cache is gone")
         return index
 
-    def _unpark(self, rows: Tensor) -> list[tuple[Any, Tensor]]:
+    def _unpark(self, rows: Tensor) -> list[tuple[Cache, Tensor]]:
         """Take rows out of the parked caches and return them."""
         found, left = [], []
         for cache, held in self.parked:

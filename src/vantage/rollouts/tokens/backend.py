@@ -1,0 +1,44 @@
+"""What the engine asks of a backend's cache."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from torch import Tensor
+
+
+class Cache(Protocol):
+    """Live rows of a backend. Each row's last token is pending: known, and not in the cache yet."""
+
+    capturable: bool
+    """Whether `graph.replayed` can run it."""
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        ...
+
+    def decode(self, tokens: Tensor) -> Tensor:
+        """Feed one token to each row [n] and return the logits of the next [n, V]."""
+        ...
+
+    def extend(self, tokens: Sequence[Sequence[int]]) -> None:
+        """Feed these tokens to each row; a row may get none."""
+        ...
+
+    def forget(self, counts: Tensor) -> None:
+        """Take back the last tokens of each row, [n] of them (host)."""
+        ...
+
+    def retain(self, index: Tensor) -> Tensor:
+        """Keep these rows [k] (host, no row twice) in an order of the cache's choice, which is returned."""
+        ...
+
+    def take(self, index: Tensor) -> Any:
+        """Copy these rows (host) into a cache of their own, a row more than once if asked."""
+        ...
+
+    def join(self, other: Any) -> None:
+        """Put another cache's rows behind these."""
+        ...
