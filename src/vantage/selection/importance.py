@@ -1,0 +1,78 @@
+"""Correction of rows that another distribution than the policy's has drawn: an inference engine, a truncated sampler.
+
+An inference engine computes the same weights with other kernels, another precision or another order of sums, so that what
+it draws from is not quite the policy that learns; a truncation (top-k, top-p, min-p) makes the gap larger.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vantage.core.context import Context
+from vantage.core.errors import UserError
+from vantage.core.trajectories import Trajectories
+
+
+def sampling_gap(batch: Trajectories) -> Tensor:
+    """Return log(policy / sampler) of each decision, [N, T]: `logp_old` - `logp_sampling`.
+
+    0 outside of the mask and where the sampler reported no number; 0 everywhere for a batch without `logp_sampling`, whose
+    sampler was the policy.
+    """
+    drawn = batch.get("logp_sampling")
+    if drawn is None:
+        return torch.zeros_like(batch.logp_old)
+    gap = batch.logp_old - drawn
+    return torch.where(batch.mask & gap.isfinite(), gap, 0.0).detach()
+
+
+def record_mismatch(batch: Trajectories, context: Context) -> None:
+    """Record how far the sampler is from the policy, over the decisions in the mask.
+
+    `mismatch/logp` is the mean and `mismatch/max` the largest |logp_old - logp_sampling|; `mismatch/kl` is the estimate k3,
+    mean(ratio - 1 - log ratio) with ratio = policy / sampler, of KL(sampler || policy): at least 0.
+    """
+    gap = sampling_gap(batch)
+    count = batch.mask.sum().clamp(min=1)
+    context.record("mismatch/logp", gap.abs().sum() / count)
+    context.record("mismatch/kl", (torch.expm1(gap) - gap).sum() / count)
+    context.record("mismatch/max", gap.abs().max() if gap.numel() else 0.0)
+
+
+@dataclass(frozen=True)
+class TruncatedImportance:
+    """Weigh each decision by min(policy / sampler, limit), [N, T], no gradient; what was drawn too seldom counts more.
+
+    The weight multiplies the loss of the decision, the ratio of the objective stays that of the policy before and after the
+    update. Without the limit a weighted mean over the sampler's decisions is the mean over the policy's, decision by
+    decision; the limit bounds its variance at the price of a bias. An existing column `weight` is multiplied.
+    Records the mean weight (`importance/weight`) and the share that the limit cut (`importance/truncated`).
+
+    Source: Yao et al. 2025, "Your Efficient RL Framework Secretly Brings You Off-Policy RL Training"; the truncation is
+    that of Ionides 2008, "Truncated Importance Sampling".
+
+    Attributes:
+        limit: largest weight, above 0.
+    """
+
+    limit: float = 2.0
+    columns = frozenset({"logp_old"})
+
+    def __post_init__(self) -> None:
+        if not self.limit > 0:
+            raise UserError(f"TruncatedImportance.limit={self.limit} is out of range: above 0")
+
+    def __call__(self, batch: Trajectories, context: Context) -> Trajectories:
+        """Return the batch with `weight` [N, T]."""
+        ratio = sampling_gap(batch).exp()
+        weight = ratio.clamp(max=self.limit)
+        count = batch.mask.sum().clamp(min=1)
+        context.record("importance/weight", torch.where(batch.mask, weight, 0.0).sum() / count)
+        context.record("importance/truncated", ((ratio > self.limit) & batch.mask).sum() / count)
+        before = batch.get("weight")
+        if before is not None:
+            weight = weight * (before.unsqueeze(-1) if before.dim() == 1 else before)
+        return batch.replace(weight=weight)
