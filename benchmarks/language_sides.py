@@ -241,7 +241,7 @@ def run_vantage(shape: Shape, steps: int, device: str) -> dict[str, Any]:
         def __call__(self, report: Any) -> None:
             if report.step:
                 clock.end_step()
-                rewards.append(report.metrics["reward/letters"] if "reward/letters" in report.metrics else 0.0)
+                rewards.append(report.metrics.get("reward/letters", 0.0))
 
     trainer = Trainer(method, task, policy, engine, Schedule(steps), seed=0, listeners=[Listener()])
     generate = engine.tokens.generate

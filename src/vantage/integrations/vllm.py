@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -126,8 +126,8 @@ class VllmTokens:
     llm: Any
     seeded: bool = True
     sleep: bool = False
-    _pushed: Any = None
-    """What identified the weights when they were last pushed."""
+    _pushed: Tensor | None = None
+    """Checksum of the weights when they were last pushed."""
 
     @property
     def pad_token_id(self) -> int:
@@ -141,8 +141,8 @@ class VllmTokens:
         dropped.
         """
         model = self.policy.model
-        present = [(parameter.data_ptr(), parameter._version) for parameter in model.parameters()]
-        if present == self._pushed:
+        present = checksum(model.parameters())
+        if self._pushed is not None and torch.equal(present, self._pushed):
             return False
         with torch.no_grad():
             adapted = bool(getattr(self.policy, "_adapted", ()))
@@ -169,7 +169,9 @@ class VllmTokens:
         counts = [n] * len(prefixes) if isinstance(n, int) else list(n)
         prefix = torch.arange(len(prefixes)).repeat_interleave(torch.tensor(counts))
         total = len(prefix)
-        limits = [settings.max_new_tokens] * total if max_new_tokens is None else [int(limit) for limit in max_new_tokens]
+        limits = (
+            [settings.max_new_tokens] * total if max_new_tokens is None else [int(limit) for limit in max_new_tokens]
+        )
         seeds = row_seeds(seed, torch.arange(total))
         # One request a row: a row has its own limit and stream. The prompt's cache is shared among them by vLLM.
         requests = [{"prompt_token_ids": list(prefixes[index])} for index in prefix.tolist()]
@@ -232,10 +234,24 @@ class VllmTokens:
             logp_raw=unknown,
             entropy=unknown,
             forced=torch.zeros(len(outputs), width, dtype=torch.bool, device=device),
-            finished=torch.tensor([output.finish_reason == "stop" for output in outputs], dtype=torch.bool, device=device),
+            finished=torch.tensor(
+                [output.finish_reason == "stop" for output in outputs], dtype=torch.bool, device=device
+            ),
             prefix=prefix.to(device),
             seed=seeds.to(device),
         )
+
+
+_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+@torch.no_grad()
+def checksum(tensors: Iterable[Tensor]) -> Tensor:
+    """Return the sum of each tensor's bits, read as integers: [tensors] int64.
+
+    One pass over the weights. Their version counters would cost nothing, but fused optimisers do not move them.
+    """
+    return torch.stack([tensor.view(_BITS[tensor.element_size()]).sum(dtype=torch.int64) for tensor in tensors])
 
 
 def load_into(worker: Any, weights: list[tuple[str, Tensor]]) -> None:

@@ -129,10 +129,11 @@ class Results:
 
 @dataclass(frozen=True)
 class Stated:
-    """A claim of a page, with the arena that it is about."""
+    """A claim of a page, with the arena that it is about; `file` is the page's, where it is a user's own."""
 
     page: registry.Page
     claim: Claim
+    file: str = ""
 
     @property
     def arena(self) -> Arena:
@@ -143,7 +144,7 @@ class Stated:
     def sides(self) -> tuple[Entrant, Entrant]:
         """The method and the baseline."""
         where, claim = self.arena, self.claim
-        ours = entrant(where, self.page.name, claim.settings, function=claim.function)
+        ours = entrant(where, self.file or self.page.name, claim.settings, name=self.page.name, function=claim.function)
         same = claim.against == self.page.name
         theirs = entrant(
             where,
@@ -185,9 +186,11 @@ def stated(name: str) -> list[Stated]:
     Raises:
         UserError: there is no such page, it makes no claim, or none of this name.
     """
-    method, _, label = name.partition("/")
+    # A file's path may hold slashes of its own.
+    start, ending, rest = name.partition(".py")
+    method, _, label = (start + ending, "", rest.removeprefix("/")) if ending else name.partition("/")
     page = registry.page(method)
-    found = of_page(page)
+    found = [dataclasses.replace(one, file=method if ending else "") for one in of_page(page)]
     if not found:
         raise UserError(f"{page.name} makes no claim: its page has no `claim = Claim(...)`")
     labels = [each.claim.label for each in found]
@@ -285,6 +288,8 @@ def decide(
     crashed = " and ".join(f"{count} runs of {who}" for who, count in missing.items() if count)
     if crashed:
         return "not shown", f"crashed: {crashed}", {}
+    if min(len(ours), len(theirs)) < 2:
+        return "not shown", "fewer than 2 runs of a side are there", {}
     sign = -1.0 if claim.direction == "lower" else 1.0
     margin = (claim.margin or 0.0) * (-1.0 if claim.direction == "no worse" else 1.0)
     x = [value for value in ours if value is not None]

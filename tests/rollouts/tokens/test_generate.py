@@ -232,7 +232,7 @@ def test_other_architectures_run_through_transformers(kind):
     model = make(kind, scale=0.2, **own)
     engine = TokenEngine(model)
     assert engine.backend.name == "transformers"
-    prefixes = PREFIXES[:2] + [list(range(8, 20))]
+    prefixes = [*PREFIXES[:2], list(range(8, 20))]
     found = engine.generate(prefixes, [2, 1, 2], Sampling(max_new_tokens=14, stop_tokens=(5, 6, 7, 8)), seed=2)
     agrees(model, found, prefixes)
     session = engine.open(prefixes, 2, Sampling(max_new_tokens=20), seed=2)

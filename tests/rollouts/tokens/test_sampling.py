@@ -79,7 +79,11 @@ def test_truncation_equals_that_of_transformers(settings, vocabulary):
         peers.append(TopPLogitsWarper(sampling.top_p))
     if sampling.min_p:
         peers.append(MinPLogitsWarper(sampling.min_p))
-    assert torch.equal(truncate(logits, sampling), peers(None, logits))
+    found, expected = truncate(logits, sampling), peers(None, logits)
+    # The peer adds up in float32, so a token at the edge of the nucleus may fall on its other side.
+    edge = (found.isinf() ^ expected.isinf()) * logits.softmax(-1)
+    assert edge.sum(-1).max() < (2e-5 if sampling.top_p < 1 else 1e-30)
+    assert torch.equal(found[found.isfinite() & expected.isfinite()], logits[found.isfinite() & expected.isfinite()])
 
 
 @pytest.mark.parametrize("vocabulary", [1, 5, 1024, 1025, 5000])
@@ -115,7 +119,7 @@ def test_inversion_finds_the_place_in_the_exact_cumulative_distribution(vocabula
 @pytest.mark.parametrize("vocabulary", [8, 1500])
 def test_frequencies_are_those_of_the_exact_distribution(settings, vocabulary):
     scipy_stats = pytest.importorskip("scipy.stats")
-    sampling, count = Sampling(**settings), 40_000
+    sampling, count = Sampling(**settings), 40_000 if vocabulary < 100 else 8_000
     torch.manual_seed(1)
     logits = torch.full((vocabulary,), -20.0)
     logits[torch.randperm(vocabulary)[:8]] = torch.randn(8) * 1.5

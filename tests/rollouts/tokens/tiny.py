@@ -23,7 +23,8 @@ def make(kind="Llama", seed=0, scale=0.3, **settings):
         **settings,
     }
     torch.manual_seed(seed)
-    model = getattr(transformers, f"{kind}ForCausalLM")(getattr(transformers, f"{kind}Config")(**chosen)).eval()
+    config = getattr(transformers, f"{kind}Config")(**chosen)
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(0, scale) if parameter.dim() > 1 else parameter.uniform_(0.5, 1.5)

@@ -165,6 +165,12 @@ class TokenEngine:
             self._admit(session, rows)
         return session
 
+    def check(self, tokens: Sequence[int], what: str) -> None:
+        """Refuse tokens outside the vocabulary, before they are looked up."""
+        size = self.model.config.get_text_config().vocab_size
+        if len(tokens) and (min(tokens) < 0 or max(tokens) >= size):
+            raise UserError(f"{what} holds tokens outside the vocabulary of {size}: {min(tokens)} .. {max(tokens)}")
+
     # ------------------------------------------------------------------------------------------------ inside
 
     def _start(
@@ -182,12 +188,10 @@ class TokenEngine:
         counts = [n] * len(prefixes) if isinstance(n, int) else [int(count) for count in n]
         if len(counts) != len(prefixes) or any(count < 0 for count in counts):
             raise UserError(f"n={n!r} for {len(prefixes)} prefixes: one count of 0 or more for each, or one for all")
-        vocabulary = self.model.config.get_text_config().vocab_size
         for index, prefix in enumerate(prefixes):
             if not len(prefix):
                 raise UserError(f"prefix {index} is empty: generation needs one token at least (the start token)")
-            if min(prefix) < 0 or max(prefix) >= vocabulary:
-                raise UserError(f"prefix {index} holds tokens outside the vocabulary of {vocabulary}")
+            self.check(prefix, f"prefix {index}")
         total = sum(counts)
         if seeds is not None and seeds.shape != (total,):
             raise UserError(f"seeds has shape {tuple(seeds.shape)}: one for each of the {total} rows is needed")

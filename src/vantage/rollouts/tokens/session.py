@@ -275,6 +275,8 @@ class Session:
         index = self._known(rows)
         if len(set(rows)) != len(rows) or len(tokens) != len(rows):
             raise UserError(f"append: {len(tokens)} token lists for rows {list(rows)}: one list a row, no row twice")
+        for number, given in zip(rows, tokens):
+            self.engine.check(given, f"append: row {number}")
         with self.engine.running():
             self.finished[index] = False
             counts = torch.tensor([len(row) for row in tokens], dtype=torch.int64)
@@ -282,9 +284,8 @@ class Session:
             if max_new_tokens is not None:
                 self.limit[index] = total + max_new_tokens
             self._wake(index)
-            given = dict(zip(index.tolist(), (list(row) for row in tokens)))
-            now = self.pending.tolist()
-            feed = [[last, *given[row]] if given.get(row) else [last] for row, last in zip(self.live.tolist(), now)]
+            texts = dict(zip(index.tolist(), tokens))
+            feed = [[last, *texts.get(row, ())] for row, last in zip(self.live.tolist(), self.pending.tolist())]
             self.cache.extend([row[:-1] for row in feed])
             self.pending = torch.tensor([row[-1] for row in feed], device=self.device)
             self._room(len(self.length), int(total.max()))
