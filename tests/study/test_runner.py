@@ -27,7 +27,9 @@ ROOT = Path(__file__).parents[2]
 
 
 def toy(function: str, **scoring: Any) -> Arena:
-    return Arena("toy", "toy", Budget("pulls", 100), Scoring("gain", **scoring), function=f"tests.study.hooks:{function}")
+    return Arena(
+        "toy", "toy", Budget("pulls", 100), Scoring("gain", **scoring), function=f"tests.study.hooks:{function}"
+    )
 
 
 def contest(where: Arena, seeds: int, *entries: tuple[str, dict[str, Any]]) -> Contest:

@@ -138,14 +138,19 @@ def _read(path: str, modified: int, name: str) -> tuple[str, tuple[str, ...]]:
         tree = ast.parse(source)
     except SyntaxError as error:
         raise UserError(f"{path} is not Python: {error}") from error
-    runs = essence(source)
+    runs = essence(source, tree)
     digest = hashlib.sha256(runs.encode()).hexdigest()[:16] if runs else ""
     return digest, tuple(sorted(_imports(tree, name, path.endswith("__init__.py"))))
 
 
-def essence(source: str) -> str:
-    """Return Python source without comments, docstrings, blank lines, and assignments to `claim` at the top level."""
-    tree = ast.parse(source)
+def essence(source: str, tree: ast.Module | None = None) -> str:
+    """Return Python source without comments, docstrings, blank lines, and assignments to `claim` at the top level.
+
+    Args:
+        source: the source.
+        tree: the same, parsed, where that is done already.
+    """
+    tree = tree or ast.parse(source)
     lines = source.splitlines()
     for node in ast.walk(tree):
         # A string that stands alone is documentation, wherever it stands.

@@ -97,6 +97,14 @@ def test_prompts_of_many_lengths_with_refills(layout):
     agrees(model, found, prefixes)
 
 
+def test_prompts_with_the_same_long_beginning(layout):
+    model = make("Qwen2")
+    start = torch.randint(3, 97, (150,), generator=torch.Generator().manual_seed(0)).tolist()
+    prefixes = [start + prefix for prefix in PREFIXES] + [start, [*start, 4]]
+    found = TokenEngine(model, backend="lean").generate(prefixes, 2, Sampling(max_new_tokens=6), seed=1)
+    agrees(model, found, prefixes)
+
+
 @pytest.mark.parametrize("backend", ["lean", "transformers"])
 def test_a_row_cut_short_goes_on_as_it_would_have(backend):
     model = make("Qwen2")

@@ -5,7 +5,7 @@ import torch
 
 from tests.rollouts.tokens.tiny import make
 from vantage.rollouts.tokens.lean import Weights
-from vantage.rollouts.tokens.prefill import buckets, prefill
+from vantage.rollouts.tokens.prefill import buckets, common_start, prefill
 
 
 def test_buckets_cover_all_and_pad_little():
@@ -20,15 +20,25 @@ def test_buckets_cover_all_and_pad_little():
     assert buckets([]) == []
 
 
+def test_what_all_prompts_begin_with():
+    assert common_start([[1, 2, 3], [1, 2, 4, 5], [1, 2]]) == 2
+    assert common_start([[1, 2, 3], [2]]) == 0
+    assert common_start([[1, 2, 3]]) == 3
+    assert common_start([]) == 0
+
+
 @pytest.mark.parametrize("limit", [1, 40, 10_000])
+@pytest.mark.parametrize("shared", [0, 100])
 @pytest.mark.parametrize("kind", ["Llama", "Qwen3"])
-def test_what_is_kept_is_what_transformers_caches(kind, limit):
+def test_what_is_kept_is_what_transformers_caches(kind, shared, limit):
     model = make(kind)
     weights = Weights(model)
     folded = weights.folded
     assert folded
     generator = torch.Generator().manual_seed(0)
-    prompts = [torch.randint(3, 97, (size,), generator=generator).tolist() for size in (5, 200, 0, 5, 90, 1, 197, 0)]
+    start = torch.randint(3, 97, (shared,), generator=generator).tolist()
+    sizes = (5, 200, 0, 5, 90, 1, 197, 0)
+    prompts = [start + torch.randint(3, 97, (size,), generator=generator).tolist() for size in sizes]
     with torch.inference_mode():
         parts = prefill(weights, prompts, limit)
     assert sorted(index for members, _ in parts for index in members) == list(range(8))

@@ -12,6 +12,7 @@ arXiv 2507.18071, equations 5 and 7, with that paper's bounds (3e-4 and 4e-4) an
 from __future__ import annotations
 
 from vantage.core.method import Method
+from vantage.methods.claim import Claim
 from vantage.methods.reasoning.grpo import grpo
 from vantage.methods.registry import Paper, method
 from vantage.objectives.surrogates import Clip
@@ -45,3 +46,12 @@ def gspo(
         temperature=temperature,
         micro_batch=micro_batch,
     ).replace(objective=Clip(eps_low, eps_high, level="sequence"))
+
+
+claim = Claim(
+    arena="arithmetic",
+    against="grpo",
+    settings={"minibatches": 4},
+    against_settings={"minibatches": 4},
+    note="The authors claim more stable and more efficient training than GRPO; both sides take four minibatches a batch.",
+)

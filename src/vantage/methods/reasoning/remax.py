@@ -21,6 +21,7 @@ from torch import Tensor
 from vantage.core.context import Context
 from vantage.core.method import Method
 from vantage.core.trajectories import Trajectories
+from vantage.methods.claim import Claim
 from vantage.methods.reasoning.grpo import grpo
 from vantage.methods.registry import Paper, method
 from vantage.objectives.surrogates import PolicyGradient
@@ -98,3 +99,11 @@ def remax(
         objective=PolicyGradient(),
         averaging="token",
     )
+
+
+claim = Claim(
+    arena="arithmetic",
+    against="reinforce",
+    against_settings={"baseline": "none"},
+    note="Against REINFORCE without a baseline, as in the paper; the greedy answers count as generated.",
+)

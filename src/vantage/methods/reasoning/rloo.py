@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from vantage.advantages.groups import LeaveOneOut
 from vantage.core.method import Method
+from vantage.methods.claim import Claim
 from vantage.methods.reasoning.grpo import grpo
 from vantage.methods.registry import Paper, method
 from vantage.objectives.surrogates import PolicyGradient
@@ -43,3 +44,11 @@ def rloo(
         objective=PolicyGradient(),
         averaging="total",
     )
+
+
+claim = Claim(
+    arena="arithmetic",
+    against="reinforce",
+    note="The authors rank RLOO above REINFORCE with a baseline over the batch; here every answer of REINFORCE has a prompt of"
+    " its own.",
+)

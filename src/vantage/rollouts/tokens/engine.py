@@ -162,7 +162,7 @@ class TokenEngine:
         """
         session, rows = self._start(prefixes, n, sampling, seed, seeds, generator, max_new_tokens, keep=True)
         with self.running():
-            self._admit(session, rows)
+            session.admit(self._groups(session, rows))
         return session
 
     def check(self, tokens: Sequence[int], what: str) -> None:
@@ -202,8 +202,8 @@ class TokenEngine:
         if generator is not None:
             seed = int(torch.randint(2**62, (), generator=generator))
         with self.running():
-            if self._wanted == "auto" and self.backend.name == "lean" and unsupported(self.model) is not None:
-                self.backend = self._choose()
+            if self._wanted == "auto":
+                self.backend = self._choose()  # hooks and adapters come and go
             session = Session(self, sampling, seed=seed, keep=keep)
             session.prefixes = [tuple(prefix) for prefix in prefixes]
             owner = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts, dtype=torch.int64))
@@ -212,33 +212,46 @@ class TokenEngine:
             rows = session.add_rows(owner, base, limit.to(torch.int64), seeds)
         return session, rows
 
-    def _admit(self, session: Session, rows: Tensor) -> None:
-        """Bring rows to life, rows of equal prefixes as one group."""
+    def _groups(self, session: Session, rows: Tensor) -> list[list[int]]:
+        """The rows that continue the same tokens, group by group."""
         groups: dict[Sequence[int], list[int]] = {}
-        for row in rows.tolist():
-            groups.setdefault(session.prefixes[int(session.prefix[row])], []).append(row)
-        members = list(groups.values())
-        firsts = [int(session.prefix[group[0]]) for group in members]
-        if members:
-            session.admit(firsts, [len(group) for group in members], torch.tensor([r for g in members for r in g]))
+        for row, prefix in zip(rows.tolist(), session.prefix[rows].tolist()):
+            groups.setdefault(session.prefixes[prefix], []).append(row)
+        return list(groups.values())
 
     def _schedule(self, session: Session, rows: Tensor) -> None:
-        """Run all rows, as many at a time as the budget holds."""
-        cost = (session.base + session.limit)[rows]
+        """Run all rows, as many at a time as the budget holds, in the order of their groups.
+
+        A group comes in whole, so that its prompt is computed once, unless it fills an eighth of the budget. Groups wait
+        until a quarter of the budget is free: bringing rows in costs more than the places that stand empty meanwhile.
+        """
         budget = self.max_batch_tokens if self.max_batch_tokens is not None else self._budget()
-        ahead = cost.cumsum(0)
-        begun = 0
-        while begun < len(rows) or len(session.live):
-            free = budget - int(cost[session.live].sum())
-            done = int(ahead[begun - 1]) if begun else 0
-            fits = int(torch.searchsorted(ahead, torch.tensor(done + free), right=True))
-            if fits == begun and not len(session.live):
-                fits = begun + 1  # a row larger than the budget runs alone
-            if fits > begun:
-                self._admit(session, rows[begun:fits])
-                begun = fits
-            waiting = begun < len(rows)
-            session.run(None, until=lambda waiting=waiting: waiting)  # type: ignore[misc]
+        base, limit = session.base, session.limit
+
+        def cost(rows: Tensor) -> int:
+            """Tokens that these rows may come to hold; a prompt counts once where a group shares it."""
+            prompts = session.prefix[rows].unique() if self.backend.name == "lean" else session.prefix[rows]
+            return int(limit[rows].sum()) + sum(len(session.prefixes[index]) for index in prompts.tolist())
+
+        waiting: list[list[int]] = []
+        for group in self._groups(session, rows):
+            most = max(1, (budget // 8 - int(base[group[0]])) // int(limit[group].max()))
+            whole = cost(torch.tensor(group)) <= budget // 8
+            waiting += [group] if whole else [group[i : i + most] for i in range(0, len(group), most)]
+        waiting.reverse()
+        costs = [cost(torch.tensor(group)) for group in waiting]
+
+        def free() -> int:
+            return budget - cost(session.live)
+
+        while waiting or len(session.live):
+            room, coming = free(), list[list[int]]()
+            while waiting and (costs[-1] <= room or not (coming or len(session.live))):
+                room -= costs.pop()
+                coming.append(waiting.pop())
+            if coming:
+                session.admit(coming)
+            session.run(None, until=lambda: bool(waiting) and free() >= max(budget // 4, costs[-1]))
 
     def _budget(self) -> int:
         """Tokens whose keys, values and logits fill a third of the memory that is free."""

@@ -78,14 +78,16 @@ class Session:
         self.forced = torch.nn.functional.pad(self.forced, grow)
         self.scores = {name: torch.nn.functional.pad(x, grow) for name, x in self.scores.items()}
 
-    def admit(self, prefixes: Sequence[int], counts: Sequence[int], rows: Tensor) -> None:
-        """Prefill these prefixes (indices) once each and let `rows`, `counts` of each in turn, come alive."""
-        texts = [self.prefixes[index] for index in prefixes]
-        last = torch.tensor([text[-1] for text in texts], device=self.device)
-        room = int(self.limit[rows].max())
-        cache = self.engine.backend.open(self.weights, texts, counts, room)
-        pending = last.repeat_interleave(torch.tensor(list(counts), device=self.device))
-        self._enter(cache, rows, pending)
+    def admit(self, groups: Sequence[Sequence[int]]) -> None:
+        """Bring groups of rows to life, each group's rows on the same prefix, which is computed once."""
+        if not groups:
+            return
+        rows = torch.tensor([row for group in groups for row in group], dtype=torch.int64)
+        counts = torch.tensor([len(group) for group in groups])
+        texts = [self.prefixes[int(self.prefix[group[0]])] for group in groups]
+        cache = self.engine.backend.open(self.weights, texts, counts.tolist(), int(self.limit[rows].max()))
+        last = torch.tensor([text[-1] for text in texts]).repeat_interleave(counts)
+        self._enter(cache, rows, last.to(self.device))
 
     def _enter(self, cache: Cache, rows: Tensor, pending: Tensor) -> None:
         if self.cache is None or not len(self.live):
