@@ -9,8 +9,11 @@ from typing import Any
 
 from vantage.core.runlog import read_metrics
 
-_ORDER = ("eval/pass@1", "eval/return", "eval/pass@", "eval/maj@", "eval/", "score", "episode/return", "reward/", "length", "episode/length", "entropy", "kl/", "clip_fraction",
-          "groups/", "rollout/", "loss/", "perplexity", "grad_norm", "lr")  # fmt: skip
+_ORDER = (
+    *("eval/pass@1", "eval/return", "eval/pass@", "eval/maj@", "eval/", "score", "episode/return", "reward/"),
+    *("length", "episode/length", "entropy", "kl/", "clip_fraction", "groups/", "rollout/", "loss/", "perplexity"),
+    *("grad_norm", "lr"),
+)
 
 
 def write_curves(folder: Path, name: str = "curves.png", limit: int = 12) -> Path | None:

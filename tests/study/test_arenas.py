@@ -74,7 +74,7 @@ def test_a_mistake_is_named_with_its_place(change: tuple[str, str], told: str) -
 
 
 def test_unknown_arenas_and_missing_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="did you mean .*cartpole"):
+    with pytest.raises(UserError, match=r"did you mean .*cartpole"):
         arena("cartpol")
     with pytest.raises(UserError, match=r"cannot read the arena .*none\.toml"):
         arena(str(tmp_path / "none.toml"))

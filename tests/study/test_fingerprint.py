@@ -22,6 +22,15 @@ def recipe(lr=0.1):
 '''
 
 
+INNER = """import json
+from typing import TYPE_CHECKING
+if TYPE_CHECKING:
+    import house.other
+
+scale = abs
+"""
+
+
 @pytest.fixture
 def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A package of a page, a part, what the part imports inside a function, and a bystander."""
@@ -33,7 +42,7 @@ def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "page.py": PAGE,
         "parts.py": "def rule(lr):\n    from . import deep\n    from .deep.inner import scale\n    return scale(lr)\n",
         "deep/__init__.py": "",
-        "deep/inner.py": "import json\nfrom typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import house.other\n\nscale = abs\n",
+        "deep/inner.py": INNER,
         "other.py": "raise RuntimeError\n",
     }.items():
         (root / file).write_text(text.replace("house", name))
