@@ -216,7 +216,7 @@ def run_vantage(shape: Shape, steps: int, device: str) -> dict[str, Any]:
     import vantage
     from vantage.core.trainer import Schedule, Trainer
     from vantage.policies.language import LanguagePolicy
-    from vantage.rollouts.tokens import Session, TokenEngine
+    from vantage.rollouts.tokens.cache import LeanCache
     from vantage.tasks.language.task import LanguageTask
 
     model, tokenizer = build(shape, device)
@@ -229,9 +229,8 @@ def run_vantage(shape: Shape, steps: int, device: str) -> dict[str, Any]:
         "grpo", prompts=shape.prompts, group_size=shape.group, lr=LEARNING_RATE, beta=0, micro_batch=shape.micro
     )
     clock = Clock(device)
-    clock.watch(TokenEngine, "_admit", "prefill")
-    clock.watch(Session, "run", "decode")
-    clock.watch(engine.tokens, "generate", "rollout, rest")
+    clock.watch(LeanCache, "open", "prefill")
+    clock.watch(engine.tokens, "generate", "decode")
     clock.watch(policy, "evaluate", "forward")
     clock.watch(type(method.update), "differentiate", "backward")
     clock.watch(task, "score", "reward")

@@ -188,8 +188,9 @@ class TokenEngine:
         counts = [n] * len(prefixes) if isinstance(n, int) else [int(count) for count in n]
         if len(counts) != len(prefixes) or any(count < 0 for count in counts):
             raise UserError(f"n={n!r} for {len(prefixes)} prefixes: one count of 0 or more for each, or one for all")
+        prefixes = [tuple(map(int, prefix)) for prefix in prefixes]
         for index, prefix in enumerate(prefixes):
-            if not len(prefix):
+            if not prefix:
                 raise UserError(f"prefix {index} is empty: generation needs one token at least (the start token)")
             self.check(prefix, f"prefix {index}")
         total = sum(counts)
@@ -205,7 +206,7 @@ class TokenEngine:
             if self._wanted == "auto":
                 self.backend = self._choose()  # hooks and adapters come and go
             session = Session(self, sampling, seed=seed, keep=keep)
-            session.prefixes = [tuple(prefix) for prefix in prefixes]
+            session.prefixes = prefixes
             owner = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts, dtype=torch.int64))
             base = torch.tensor([len(prefix) for prefix in prefixes], dtype=torch.int64)[owner]
             limit = torch.tensor([sampling.max_new_tokens] * total if max_new_tokens is None else list(max_new_tokens))

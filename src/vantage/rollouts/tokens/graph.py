@@ -61,7 +61,7 @@ class DecodeGraph:
         self.bias.copy_(cache.explicit()[: cache.rows, self.low :])
         self.bias[:, cache.end - self.low :] = NEVER
         if stream is not None:
-            self.stream[:steps] = stream
+            self.stream[:steps] = stream[:steps]
         done = 0
         if self.graph is None:
             # The first step runs by itself: it is real work, and libraries set themselves up before the capture.

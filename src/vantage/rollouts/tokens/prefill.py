@@ -93,7 +93,9 @@ class _Bucket:
         if not self.width:
             shape = 2, self.rows, self.heads, start, weights.dim
             empty = torch.zeros(shape, dtype=weights.dtype, device=device)
-            self.kv = [empty] * len(weights.layers) if common is None else [x.expand(shape) for x in common]
+            self.kv = (
+                [empty] * len(weights.layers) if common is None else [x.expand(shape).contiguous() for x in common]
+            )
 
     def _padded(self, x: Tensor) -> Tensor:
         """Packed [m, ...] as [rows, width, ...], zeros where no token is."""

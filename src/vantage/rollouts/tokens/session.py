@@ -30,7 +30,7 @@ class Session:
         self.device = engine.device
         self.weights = engine.backend.weights()
         self.stop = torch.tensor(sorted({*engine.eos_token_ids, *sampling.stop_tokens}), device=self.device)
-        self.prefixes: list[Sequence[int]] = []
+        self.prefixes: Sequence[Sequence[int]] = []
         self.length = torch.zeros(0, dtype=torch.int64)
         self.limit, self.prefix, self.base = self.length.clone(), self.length.clone(), self.length.clone()
         self.since = self.length.clone()  # where what a stop string may stand in begins
