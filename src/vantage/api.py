@@ -51,12 +51,17 @@ def method(name: str, **settings: Any) -> Method:
 def build_method(name: str, settings: Mapping[str, Any]) -> Method:
     """Compose a method from settings of the recipe (no dot in the name) and of parts (with dots)."""
     page = registry.page(name)
-    recipe = {key: value for key, value in settings.items() if "." not in key}
-    built = page.build(recipe)
+    built = page.as_method(make(name, settings))
+    return dataclasses.replace(built, name=page.name, parent=built.parent, settings={"method": name, **settings})
+
+
+def make(name: str, settings: Mapping[str, Any]) -> Any:
+    """Return what a page makes with these settings: a method, or what a field without a rollout loop runs."""
+    built = registry.page(name).make({key: value for key, value in settings.items() if "." not in key})
     for path, value in settings.items():
         if "." in path:
             built = configure(built, path, value)
-    return dataclasses.replace(built, name=page.name, parent=built.parent, settings={"method": name, **settings})
+    return built
 
 
 def train(

@@ -178,21 +178,19 @@ class Methods:
 
     def __call__(self) -> int:
         """Run the command."""
-        from vantage.core.method import PARTS, describe
         from vantage.methods import registry
 
         pages = registry.pages(self.family)
         if self.json:
             rows = []
             for page in pages:
-                built = page.build()
                 rows.append(
                     {
                         "id": page.id,
                         "name": page.name,
                         "family": page.family,
                         "kind": page.kind,
-                        "parts": {place: describe(getattr(built, place)) for place in PARTS},
+                        "parts": registry.parts_of(page.make()),
                         "title": page.papers[0].title if page.papers else "",
                         "arxiv": page.papers[0].arxiv if page.papers else "",
                         "page": page.module.replace(".", "/") + ".py",
@@ -219,14 +217,12 @@ class Show:
         """Run the command."""
         from vantage import api
         from vantage.config import parse_settings
-        from vantage.core.method import PARTS, describe, differences
+        from vantage.core.method import differences
         from vantage.methods import registry
 
         page = registry.page(self.method)
-        built = api.build_method(self.method, parse_settings(list(self.set)))
-        parent = built.parent
-        while parent is not None and parent.name in ("", built.name):
-            parent = parent.parent
+        built = api.make(self.method, parse_settings(list(self.set)))
+        parent = registry.parent_of(built)
         changed = differences(built, parent) if parent is not None else {}
         print(page.summary)
         print(f"page      {page.module.replace('.', '/')}.py")
@@ -234,9 +230,9 @@ class Show:
             print(f"parent    {parent.name}; parts that differ are marked *")
         print("settings  " + (", ".join(f"{k}={v}" for k, v in page.settings().items()) or "none"))
         print()
-        for place in PARTS:
+        for place, held in registry.parts_of(built).items():
             mark = "*" if place in changed else " "
-            print(f"{mark} {place:<13} {describe(getattr(built, place))}")
+            print(f"{mark} {place:<13} {held}")
             if place in changed:
                 print(f"  {'':<13} {parent.name if parent else ''}: {changed[place][1]}")
         return 0
@@ -276,13 +272,12 @@ class Cite:
         from vantage.methods import registry
 
         page = registry.page(self.method)
-        papers = list(page.papers)
-        parent = page.build().parent
+        papers, built = list(page.papers), page.make()
+        parent = registry.parent_of(built)
         while parent is not None:
-            if parent.name and parent.name != page.name:
-                papers += registry.page(parent.name).papers
-            parent = parent.parent
-        for _, part in page.build().parts():
+            papers += registry.page(parent.name).papers
+            parent = registry.parent_of(parent)
+        for _, part in built.parts() if hasattr(built, "parts") else ():
             papers += getattr(part, "papers", ())
         print("\n\n".join(dict.fromkeys(paper.bibtex() for paper in papers)))
         return 0

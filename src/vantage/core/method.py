@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, TypeVar
 
 from vantage.core.errors import UserError, nearest
 from vantage.core.protocols import Part, declared
+
+M = TypeVar("M")
 
 _SEQUENCES = ("rewards", "selection", "regularizers", "controllers")
 _HIDDEN = ("name", "parent", "settings")
@@ -145,16 +147,16 @@ def differences(method: Method, other: Method) -> dict[str, tuple[str, str]]:
     }
 
 
-def configure(method: Method, path: str, value: Any) -> Method:
-    """Return the method with one setting changed: `configure(m, "update.optimizer.lr", 1e-4)`.
+def configure(method: M, path: str, value: Any) -> M:
+    """Return a method (or any frozen dataclass) with one setting changed: `configure(m, "update.optimizer.lr", 1e-4)`.
 
     A number stands for a place in a tuple of parts: `regularizers.0.coefficient`.
 
     Raises:
         UserError: the path names no part or setting; the message lists what there is.
     """
-    keys = path.split(".")
-    return _set(method, keys, value, path)
+    changed: M = _set(method, path.split("."), value, path)
+    return changed
 
 
 def _set(holder: Any, keys: list[str], value: Any, path: str) -> Any:

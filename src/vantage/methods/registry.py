@@ -9,12 +9,17 @@ import inspect
 import pkgutil
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 from vantage.core.errors import UserError, nearest, unknown
-from vantage.core.method import Method
+from vantage.core.method import PARTS, Method, describe
+
+M = TypeVar("M")
+
+_OF_FILE = "vantage_page_"
+"""What the module of a user's own file is called, before the file's name."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,7 @@ class Page:
     kind: str
     id: str
     papers: tuple[Paper, ...]
-    recipe: Callable[..., Method] = field(compare=False)
+    recipe: Callable[..., Any] = field(compare=False)
     module: str
     summary: str
 
@@ -65,8 +70,8 @@ class Page:
         """Return the recipe's settings and their defaults, the paper's values."""
         return {name: p.default for name, p in inspect.signature(self.recipe).parameters.items()}
 
-    def build(self, settings: Mapping[str, Any] | None = None) -> Method:
-        """Compose the method.
+    def make(self, settings: Mapping[str, Any] | None = None) -> Any:
+        """Return what the recipe makes: a `Method`, or in a field without a rollout loop what that field runs.
 
         Raises:
             UserError: a setting is not known, or of the wrong kind.
@@ -81,7 +86,49 @@ class Page:
                     " a setting of a part is written part.field)"
                 )
             settings[name] = _fit(value, hints.get(name), f"{self.name}.{name}")
-        return self.recipe(**settings).replace(name=self.name)
+        return _named(self.recipe(**settings), self.name)
+
+    def build(self, settings: Mapping[str, Any] | None = None) -> Method:
+        """Compose the method.
+
+        Raises:
+            UserError: a setting is not known or of the wrong kind, or it is no method of the road.
+        """
+        return self.as_method(self.make(settings))
+
+    def as_method(self, made: Any) -> Method:
+        """Return what the recipe made, if it is a method.
+
+        Raises:
+            UserError: it has no rollout loop.
+        """
+        if not isinstance(made, Method):
+            raise UserError(
+                f"{self.name} has no rollout loop, so nothing trains it: `vantage show {self.name}` says what it is, and"
+                f" `vantage compare {self.name} --arena ...` runs it where its field is studied"
+            )
+        return made
+
+
+def parts_of(made: Any) -> dict[str, str]:
+    """Return the parts of what a recipe made as text: a method's parts in the road's order, anything else's fields."""
+    if isinstance(made, Method):
+        return {place: describe(getattr(made, place)) for place in PARTS}
+    if is_dataclass(made):
+        return {f.name: describe(getattr(made, f.name)) for f in fields(made) if f.repr}
+    return {"runs": describe(made)}
+
+
+def parent_of(made: Any) -> Method | None:
+    """Return the nearest method with another name that this one was made from; None where there is none."""
+    parent = getattr(made, "parent", None)
+    while isinstance(parent, Method) and parent.name in ("", made.name):
+        parent = parent.parent
+    return parent if isinstance(parent, Method) else None
+
+
+def _named(made: Any, name: str) -> Any:
+    return made.replace(name=name) if isinstance(made, Method) else made
 
 
 def _fit(value: Any, hint: Any, where: str) -> Any:
@@ -105,20 +152,23 @@ def _fit(value: Any, hint: Any, where: str) -> Any:
 
 def method(
     *, family: str, papers: tuple[Paper, ...] | Paper, id: str = "", kind: str = "algorithm", name: str = ""
-) -> Callable[[Callable[..., Method]], Callable[..., Method]]:
-    """Mark a recipe as the page's method. The name is the module's, with hyphens, unless given.
+) -> Callable[[Callable[..., M]], Callable[..., M]]:
+    """Mark a recipe as the page's. The name is the module's, with hyphens, unless given.
+
+    A recipe returns a `Method`; in a field without a rollout loop, a frozen dataclass that the field's function runs.
 
     The recipe called directly returns the method with its name set, so that a child knows its parent.
     """
 
-    def mark(recipe: Callable[..., Method]) -> Callable[..., Method]:
+    def mark(recipe: Callable[..., M]) -> Callable[..., M]:
         module = recipe.__module__
-        called = name or module.rsplit(".", 1)[-1].replace("_", "-")
+        called = name or module.rsplit(".", 1)[-1].removeprefix(_OF_FILE).replace("_", "-")
         doc = inspect.getdoc(sys.modules[module]) or inspect.getdoc(recipe) or ""
 
         @functools.wraps(recipe)
-        def named(*args: Any, **kwargs: Any) -> Method:
-            return recipe(*args, **kwargs).replace(name=called)
+        def named(*args: Any, **kwargs: Any) -> M:
+            made: M = _named(recipe(*args, **kwargs), called)
+            return made
 
         named.page = Page(  # type: ignore[attr-defined]
             name=called,
@@ -178,7 +228,7 @@ def page(name: str) -> Page:
 def _page_of_file(path: Path) -> Page:
     if not path.is_file():
         raise UserError(f"there is no file {path}")
-    name = f"vantage_page_{path.stem}"
+    name = f"{_OF_FILE}{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None

@@ -11,7 +11,7 @@ from typing import Any
 
 from vantage.config import commit, parse_settings, versions
 from vantage.core.errors import UserError
-from vantage.core.method import PARTS, configure, describe
+from vantage.core.method import configure, describe
 from vantage.methods import registry
 from vantage.study.arenas import Arena
 from vantage.study.cache import Cache, default_folder
@@ -68,20 +68,19 @@ def entrant(arena: Arena, method: str, settings: Mapping[str, Any], *, name: str
         return Entrant(Arm(name or method, method, dict(settings)), dict(settings), runs)
     own = page.settings()
     given = {**_fitting(arena.defaults, page), **settings}
-    built = page.build({key: value for key, value in given.items() if "." not in key})
-    if runs == ROAD or hasattr(built, "parts"):
-        for path, value in given.items():
-            if "." in path:
-                built = configure(built, path, value)
+    built = page.make({key: value for key, value in given.items() if "." not in key})
+    if runs == ROAD:
+        page.as_method(built)
+    for path, value in given.items():
+        if "." in path:
+            built = configure(built, path, value)
     chosen = {key: value for key, value in given.items() if key not in own or own[key] != value}
-    parent = built.parent
-    while parent is not None and parent.name in ("", page.name):
-        parent = parent.parent
+    parent = registry.parent_of(built)
     arm = Arm(
         name or method,
         method,
         _plain({**own, **given}),
-        {place: describe(getattr(built, place)) for place in PARTS},
+        registry.parts_of(built),
         parent.name if parent is not None else None,
     )
     return Entrant(arm, chosen, runs)
@@ -91,7 +90,7 @@ def _fitting(defaults: Mapping[str, Any], page: registry.Page) -> dict[str, Any]
     """The arena's defaults that the method has."""
     own = page.settings()
     fitting = {key: value for key, value in defaults.items() if key in own}
-    built = page.build(fitting)
+    built = page.make(fitting)
     for path, value in defaults.items():
         if "." in path:
             try:
