@@ -234,6 +234,8 @@ def _page_of_file(path: Path) -> Page:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
+    if str(path.parent.resolve()) not in sys.path:  # what it imports may stand beside it
+        sys.path.append(str(path.parent.resolve()))
     spec.loader.exec_module(module)
     found = _pages_of(module)
     if len(found) != 1:

@@ -79,7 +79,7 @@ class Model:
 
     Args:
         path: folder in Hugging Face format; then nothing else is read.
-        preset, architecture: size and kind of a new model (`vantage new-model`).
+        preset, architecture: size and kind of a new model (`vantage new-model`); preset "" takes what the task itself makes.
         alphabet: characters that are its tokens; "" for all printable ones.
         seed: of its random weights and of its warm start.
         method: what warms it up.
@@ -161,6 +161,9 @@ class Arena:
         scoring = held.pop("scoring")
         held["scoring"] = {name: scoring[name] for name in ("metric", "samples", "points")}
         held["name"] = held["field"] = ""
+        name, _, settings = self.task.partition(":")
+        if name.endswith(".py"):
+            held["task"] = f"{Path(name).name}:{settings}"  # what it does is in the digest of its code
         if self.data:
             held["data"] = files_digest(Path(self.data))
         if self.model is not None and self.model.path:
@@ -216,6 +219,9 @@ def parse(text: str, where: str, folder: Path | None) -> Arena:
         made = decode(Arena, content, where)
     except UserError as error:
         raise UserError(str(error) if str(error).startswith(where) else f"{where}: {error}") from None
+    name, colon, settings = made.task.partition(":")
+    if name.endswith(".py"):
+        made = replace(made, task=_found(name, folder, f"{where}: task") + colon + settings)
     if made.data:
         made = replace(made, data=_found(made.data, folder, f"{where}: data"))
     if made.model is not None and made.model.path:

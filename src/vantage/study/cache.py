@@ -107,5 +107,8 @@ def _roots(arena: Arena, function: str, method: str) -> list[str]:
         roots.append("vantage.tasks.language.task")
     elif arena.task:
         name = arena.task.partition(":")[0]
-        roots.append(TASKS[name].module if name in TASKS else "vantage.tasks.control.task")
+        if name.endswith(".py"):
+            roots.append(name)
+        else:
+            roots.append(TASKS[name].module if name in TASKS else "vantage.tasks.control.task")
     return list(dict.fromkeys(roots))

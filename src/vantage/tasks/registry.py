@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import inspect
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from vantage.core.errors import UserError, unknown
+from vantage.core.errors import UserError, nearest, unknown
 
 
 @dataclass(frozen=True)
@@ -22,15 +26,28 @@ class TaskInfo:
 
 
 _LANGUAGE = "vantage.tasks.language.task"
+_CALCULATOR = "vantage.tasks.language.calculator"
 _CONTROL = "vantage.tasks.control.task"
+_FLOW = "vantage.tasks.generative.task"
+_PAIRS = "vantage.tasks.language.preference"
+_PREFERENCE = "vantage.tasks.preference.bandit"
+_OFFLINE = "vantage.tasks.offline.task"
+_INVENTORY = "vantage.tasks.inventory.task"
+_ROUTING = "vantage.tasks.routing.task"
+_COMPRESSION = "vantage.tasks.compression.task"
 
 TASKS: dict[str, TaskInfo] = {
     info.name: info
     for info in (
         TaskInfo("addition", "language", "add two numbers with carried digits", _LANGUAGE, "addition:digits=3"),
+        TaskInfo("calculator", "language", "sums with a calculator, in several turns", _CALCULATOR, "calculator:terms=3"),
         TaskInfo("countdown", "language", "reach a target with given numbers and + - *", _LANGUAGE, "countdown:numbers=3"),
         TaskInfo("modular", "language", "chained modular arithmetic", _LANGUAGE, "modular:length=3"),
         TaskInfo("sorting", "language", "sort a list of digits", _LANGUAGE, "sorting:length=5"),
+        TaskInfo("padded-sorting", "language", "pairs of right and wrong answers whose length means nothing", _PAIRS, "padded-sorting:length=3,longer=0.7"),
+        TaskInfo("preference", "preference", "pairs of arms with known rewards", _PREFERENCE, "preference:arms=20,features=4"),
+        TaskInfo("game", "preference", "intransitive games between arms", _PREFERENCE, "game:arms=100,beta=0.05"),
+        TaskInfo("offline", "offline", "recorded transitions of mixed policies", _OFFLINE, "offline:world=point,good=0.1"),
         TaskInfo("cartpole", "control", "balance a pole on a cart (CartPole-v1)", _CONTROL),
         TaskInfo("pendulum", "control", "swing a pendulum up (Pendulum-v1)", _CONTROL),
         TaskInfo("acrobot", "control", "swing a two-link robot up (Acrobot-v1)", _CONTROL),
@@ -38,7 +55,17 @@ TASKS: dict[str, TaskInfo] = {
         TaskInfo("hopper", "control", "one-legged hopping in MuJoCo (Hopper-v5)", _CONTROL),
         TaskInfo("halfcheetah", "control", "two-legged running in MuJoCo (HalfCheetah-v5)", _CONTROL),
         TaskInfo("grid", "control", "find the goal of a grid with a sparse reward", _CONTROL),
+        TaskInfo("two-goals", "control", "reach either of two goals in the plane", _CONTROL),
+        TaskInfo("detour", "control", "get round an obstacle by chunks of moves, after two demonstrated routes", _CONTROL),
+        TaskInfo("inventory", "inventory", "order for a store under random demand", _INVENTORY, "inventory:lead_time=2,lost=true"),
+        TaskInfo("lot-sizing", "inventory", "switch machines between items under random demand", _INVENTORY, "lot-sizing:items=2"),
+        TaskInfo("prune-digits", "compression", "which neurons of a digit classifier stay", _COMPRESSION, "prune-digits:hidden=64x64,keep=0.5"),
+        TaskInfo("prune-text", "compression", "which heads and channels of a language model stay", _COMPRESSION, "prune-text:data=FILE,keep=0.7"),
+        TaskInfo("tsp", "routing", "shortest round trips through random points or a TSPLIB file", _ROUTING, "tsp:nodes=20"),
+        TaskInfo("cvrp", "routing", "shortest routes of vehicles with limited capacity", _ROUTING, "cvrp:nodes=20"),
         TaskInfo("gym", "control", "any Gymnasium environment by its id", _CONTROL, "gym:LunarLander-v3"),
+        TaskInfo("flow2d", "generative", "a flow model of points in the plane, rewarded for a mode", _FLOW, "flow2d:ring,reward=mode"),
+        TaskInfo("digits", "generative", "a flow model of 8 by 8 digits, rewarded by a classifier", _FLOW, "digits:class"),
     )
 }  # fmt: skip
 
@@ -46,7 +73,8 @@ TASKS: dict[str, TaskInfo] = {
 def make_task(spec: str, *, data: str = "", verifier: str = "", options: Mapping[str, Any] | None = None) -> Any:
     """Return the task of a specification such as `addition:digits=3`, `cartpole`, `gym:Hopper-v5` or `Hopper-v5`.
 
-    With `data` the task is the user's own problems, judged by `verifier`.
+    With `data` the task is the user's own problems, judged by `verifier`. A path, `./mine.py:size=3`, is a file with a function
+    `task` that returns one; it gets the settings behind the colon and the options.
 
     Raises:
         UserError: the task or one of its options is not known.
@@ -57,6 +85,10 @@ def make_task(spec: str, *, data: str = "", verifier: str = "", options: Mapping
     if not spec:
         raise UserError("no task: give --task NAME (list them with `vantage tasks`) or --data FILE")
     name = spec.partition(":")[0]
+    if name.endswith(".py"):
+        if verifier:
+            raise UserError(f"--verifier={verifier}: the task of {name} judges itself; a verifier goes with --data")
+        return _task_of_file(spec, options)
     if name not in TASKS:
         if "-v" in spec or "/" in spec:
             return importlib.import_module(_CONTROL).task_from_spec(f"gym:{spec}", options=options)
@@ -67,3 +99,38 @@ def make_task(spec: str, *, data: str = "", verifier: str = "", options: Mapping
     if verifier:
         raise UserError(f"--verifier={verifier}: the task {name!r} judges itself; a verifier goes with --data")
     return module.task_from_spec(spec, options=options)
+
+
+def _task_of_file(spec: str, options: Mapping[str, Any]) -> Any:
+    """Call the function `task` of a Python file with the settings of the specification and the options."""
+    from vantage.config import parse_value
+
+    name, _, rest = spec.partition(":")
+    path = Path(name)
+    if not path.is_file():
+        raise UserError(f"task {spec!r}: there is no file {path}")
+    found = importlib.util.spec_from_file_location(f"vantage_task_{path.stem}", path)
+    assert found is not None
+    assert found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    sys.modules[found.name] = module
+    if str(path.parent.resolve()) not in sys.path:  # what it imports may stand beside it
+        sys.path.append(str(path.parent.resolve()))
+    found.loader.exec_module(module)
+    maker = getattr(module, "task", None)
+    if not callable(maker):
+        raise UserError(f"{path} has no function `task` that returns a task")
+    given: dict[str, Any] = dict(options)
+    for part in filter(None, rest.split(",")):
+        key, equals, value = part.partition("=")
+        if not equals:
+            raise UserError(f"task {spec!r}: cannot read {part!r}; write {name}:setting=value,setting=value")
+        given[key.strip()] = parse_value(value.strip())
+    known = inspect.signature(maker).parameters
+    open_ended = any(each.kind is each.VAR_KEYWORD for each in known.values())
+    for key in given:
+        if key not in known and not open_ended:
+            raise UserError(
+                f"task {spec!r} has no setting {key!r}{nearest(key, known)} (settings: {', '.join(known) or 'none'})"
+            )
+    return maker(**given)
