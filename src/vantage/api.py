@@ -251,7 +251,7 @@ def _run(
     torch.manual_seed(config.seed)
     own = policy is None
     if policy is None:
-        policy = task.make_policy(model=config.model, seed=config.seed)
+        policy = built.policy_for(task, model=config.model, seed=config.seed)
     policy = policy.to(device)
     engine = task.make_engine(policy, seed=config.seed)
     writers = [task.writer(folder)] if folder is not None and hasattr(task, "writer") else []

@@ -63,3 +63,12 @@ def test_selecting_flattening_and_joining() -> None:
 def test_per_decision_is_zero_outside_the_mask() -> None:
     mask = torch.tensor([[True, True, False]])
     assert per_decision(torch.tensor([2.0]), mask).tolist() == [[2.0, 2.0, 0.0]]
+
+
+def test_flatten_keeps_a_table_that_holds_nothing() -> None:
+    from tensordict import TensorDict
+
+    batch = Trajectories({"mask": torch.ones(2, 3, dtype=torch.bool), "rewards": TensorDict({}, batch_size=[2])})
+    flat = batch.flatten()
+    assert len(flat) == 6
+    assert flat.rewards.batch_size == torch.Size([6])

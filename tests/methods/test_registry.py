@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+import vantage
 from vantage import api
 from vantage.core.errors import UserError
 from vantage.core.method import Method
@@ -72,3 +74,14 @@ def test_a_method_knows_its_name_and_its_parent() -> None:
     assert parent is not None
     assert parent.name == "grpo"
     assert set(registry.parts_of(made)) == set(registry.parts_of(parent))
+
+
+def test_a_method_that_needs_a_kind_of_policy_says_so_where_the_task_makes_none() -> None:
+    made = vantage.method("fpo")
+    assert made.policy_options == {**made.policy_options, "policy": "flow"}
+    with pytest.raises(UserError, match=r"fpo needs a policy with .*policy=flow.*which the task 'toy' cannot make"):
+        made.policy_for(SimpleNamespace(name="toy", make_policy=lambda model="", seed=0: None))
+    assert (
+        vantage.method("ppo").policy_for(SimpleNamespace(name="toy", make_policy=lambda model="", seed=0: seed), seed=3)
+        == 3
+    )

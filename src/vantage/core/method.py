@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
@@ -99,6 +100,37 @@ class Method:
         for _, part in self.parts():
             found |= declared(part, name)
         return found
+
+    @property
+    def policy_options(self) -> dict[str, Any]:
+        """What the parts ask of a policy that is made for them: the pairs (name, value) that they declare as `policy_options`.
+
+        Raises:
+            UserError: two parts ask for different things.
+        """
+        found: dict[str, Any] = {}
+        for place, part in self.parts():
+            for name, value in sorted(getattr(part, "policy_options", ())):
+                if found.setdefault(name, value) != value:
+                    raise UserError(
+                        f"{place} asks for a policy with {name}={value!r}, another part for {found[name]!r}"
+                    )
+        return found
+
+    def policy_for(self, task: Any, *, model: str = "", seed: int = 0) -> Any:
+        """Return the policy that a task makes for this method.
+
+        Raises:
+            UserError: the method asks for a kind of policy that the task does not make.
+        """
+        options = self.policy_options
+        known = inspect.signature(task.make_policy).parameters if options else {}
+        if not set(options) <= set(known) and not any(p.kind is p.VAR_KEYWORD for p in known.values()):
+            asked = ", ".join(f"{name}={value}" for name, value in options.items())
+            raise UserError(
+                f"{self.name or 'the method'} needs a policy with {asked}, which the task {task.name!r} cannot make"
+            )
+        return task.make_policy(model=model, seed=seed, **options)
 
     @property
     def wants(self) -> frozenset[str]:

@@ -194,7 +194,7 @@ class Trajectories:
                 return column.reshape(count * steps, 1, *column.shape[2:])
             return column.repeat_interleave(steps, 0)
 
-        table = {str(key): _apply(column, one) for key, column in self.columns.items()}
+        table = {str(key): _apply(column, one, count * steps) for key, column in self.columns.items()}
         return Trajectories(table, rows=count * steps)
 
     def to(self, device: torch.device | str) -> Trajectories:
@@ -206,10 +206,9 @@ class Trajectories:
         return Trajectories(self.columns.detach())
 
 
-def _apply(column: Any, function: Any) -> Any:
-    if isinstance(column, TensorDictBase):
-        inner = {str(key): _apply(value, function) for key, value in column.items()}
-        rows = next(iter(inner.values())).shape[0]
+def _apply(column: Any, function: Any, rows: int) -> Any:
+    if isinstance(column, TensorDictBase):  # which may hold nothing
+        inner = {str(key): _apply(value, function, rows) for key, value in column.items()}
         return TensorDict(inner, batch_size=[rows])
     return function(column)
 

@@ -18,13 +18,19 @@ Chooser = Callable[[Array, Array, Array], None]
 def draw_noise(policy: ControlPolicy, steps: int, rows: int, generator: torch.Generator) -> Array:
     """Return what `steps` choices for `rows` streams need, [steps, rows, width] float32, in one draw on the CPU.
 
+    A policy that chooses by itself (`chooser`) says how many standard normal numbers it needs (`noise_width`).
     Standard normal for continuous actions; for discrete ones the logarithm of exponential noise, whose negative is
     Gumbel's, so that argmax(logits - noise) is a draw from softmax(logits).
     """
-    noise = torch.empty(steps, rows, policy.actions.width)
+    noise = torch.empty(steps, rows, noise_width(policy))
     if policy.actions.kind == "continuous":
         return noise.normal_(generator=generator).numpy()
     return noise.exponential_(generator=generator).log_().numpy()
+
+
+def noise_width(policy: ControlPolicy) -> int:
+    """Return how many random numbers a choice takes."""
+    return int(getattr(policy, "noise_width", policy.actions.width))
 
 
 def chooser(policy: ControlPolicy) -> Chooser:
@@ -32,6 +38,9 @@ def chooser(policy: ControlPolicy) -> Chooser:
 
     The parameters that it needs besides the outputs are read once, so make a new one for each rollout.
     """
+    own = getattr(policy, "chooser", None)
+    if own is not None:
+        return own()
     if policy.actions.kind == "discrete":
         return _discrete
     if policy.actions.kind == "multidiscrete":

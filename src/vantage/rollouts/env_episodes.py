@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vantage.policies.acting import chooser, draw_noise
+from vantage.policies.acting import chooser, draw_noise, noise_width
 from vantage.policies.control import ControlPolicy
 from vantage.policies.normalize import Moments
 from vantage.rollouts.env_backends import OneByOne
@@ -51,7 +51,7 @@ def run_episodes(
         t = steps % CHUNK
         if t == 0:
             # Without noise the choice is the distribution's mode.
-            width = policy.actions.width
+            width = noise_width(policy)
             noise = np.zeros((CHUNK, rows, width), np.float32) if greedy else draw_noise(policy, CHUNK, rows, generator)
             chunks.append(_room(CHUNK, rows, policy))
         steps += 1

@@ -223,25 +223,31 @@ class LanguageEngine:
             inserted tokens counting to the turn that they follow.
         """
         encoded = self.encode(prompts.items)
-        settings = self._settings(sampling)
-        session = self.tokens.open(encoded, count, settings, seed=_seed(context))
+        found = self._conversations(encoded, count, self._settings(sampling), _seed(context), answer, turns)
+        return self._rows(found, encoded, prompts.ids, found.mask.clone()).replace(turn=turn_numbers(found.forced))
+
+    def _conversations(
+        self,
+        encoded: Sequence[Sequence[int]],
+        count: int,
+        settings: Sampling,
+        seed: int,
+        answer: Callable[[list[int], list[str]], Sequence[str | Sequence[int] | None]],
+        turns: int,
+    ) -> Completions:
+        session = self.tokens.open(encoded, count, settings, seed=seed)
         live = list(range(len(encoded) * count))
-        ends: list[list[int]] = [[] for _ in live]
+        begins = [0] * len(live)
         for turn in range(turns):
             session.step()
-            held = session.result(live)
-            sizes, done = held.length.tolist(), held.finished.tolist()
-            for row, size in zip(live, sizes, strict=True):
-                ends[row].append(size)
             if turn == turns - 1:
                 break
+            held = session.result(live)
+            ends = dict(zip(live, held.length.tolist(), strict=True))
             # A turn that the limit cut is no turn to answer.
-            ended = [row for row, stopped in zip(live, done, strict=True) if stopped]
-            spoken = [
-                held.tokens[i, (ends[row][-2] if len(ends[row]) > 1 else 0) : sizes[i]].tolist()
-                for i, row in enumerate(live)
-                if done[i]
-            ]
+            done = held.finished.nonzero().squeeze(-1).tolist()
+            ended = [live[i] for i in done]
+            spoken = [held.tokens[i, begins[row] : ends[row]].tolist() for i, row in zip(done, ended, strict=True)]
             said = answer(ended, self.decode(spoken)) if ended else []
             given = [(row, self._ids(text)) for row, text in zip(ended, said, strict=True) if text is not None]
             stay = {row for row, _ in given}
@@ -251,16 +257,10 @@ class LanguageEngine:
             if not given:
                 break
             live = [row for row, _ in given]
+            for row, ids in given:
+                begins[row] = ends[row] + len(ids)
             session.append(live, [ids for _, ids in given], max_new_tokens=settings.max_new_tokens)
-        found = session.result()
-        starts = torch.zeros(
-            found.tokens.shape[0], found.tokens.shape[1] + 1, dtype=torch.int64, device=found.tokens.device
-        )
-        forced = torch.nn.functional.pad(found.forced, (0, 1))
-        # A turn begins where a drawn token follows an inserted one.
-        starts[:, 1:] = forced[:, :-1] & ~forced[:, 1:]
-        turn_of = starts.cumsum(1)[:, : found.tokens.shape[1]]
-        return self._rows(found, encoded, prompts.ids, found.mask.clone()).replace(turn=turn_of)
+        return session.result()
 
     def complete(self, items: Sequence[Any], count: int, *, seed: int, sampling: Sampling | None = None) -> Completions:
         """Complete prompts outside of a run: `count` completions of each item, side by side; for evaluations."""
@@ -327,6 +327,21 @@ class LanguageEngine:
 
 def _seed(context: Context) -> int:
     return int(torch.randint(2**62, (), generator=context.generator))
+
+
+def turn_numbers(forced: Tensor) -> Tensor:
+    """Return the number of the turn that each token belongs to [N, T], from which were put in [N, T].
+
+    A turn begins where a drawn token follows one that was put in, which counts to the turn before.
+    """
+    starts = torch.zeros(forced.shape, dtype=torch.int64, device=forced.device)
+    starts[:, 1:] = forced[:, :-1] & ~forced[:, 1:]
+    return starts.cumsum(1)
+
+
+def last_turn(batch: Trajectories) -> Tensor:
+    """Return the number of each row's last turn [N]: in a conversation, how often the environment answered."""
+    return batch.turn.gather(1, (batch.length - 1).clamp(min=0).unsqueeze(-1)).squeeze(-1)
 
 
 def _plain(found: Completions) -> Tensor:

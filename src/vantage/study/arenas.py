@@ -86,6 +86,7 @@ class Model:
         steps: length of the warm start in steps of the road; 0 leaves the weights random.
         settings: of that method.
         task: what the warm start learns from; "" is the arena's own task.
+        options: of that task; None is the arena's own. Given, they stand instead of all of the arena's.
     """
 
     path: str = ""
@@ -97,6 +98,7 @@ class Model:
     steps: int = 0
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     task: str = ""
+    options: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,19 @@ from typing import Any
 
 from vantage.core.errors import UserError
 
-LIBRARIES = ("torch", "numpy", "tensordict", "transformers", "tokenizers", "gymnasium", "mujoco", "stable-baselines3")
+LIBRARIES = (
+    "torch",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "tensordict",
+    "transformers",
+    "tokenizers",
+    "gymnasium",
+    "mujoco",
+    "stable-baselines3",
+    "pyvrp",
+)
 """Libraries whose version may change a result."""
 
 INERT = frozenset(

@@ -109,7 +109,22 @@ def _converse(meter: Meter, inner: Callable[..., Trajectories]) -> Callable[...,
     return converse
 
 
-_COUNTED: dict[str, Callable[[Meter, Any], Any]] = {"resume": _resume, "respond": _respond, "converse": _converse}
+def _read(meter: Meter, inner: Callable[..., Trajectories]) -> Callable[..., Trajectories]:
+    def read(ids: Any, context: Context) -> Trajectories:
+        # Stored rows cost what fresh ones do, so that learning from data has a budget too.
+        found = inner(ids, context)
+        meter._take(len(found), found)
+        return found
+
+    return read
+
+
+_COUNTED: dict[str, Callable[[Meter, Any], Any]] = {
+    "resume": _resume,
+    "respond": _respond,
+    "converse": _converse,
+    "read": _read,
+}
 
 
 def cost_of_step(plan: Any, unit: str) -> float | None:

@@ -29,15 +29,17 @@ def make(arena: Arena, folder: Path, send: Send) -> None:
     assert model is not None
     draft = folder.with_name(f".{folder.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
-    base = new_model(
-        draft / "base", model.preset, model.architecture, alphabet=model.alphabet or PRINTABLE, seed=model.seed
-    )
+    base = ""  # without a preset the task makes its own
+    if model.preset:
+        alphabet = model.alphabet or PRINTABLE
+        base = str(new_model(draft / "base", model.preset, model.architecture, alphabet=alphabet, seed=model.seed))
     torch.manual_seed(model.seed)
+    options = arena.options if model.options is None else model.options
     if model.task:
-        task: Any = make_task(model.task, options=arena.options)
+        task: Any = make_task(model.task, options=options)
     else:
-        task = make_task(arena.task, data=arena.data, verifier=arena.verifier, options=arena.options)
-    policy = task.make_policy(model=str(base), seed=model.seed)
+        task = make_task(arena.task, data=arena.data, verifier=arena.verifier, options=options)
+    policy = task.make_policy(model=base, seed=model.seed)
     if model.steps:
         trainer = Trainer(
             compose(model.method, model.settings),

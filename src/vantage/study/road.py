@@ -42,7 +42,7 @@ def run(job: Job, report: Reporter) -> float:
     arena = job.arena
     task, method = task_of(arena), compose(job.method, job.settings)
     horizon = Horizon(arena.budget.size, cost_of_step(method.rollout, arena.budget.unit))
-    policy = task.make_policy(model=job.model, seed=job.seed)
+    policy = method.policy_for(task, model=job.model, seed=job.seed)
     meter = Meter(task.make_engine(policy, seed=job.seed), arena.budget.unit, arena.budget.size)
     judge = Judge(arena, task, policy, job.seed, report)
 

@@ -29,7 +29,7 @@ def test_short_names(name: str) -> None:
     assert task.env_id == SHORT_NAMES[name]
     assert task.size == 0
     continuous = task.actions.kind == "continuous"
-    assert continuous == (name in ("pendulum", "hopper", "halfcheetah"))
+    assert continuous == (name in ("pendulum", "hopper", "halfcheetah", "two-goals", "detour"))
     # The usual settings of continuous control come with it.
     policy = task.make_policy(seed=0)
     assert (policy.normalizer is not None) == task.make_engine(policy).normalize_rewards == continuous

@@ -11,6 +11,7 @@ from vantage.core.context import Metrics
 from vantage.core.errors import UserError
 from vantage.core.trajectories import Trajectories
 from vantage.rewards.verifiers import Rewards
+from vantage.rollouts.plans import Shuffled
 from vantage.rollouts.tokens.completions import Completions
 from vantage.tasks.language.problems import problem_set
 from vantage.tasks.language.task import LanguageTask, task_from_data, task_from_spec
@@ -93,6 +94,44 @@ def test_the_road_from_prompts_to_rewards(task, policy):
     assert engine.max_length == 4
     assert batch.prompt.tolist() == [3, 3, 3, 1, 1, 1]
     assert task.score(batch, run(policy, task))["correct"].shape == (6,)
+
+
+def test_a_few_problems_to_learn_from_come_again_and_again():
+    whole = task_from_spec("addition:digits=1")
+    few = task_from_spec("addition:digits=1", options={"training": 5})
+    assert (few.size, few.evaluated) == (5, whole.evaluated)
+    drawn = SimpleNamespace(task=few, generator=torch.Generator().manual_seed(0))
+    source = Shuffled()
+    source.prepare(drawn)
+    found = source(15, drawn)
+    assert found.ids.bincount().tolist() == [3] * 5
+    assert set(found.items) == set(whole.prompts(torch.arange(5)).items)
+    assert task_from_spec("addition:digits=1", options={"training": 10**9}).size == whole.size
+    policy = few.make_policy(seed=0)
+    known = {
+        str(few.problems.problem("train", index).prompt): few.problems.problem("train", index) for index in range(5)
+    }
+
+    class Remembers:
+        """Solves two of the five problems, and no other."""
+
+        def complete(self, items, count, *, seed):
+            self.texts = [
+                known[item].answer if item in known and place < 2 else "x" for place, item in enumerate(items)
+            ]
+            length, tokens = torch.ones(len(items), dtype=torch.long), torch.zeros(len(items), 1)
+            return SimpleNamespace(tokens=tokens, length=length, finished=length > 0)
+
+        def decode(self, rows):
+            return self.texts
+
+    few._engine = Remembers()
+    few._engine.policy = policy
+    judged = few.evaluate(policy, samples=1, seed=0)
+    assert (judged["training"], judged["pass@1"]) == (0.4, 0.0)
+    for bad in (0, -3, 2.5, "many"):
+        with pytest.raises(UserError, match=f"training={bad!r} is out of range"):
+            task_from_spec("addition:digits=1", options={"training": bad})
 
 
 def test_evaluation_counts_right(task, policy, monkeypatch):

@@ -28,6 +28,7 @@ from vantage.core.context import Context
 from vantage.core.errors import UserError
 from vantage.core.loss import backward
 from vantage.core.method import Method
+from vantage.core.protocols import Evaluation
 from vantage.core.trajectories import Trajectories, per_decision
 from vantage.methods.claim import Claim
 from vantage.methods.reasoning.grpo import grpo
@@ -81,7 +82,7 @@ class NormWeighted:
     def squared_norms(self, batch: Trajectories, context: Context) -> Tensor:
         """Return |S|^2 of each row [N] in the logits of its decisions."""
         collision = context.judge(
-            batch, "distribution", read=lambda found: found.distribution.float().softmax(-1).square().sum(-1)
+            batch, "distribution", read=lambda found: _logits(found).float().softmax(-1).square().sum(-1)
         )
         squares = 1 - 2 * batch.logp_old.float().exp() + collision
         return torch.where(batch.mask, squares, 0.0).sum(-1)
@@ -158,6 +159,20 @@ class SignalToNoise(GradientUpdate):
 
 def _square(tensors: list[Tensor]) -> Tensor:
     return torch.stack(torch._foreach_norm(tensors)).float().square().sum()
+
+
+def _logits(evaluation: Evaluation) -> Tensor:
+    """The logits of every decision [N, T, A].
+
+    Raises:
+        UserError: the policy's distribution is no table of logits.
+    """
+    found = evaluation.distribution
+    if not isinstance(found, Tensor):
+        raise UserError(
+            f"oblr-po needs the logits of every decision, not a {type(found).__name__}: train a language model"
+        )
+    return found
 
 
 @method(id="S210", family="objectives", papers=PAPER)

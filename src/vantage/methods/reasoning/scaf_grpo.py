@@ -41,6 +41,7 @@ PAPER = Paper(
     2025,
     arxiv="2510.19807",
 )
+TEMPLATE = "Question: {prompt}\n{label}: {hint}"
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class HintLadder:
 
     stages: tuple[str, ...] = ("knowledge", "planning", "solution")
     parts: int = 4
-    template: Template = field(default_factory=lambda: Template("Question: {prompt}\n{label}: {hint}"))
+    template: Template = field(default_factory=lambda: Template(TEMPLATE))
 
     def __call__(self, item: Any, fields: Mapping[str, Any]) -> list[Any]:
         """Return the prompts of the levels, [] for a problem without hints."""
@@ -136,13 +137,14 @@ def scaf_grpo(
     right_at: float = 1.0,
     minibatches: int = 4,
     temperature: float = 1.0,
+    template: str = TEMPLATE,
     micro_batch: int | None = None,
 ) -> Method:
-    """Compose Scaf-GRPO; `warmup` is in steps."""
+    """Compose Scaf-GRPO; `warmup` is in steps, `template` has {prompt}, {label} and {hint}."""
     return grpo(
         prompts, group_size, lr=lr, beta=0.0, eps=eps, minibatches=minibatches, micro_batch=micro_batch
     ).replace(
-        rollout=Scaffolded(prompts, group_size, temperature, warmup, right_at),
+        rollout=Scaffolded(prompts, group_size, temperature, warmup, right_at, HintLadder(template=Template(template))),
         advantage=GroupStandardized(eps=1e-6),
         averaging="token",
     )

@@ -49,6 +49,8 @@ class Windows:
 
     A row holds its answer from the first token on; its mask is the tokens of this step. `ended` [N] says whether its outcome is
     known: its rewards count, and are missing (NaN) elsewhere. It has `terminated` at its last token, others `truncated`.
+    `rollout/time` is the decoding time so far where all rows are decoded side by side: the sum over steps of the largest number
+    of new tokens in a row.
 
     Attributes:
         rows: answers in progress.
@@ -90,19 +92,24 @@ class Windows:
             truncated=batch.truncated & ~over,
         )
         self._memory["held"] = batch.select(~ended)
+        self._memory["time"] = self._memory.get("time", 0) + batch.mask.sum(-1).max()
         context.record("rollout/ended", ended.float().mean())
+        context.record("rollout/time", self._memory["time"])
         batch = context.verify(batch).replace(ended=ended)
         known = {str(name): batch.rewards[name].float().masked_fill(~ended, torch.nan) for name in batch.rewards.keys()}  # noqa: SIM118
         return batch.replace(rewards=batch.rewards.copy().update(known))
 
     def state_dict(self) -> dict[str, Any]:
-        """The unfinished answers."""
+        """The unfinished answers, and the decoding time."""
         held = self._memory.get("held")
-        return {"held": to_state(held) if held is not None and len(held) else None}
+        return {
+            "held": to_state(held) if held is not None and len(held) else None,
+            "time": int(self._memory.get("time", 0)),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take them back."""
-        self._memory["held"] = from_state(state["held"])
+        self._memory.update(held=from_state(state["held"]), time=int(state["time"]))
 
 
 @dataclass(frozen=True)

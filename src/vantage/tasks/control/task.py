@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from vantage.policies.spaces import Actions, Observations
 from vantage.rollouts.env_backends import EnvPool, envpool_spec, seeds_of
 from vantage.rollouts.env_make import make_env
 from vantage.rollouts.environments import EnvironmentEngine
+from vantage.tasks.control import policies
 from vantage.tasks.control.evaluation import play, play_pool
 
 SHORT_NAMES = {
@@ -29,6 +31,8 @@ SHORT_NAMES = {
     "hopper": "Hopper-v5",
     "halfcheetah": "HalfCheetah-v5",
     "grid": "vantage/Grid-v0",
+    "two-goals": "vantage/TwoGoals-v0",
+    "detour": "vantage/Detour-v0",
 }
 _POLICY_OPTIONS = ("hidden", "activation", "shared", "state_dependent_std", "squash", "log_std")
 _ENGINE_OPTIONS = ("backend", "gamma")
@@ -46,6 +50,8 @@ class ControlTask:
         clip_rewards: whether only the signs of rewards are learnt from; None: for Atari.
         stochastic_evaluation: evaluate sampled actions too, beside the most likely ones.
         parallel: environments that an evaluation steps side by side.
+        policy: 'distribution' (Gaussian or categorical), 'flow' or 'diffusion'; None: what the method asks for, or the first.
+        warm_start: steps in which a new policy learns to act as the environment's demonstrations do, 0 for none.
         **options: of the policy (`hidden`, `activation`, `shared`, `state_dependent_std`, `squash`, `log_std`), of the engine
             (`backend`, `gamma`), and of the environment (all others).
 
@@ -66,13 +72,17 @@ class ControlTask:
         clip_rewards: bool | None = None,
         stochastic_evaluation: bool = False,
         parallel: int = 16,
+        policy: str | None = None,
+        warm_start: int = 0,
         **options: Any,
     ) -> None:
         self.env_id = SHORT_NAMES.get(env, env)
         self.name = env
         self.stochastic_evaluation = stochastic_evaluation
         self.parallel = parallel
-        self.policy_options = {name: options.pop(name) for name in _POLICY_OPTIONS if name in options}
+        self.policy, self.warm_start = policy, warm_start
+        offered = _POLICY_OPTIONS if policy is None else (*_POLICY_OPTIONS, *policies.PROCESS_OPTIONS)
+        self.policy_options = {name: options.pop(name) for name in offered if name in options}
         self.engine_options = {name: options.pop(name) for name in _ENGINE_OPTIONS if name in options}
         self.env_options = options
         self.pooled = self.engine_options.get("backend") == "envpool"
@@ -84,6 +94,10 @@ class ControlTask:
             raise UserError(f"task {env}: {error}") from None
         limit = probe.max_episode_steps if self.pooled else getattr(probe.spec, "max_episode_steps", None)
         self.episode_limit: int | None = limit
+        self.alternatives: tuple[str, ...] = () if self.pooled else getattr(probe.unwrapped, "alternatives", ())
+        self.demonstrations = None if self.pooled else getattr(probe.unwrapped, "demonstrations", None)
+        if warm_start and self.demonstrations is None:
+            raise UserError(f"task {env}: warm_start={warm_start}: this environment has no demonstrations")
         if not self.pooled:
             probe.close()
         continuous = self.actions.kind == "continuous"
@@ -109,23 +123,33 @@ class ControlTask:
         if hasattr(plan, "rows") and hasattr(plan, "length"):
             return max(1, steps // (plan.rows * plan.length))
         if hasattr(plan, "prompts") and hasattr(plan, "size"):
-            return max(1, steps // (plan.prompts * plan.size * (self.episode_limit or 1000)))
+            return max(1, steps // max(1, plan.prompts * plan.size * (self.episode_limit or 1000)))
         return steps
 
     def make_policy(self, model: str | Path = "", seed: int = 0, **options: Any) -> ControlPolicy:
         """Return a new policy, or the saved one in the folder `model`.
 
+        Options given here, such as a method asks for, come before the task's own; only its `policy` comes first.
+
         Raises:
-            UserError: the folder holds none, or one for other spaces.
+            UserError: the folder holds none, or one for other spaces, or an option does not fit.
         """
         if model:
-            policy = ControlPolicy.load(model)
-            if (policy.observations, policy.actions) != (self.observations, self.actions):
+            policy = policies.load_policy(model)
+            made_for = getattr(policy, "made_for", policy.actions)
+            if (policy.observations, made_for) != (self.observations, self.actions):
                 raise UserError(
                     f"the policy in {model} was made for other observations or actions than {self.env_id} has"
                 )
             return policy
-        return ControlPolicy(self.observations, self.actions, seed=seed, **{**self.policy_options, **options})
+        kind = self.policy or options.pop("policy", "distribution")
+        options.pop("policy", None)
+        made = policies.make_policy(kind, self.observations, self.actions, {**self.policy_options, **options}, seed)
+        if self.warm_start:
+            assert self.demonstrations is not None
+            seen, done = self.demonstrations(100, seed)
+            policies.clone(made, torch.from_numpy(seen), torch.from_numpy(done), self.warm_start, seed)
+        return made
 
     def make_engine(self, policy: ControlPolicy, seed: int = 0, **options: Any) -> EnvironmentEngine:
         """Return an engine that runs the policy in copies of the environment."""
@@ -138,17 +162,25 @@ class ControlTask:
 
         Returns:
             `return`, `return_std` (over episodes, ddof 0) and `length`, undiscounted and in the environment's own reward; with
-            `stochastic_evaluation` also `return_sampled`, of as many episodes with sampled actions.
+            `stochastic_evaluation` also `return_sampled`, of as many episodes with sampled actions. Where the environment
+            tells how its episodes ended, `share/...` of each end, and `rarest`, the least share among equally good ends (of the
+            sampled episodes, where there are any).
         """
-        returns, lengths = self._play(policy, samples, seed, None)
+        tally: Counter[str] = Counter()
+        returns, lengths = self._play(policy, samples, seed, None, tally)
         judged = {"return": float(returns.mean()), "return_std": float(returns.std()), "length": float(lengths.mean())}
         if self.stochastic_evaluation:
             generator = torch.Generator(next(policy.parameters()).device).manual_seed(seed)
-            judged["return_sampled"] = float(self._play(policy, samples, seed, generator)[0].mean())
+            tally.clear()
+            judged["return_sampled"] = float(self._play(policy, samples, seed, generator, tally)[0].mean())
+        for name in sorted(set(tally) - {"episodes"}):
+            judged[f"share/{name}"] = tally[name] / tally["episodes"]
+        if self.alternatives:
+            judged["rarest"] = min(tally[name] for name in self.alternatives) / tally["episodes"]
         return judged
 
     def _play(
-        self, policy: Any, samples: int, seed: int, generator: torch.Generator | None
+        self, policy: Any, samples: int, seed: int, generator: torch.Generator | None, tally: Counter[str] | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         count = min(samples, self.parallel)
         seeds = seeds_of(seed, samples, EVALUATION)
@@ -161,6 +193,8 @@ class ControlTask:
             return play(envs, seeds, policy, scalar_actions=scalar, limit=self.episode_limit, generator=generator)
         finally:
             for env in envs:
+                if tally is not None:
+                    tally.update(getattr(env.unwrapped, "tally", {}))
                 env.close()
 
 
@@ -174,9 +208,10 @@ def prepare(env_id: str) -> None:
     """Make this package's own environments known to Gymnasium."""
     require("gymnasium", "control")
     if env_id.startswith("vantage/"):
-        from vantage.tasks.control import grid
+        from vantage.tasks.control import grid, point
 
         grid.register()
+        point.register()
 
 
 def task_from_spec(spec: str, options: Mapping[str, Any] | None = None) -> ControlTask:

@@ -9,11 +9,14 @@ import itertools
 import re
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
+from typing import Any
 
 from vantage.core.errors import UserError
 from vantage.rewards.specs import build, parse
 from vantage.tasks.language.arithmetic import Addition, ModularChain, Sorting
 from vantage.tasks.language.countdown import Countdown
+from vantage.tasks.language.counting import Counting
+from vantage.tasks.language.hinted import Hinted
 from vantage.tasks.language.mixed import Mixed
 from vantage.tasks.language.problem import SPLITS, Problem, ProblemSet
 
@@ -22,6 +25,8 @@ __all__ = [
     "SPLITS",
     "Addition",
     "Countdown",
+    "Counting",
+    "Hinted",
     "Mixed",
     "ModularChain",
     "Problem",
@@ -32,18 +37,29 @@ __all__ = [
 ]
 
 PROBLEM_SETS: Mapping[str, Callable[..., ProblemSet]] = MappingProxyType(
-    {"addition": Addition, "countdown": Countdown, "modular": ModularChain, "sorting": Sorting}
+    {
+        "addition": Addition,
+        "countdown": Countdown,
+        "counting": Counting,
+        "hinted": Hinted,
+        "modular": ModularChain,
+        "sorting": Sorting,
+    }
 )
 _RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)")
 
 
-def problem_set(spec: str) -> ProblemSet:
+def problem_set(spec: str, sets: Mapping[str, Callable[..., ProblemSet]] = PROBLEM_SETS) -> ProblemSet:
     """Make a problem set from `name:setting=value,...`; `low..high` for a whole number mixes the sets of that range.
+
+    Args:
+        spec: the specification.
+        sets: what makes the sets, by name.
 
     Raises:
         UserError: unknown name or setting (with the nearest ones), or a value out of its range (with the range).
     """
-    name, settings = parse("task", spec, PROBLEM_SETS, {})
+    name, settings = parse("task", spec, sets, {})
     ranges = {key: match for key, text in settings.items() if (match := _RANGE.fullmatch(text))}
     spans = []
     for key, match in ranges.items():
@@ -52,7 +68,7 @@ def problem_set(spec: str) -> ProblemSet:
             raise UserError(f"task {name!r}: {key}={match[0]} is no range: write low..high, at most 100 values")
         spans.append([(key, str(value)) for value in range(low, high + 1)])
     parts: list[ProblemSet] = [
-        build("task", name, PROBLEM_SETS[name], {**settings, **dict(chosen)}) for chosen in itertools.product(*spans)
+        build("task", name, sets[name], {**settings, **dict(chosen)}) for chosen in itertools.product(*spans)
     ]
     return parts[0] if len(parts) == 1 else Mixed(tuple(parts))
 
@@ -68,6 +84,7 @@ def alphabet(problems: ProblemSet | None = None) -> str:
         return "".join(sorted(set("".join(map(alphabet, made)))))
     if isinstance(problems, Mixed):
         return "".join(sorted(set("".join(map(alphabet, problems.parts)))))
-    if isinstance(problems, (Addition, Countdown, ModularChain, Sorting)):
-        return "".join(sorted(problems.alphabet()))
+    if type(problems) in PROBLEM_SETS.values():
+        generated: Any = problems
+        return "".join(sorted(generated.alphabet()))
     raise UserError(f"{problems.name}: only a generated task has a known alphabet")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from tensordict import TensorDict
@@ -17,6 +17,17 @@ from vantage.tasks.language.data import ProblemTable, prompt_key
 from vantage.tasks.language.pairs import Demonstration
 from vantage.tasks.language.problem import Problem
 from vantage.tasks.language.space import held_out as falls_out
+
+TURNS = "turns"
+"""Field of a problem whose solution is a conversation: what the policy and its environment say in turn."""
+
+
+class _Example(NamedTuple):
+    number: int
+    prompt: list[int]
+    completion: list[int]
+    learnt: list[bool]
+    cut: bool
 
 
 @dataclass(frozen=True)
@@ -44,7 +55,16 @@ class Demonstrations:
                 raise UserError(f"Demonstrations.{name}={getattr(self, name)} is out of range: at least {least}")
 
     def prepare(self, context: Context) -> None:
-        """Draw the seed of the orders."""
+        """Draw the seed of the orders.
+
+        Raises:
+            UserError: the task has no problems with worked solutions.
+        """
+        if not hasattr(context.task, "problems"):
+            raise UserError(
+                f"Demonstrations: the task {context.task.name!r} has no worked solutions to learn from: take a language task, or"
+                " --data FILE with solutions"
+            )
         self._state.update(seed=int(torch.randint(2**62, (), generator=context.generator)), step=0)
         self._ready.clear()
 
@@ -57,17 +77,24 @@ class Demonstrations:
             self._ready[:] = [round_, self._sorted(round_, context)]
         return _rows(self._ready[1][place], context.policy, context.device)
 
-    def _sorted(self, round_: int, context: Context) -> list[list[tuple[int, list[int], list[int], bool]]]:
+    def _sorted(self, round_: int, context: Context) -> list[list[_Example]]:
         """The batches of a round, encoded."""
         task: Any = context.task
+        policy: Any = context.policy
         chosen = self._numbers(round_ * self.batch * self.bucket, self.batch * self.bucket, task.size)
         examples = []
         for number in chosen:
-            prompt, completion = encoded(context.policy, task.problems.problem("train", number))
-            cut = 0 < self.max_tokens < len(completion)
-            examples.append((number, prompt, completion[: self.max_tokens] if cut else completion, cut))
+            problem = task.problems.problem("train", number)
+            if TURNS in problem.fields:
+                prompt = policy.encode(problem.prompt)
+                completion, learnt = conversation(policy, problem.fields[TURNS])
+            else:
+                prompt, completion = encoded(policy, problem)
+                learnt = [True] * len(completion)
+            most = self.max_tokens or len(completion)
+            examples.append(_Example(number, prompt, completion[:most], learnt[:most], most < len(completion)))
         if self.bucket > 1:
-            examples.sort(key=lambda example: (len(example[1]) + len(example[2]), example[0]))
+            examples.sort(key=lambda example: (len(example.prompt) + len(example.completion), example.number))
         batches = [examples[start : start + self.batch] for start in range(0, len(examples), self.batch)]
         order = torch.randperm(len(batches), generator=self._generator(-1 - round_)).tolist()
         return [batches[i] for i in order] if self.bucket > 1 else batches
@@ -124,23 +151,47 @@ def encoded(policy: Any, problem: Problem) -> tuple[list[int], list[int]]:
     return prompt, completion[: last + 1] if last >= 0 else [*completion, stops[0]]
 
 
-def _rows(
-    examples: Sequence[tuple[int, list[int], list[int], bool]], policy: Any, device: torch.device
-) -> Trajectories:
+def conversation(policy: Any, turns: Sequence[str]) -> tuple[list[int], list[bool]]:
+    """Return the tokens of a worked conversation and whether each is learnt from.
+
+    The policy and its environment speak in turn, the policy first and last. Each says its own tokens, as they do when the
+    conversation is held; the policy's end with its end token. What the environment says is no decision of the policy, so
+    it is read and not learnt.
+
+    Raises:
+        UserError: the last word is not the policy's.
+    """
+    if not len(turns) % 2:
+        raise UserError(
+            f"a worked conversation of {len(turns)} turns does not end with the policy's: give an odd number"
+        )
+    tokens: list[int] = []
+    learnt: list[bool] = []
+    for place, text in enumerate(turns):
+        own = place % 2 == 0
+        said = list(policy.tokenizer(text, add_special_tokens=False)["input_ids"])
+        said += [policy.stop_tokens[0]] if own else []
+        tokens += said
+        learnt += [own] * len(said)
+    return tokens, learnt
+
+
+def _rows(examples: Sequence[_Example], policy: Any, device: torch.device) -> Trajectories:
     pad = policy.tokenizer.pad_token_id
-    tokens, sizes = _table([prompt for _, prompt, _, _ in examples], pad)
-    action, length = _table([completion for _, _, completion, _ in examples], pad)
-    cut = torch.tensor([flag for _, _, _, flag in examples]).unsqueeze(-1)
+    tokens, sizes = _table([example.prompt for example in examples], pad)
+    action, length = _table([example.completion for example in examples], pad)
+    learnt, _ = _table([example.learnt for example in examples], 0)
+    cut = torch.tensor([example.cut for example in examples]).unsqueeze(-1)
     place = torch.arange(action.shape[1])
     last = place == (length - 1).unsqueeze(-1)
-    numbers = torch.tensor([number for number, _, _, _ in examples])
+    numbers = torch.tensor([example.number for example in examples])
     rows = len(examples)
     return Trajectories(
         {
             "observation": TensorDict({"tokens": tokens, "length": sizes}, batch_size=[rows]),
             "action": action,
             "length": length,
-            "mask": place < length.unsqueeze(-1),
+            "mask": learnt.bool(),
             "group": torch.arange(rows),
             "prompt": numbers,
             "terminated": last & ~cut,

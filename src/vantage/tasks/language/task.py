@@ -35,7 +35,7 @@ POLICY_OPTIONS = (
     "lora_targets",
 )
 ENGINE_OPTIONS = ("max_batch_tokens", "backend")
-TASK_OPTIONS = ("evaluated", "preset", "architecture", "micro_batch", "workers", "stored")
+TASK_OPTIONS = ("training", "evaluated", "preset", "architecture", "micro_batch", "workers", "stored")
 DATA_OPTIONS = ("fields", "answer_after", "split", "held_out", "test", "limit", "format")
 
 
@@ -46,14 +46,15 @@ class LanguageTask:
         problems: the problem set; its split "train" is learnt from, "test" is held out.
         verifier: what judges the answers instead of the problem set: a verifier, several as `Rewards` (each is then recorded
             times its weight), or their text (`numeric:after=####`, `correct=math format*0.2=regex:...` apart by ` && `).
-        **options: `evaluated` (problems of an evaluation at most, 200), `preset` and `architecture` (of the model that is made
+        **options: `training` (problems that are learnt from at most, the first ones in the set's own order; all), `evaluated`
+            (problems of an evaluation at most, 200), `preset` and `architecture` (of the model that is made
             when none is given), `micro_batch` (rows judged at once), `workers` (processes for verifiers), `stored`
             (completions stored a step, 16); of sampling: `max_new_tokens`, `top_p`, `top_k`, `min_p`, `stop_strings`; of
             the policy: `dtype`, `autocast`, `checkpointing`, `fused`, `prefix_sharing`, `lora_rank`, `lora_alpha`, `lora_targets`;
             of the engine: `max_batch_tokens`, `backend`.
 
     Raises:
-        UserError: an option is not known (the nearest are named), or a split is empty.
+        UserError: an option is not known (the nearest are named), there is no training problem, or `training` is below 1.
     """
 
     default_steps = 100
@@ -71,6 +72,10 @@ class LanguageTask:
         self.size = problems.size("train")
         if not self.size:
             raise UserError(f"task {problems.name}: there is no training problem")
+        training = options.get("training", self.size)
+        if not isinstance(training, int) or training < 1:
+            raise UserError(f"task {problems.name}: training={training!r} is out of range: an integer of at least 1")
+        self.size = min(training, self.size)
         self.evaluated = min(int(options.get("evaluated", 200)), problems.size("test"))
         self.micro_batch: int | None = options.get("micro_batch")
         self.stored = int(options.get("stored", 16))
@@ -126,16 +131,29 @@ class LanguageTask:
         Returns:
             `pass@1`, and with several samples `pass@n` (unbiased: arXiv 2107.03374) and `maj@n`, of the reward `correct`, or
             the first one where none is called so, right above 0.5; the mean of every further reward; the mean `length`
-            in tokens; `truncated`, the share of completions that the limit cut.
+            in tokens; `truncated`, the share of completions that the limit cut. With the option `training` also `training`,
+            pass@1 of these problems (the first `evaluated` at most).
         """
         if not self.evaluated:
             return {}
-        problems = [self.problems.problem("test", index) for index in range(self.evaluated)]
+        judged = self._judged("test", self.evaluated, policy, samples, seed)
+        if "training" in self.options:
+            few = self._judged("train", min(self.size, self.evaluated), policy, samples, seed)
+            judged["training"] = few["pass@1"]
+        return judged
+
+    def _judged(self, split: str, count: int, policy: Any, samples: int, seed: int) -> dict[str, float]:
+        """Return the figures of the first `count` problems of a split."""
+        problems = [self.problems.problem(split, index) for index in range(count)]
         engine = self._engine_of(policy)
         found = engine.complete([problem.prompt for problem in problems], samples, seed=seed)
         texts = engine.decode(
             [row[:size] for row, size in zip(found.tokens.tolist(), found.length.tolist(), strict=True)]
         )
+        return self._figures(problems, found, texts, samples)
+
+    def _figures(self, problems: Sequence[Problem], found: Any, texts: Sequence[str], samples: int) -> dict[str, float]:
+        """Return the figures of `samples` completions of each problem."""
         named, _ = self._judge([problem for problem in problems for _ in range(samples)], texts)
         main = "correct" if "correct" in named else next(iter(named))
         right = (torch.tensor(named[main]) > 0.5).view(-1, samples)
@@ -180,11 +198,14 @@ class LanguageTask:
     def make_engine(self, policy: Any, seed: int = 0) -> LanguageEngine:
         """Return an engine that samples the policy's completions."""
         given = {name: self.options[name] for name in ENGINE_OPTIONS if name in self.options}
-        sampling = {name: self.options[name] for name in SAMPLING_OPTIONS if name in self.options}
-        if "stop_strings" in sampling:
-            sampling["stop_strings"] = _names(sampling["stop_strings"])
-        self._engine = LanguageEngine(policy, sampling=Sampling(**sampling), **given)
+        self._engine = LanguageEngine(policy, sampling=self._sampling(), **given)
         return self._engine
+
+    def _sampling(self) -> Sampling:
+        given = {name: self.options[name] for name in SAMPLING_OPTIONS if name in self.options}
+        if "stop_strings" in given:
+            given["stop_strings"] = _names(given["stop_strings"])
+        return Sampling(**given)
 
     def writer(self, folder: Path) -> SampleWriter:
         """Return the listener that stores some completions of every step in the run's folder."""
@@ -265,8 +286,9 @@ def task_from_data(data: str, verifier: str = "", options: Mapping[str, Any] | N
         data: file or saved `datasets` folder; see `vantage.tasks.language.data`.
         verifier: what judges the answers, as in `LanguageTask`; "exact" when empty.
         options: of the task, and of reading: `fields` (`prompt=question,answer=final`), `answer_after`, `split`, `held_out`
-            (share), `test` (a file of held-out problems), `limit`, and `format`: "problems", or "demonstrations" for
-            texts to imitate that need no separate answer.
+            (share), `test` (a file of held-out problems), `limit`, and `format`: "problems", "demonstrations" for
+            texts to imitate that need no separate answer, or "pairs" for preferences, which is what a file
+            with the fields `chosen` and `rejected` is taken for.
 
     Raises:
         UserError: the file cannot be read; the message names file, line and reason.
@@ -277,7 +299,11 @@ def task_from_data(data: str, verifier: str = "", options: Mapping[str, Any] | N
     reading = {name: given.pop(name) for name in DATA_OPTIONS if name in given}
     if isinstance(reading.get("fields"), str):
         reading["fields"] = _pairs(reading["fields"])
-    kind = reading.pop("format", "problems")
+    kind = reading.pop("format", "") or ("pairs" if _holds_pairs(data, reading.get("split")) else "problems")
+    if kind == "pairs":
+        from vantage.tasks.language.preference import task_from_pairs
+
+        return task_from_pairs(data, verifier, reading, given)
     if kind == "demonstrations":
         from vantage.tasks.language.pairs import load_demonstrations
         from vantage.tasks.language.sft import demonstration_set
@@ -292,8 +318,16 @@ def task_from_data(data: str, verifier: str = "", options: Mapping[str, Any] | N
             **given,
         )
     if kind != "problems":
-        raise UserError(f"format={kind!r} is not known: problems or demonstrations")
+        raise UserError(f"format={kind!r} is not known: problems, demonstrations or pairs")
     return LanguageTask(load_problems(data, **reading), verifier or "exact", **given)
+
+
+def _holds_pairs(data: str, split: str | None) -> bool:
+    """Whether the first row has the two sides of a preference."""
+    from vantage.tasks.language.reading import read_rows
+
+    _, row = next(read_rows(data, split))
+    return "chosen" in row and "rejected" in row
 
 
 def _pairs(text: str) -> dict[str, str]:

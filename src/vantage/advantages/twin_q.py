@@ -1,0 +1,83 @@
+"""Twin action values with targets, learnt from single transitions (TD3's critic)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from vantage.core.context import Context
+from vantage.core.errors import UserError
+from vantage.core.trajectories import Trajectories
+from vantage.updates.optimizers import Adam
+
+
+@dataclass(frozen=True)
+class TwinQ:
+    """Q1 and Q2, fitted in every step to one bootstrap target (TD3, arXiv 1802.09477, eqs. 10, 14 and algorithm 1).
+
+        a' = clip(target_actor(s') + clip(noise * e, -limit, limit), -1, 1)          e standard normal
+        y  = r + gamma * (1 - terminated) * min(Q1', Q2')(s', a')                    loss = mean (Q1 - y)^2 + mean (Q2 - y)^2
+
+    Reads `observation`, `action`, `reward`, `next_observation`, `terminated`, rows of one decision. The policy grows the
+    networks; what moves their targets is a controller (`MoveTargets`).
+
+    Attributes:
+        gamma: discount, 0 to 1.
+        noise: standard deviation of the target action's noise, in units of the action's bound.
+        limit: where it is clipped.
+        optimizer: of the action values alone.
+    """
+
+    gamma: float = 0.99
+    noise: float = 0.2
+    limit: float = 0.5
+    optimizer: Any = field(default_factory=Adam)
+    _memory: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.gamma <= 1:
+            raise UserError(f"TwinQ.gamma={self.gamma} is out of range: 0 to 1")
+        for name in ("noise", "limit"):
+            if not getattr(self, name) >= 0:
+                raise UserError(f"TwinQ.{name}={getattr(self, name)} is out of range: at least 0")
+
+    def prepare(self, context: Context) -> None:
+        """Have the policy grow the networks, and make their optimiser."""
+        policy: Any = context.policy
+        if not hasattr(policy, "add_critics"):
+            raise UserError(f"TwinQ: {type(policy).__name__} has no action values: take a task of the field offline")
+        policy.add_critics()
+        self._memory["optimizer"] = self.optimizer.build(policy.critics.parameters())
+
+    def __call__(self, batch: Trajectories, context: Context) -> Trajectories:
+        """Return the batch: no part reads state values."""
+        return batch
+
+    def fit(self, batch: Trajectories, context: Context) -> None:
+        """Take one step towards the targets."""
+        policy: Any = context.policy
+        with torch.no_grad():
+            noise = torch.randn(batch.action.shape, generator=context.generator).to(batch.device)
+            following = policy.mean_action(batch.next_observation, target=True)
+            following = (following + (self.noise * noise).clamp(-self.limit, self.limit)).clamp(-1, 1)
+            bootstrap = policy.q(batch.next_observation, following, target=True).amin(0)
+            aim = batch.reward + self.gamma * torch.where(batch.terminated, 0.0, bootstrap)
+        values = policy.q(batch.observation, batch.action)
+        loss = (values - aim).square().mean((1, 2)).sum()
+        optimizer = self._memory["optimizer"]
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        context.record("loss/value", loss)
+        context.record("value/mean", values.detach().mean())
+
+    def state_dict(self) -> dict[str, Any]:
+        """The optimiser's state; the networks are the policy's."""
+        return {"optimizer": self._memory["optimizer"].state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take it back."""
+        self._memory["optimizer"].load_state_dict(state["optimizer"])

@@ -1,0 +1,1 @@
+"""Compression: networks pruned by formulas and by policies."""

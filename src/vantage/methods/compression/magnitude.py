@@ -1,0 +1,47 @@
+"""Magnitude pruning: the smallest weights go.
+
+What a weight contributes is taken to be its size, |w|; no data is looked at. The comparison runs within each layer
+("layer", as the published baselines of large models have it), within each output's row ("row") or over all layers ("global").
+`kept:of` (2:4) keeps that many of each `of` weights that stand side by side in a row.
+
+Han et al., Learning both Weights and Connections for Efficient Neural Networks (arXiv 1506.02626, section 3).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from vantage.methods.registry import Paper, method
+from vantage.tasks.compression.masks import share
+from vantage.tasks.compression.network import Network
+from vantage.tasks.compression.scores import Scope, prune_by_score
+
+PAPER = Paper(
+    "Learning both Weights and Connections for Efficient Neural Networks",
+    "Song Han and Jeff Pool and John Tran and William J. Dally",
+    2015,
+    arxiv="1506.02626",
+)
+
+
+@dataclass(frozen=True)
+class Magnitude:
+    """Removes the weights with the smallest |w|; a `Pruner`."""
+
+    scope: Scope
+
+    def __call__(self, network: Network, sparsity: float, *, seed: int = 0) -> dict[str, float]:
+        """Prune the network in place."""
+        layers = network.layers()
+        with torch.no_grad():
+            scores = {name: network.model.get_submodule(name).weight.abs() for name in layers}  # type: ignore[operator, union-attr]
+        prune_by_score(network, scores, share("sparsity", sparsity), self.scope)
+        return {}
+
+
+@method(family="compression", papers=PAPER)
+def magnitude(scope: str = "layer", kept: int = 0, of: int = 0) -> Magnitude:
+    """Compose magnitude pruning; `kept` of each `of` weights stay where `of` is given, whatever the sparsity asked for."""
+    return Magnitude(Scope(scope, kept, of))

@@ -1,0 +1,50 @@
+"""Optimal Brain Damage: the weights go whose removal a diagonal second-order model of the loss says costs least.
+
+    saliency_i = 1/2 F_ii w_i^2,      F_ii = mean over mini-batches of (d loss / d w_i)^2
+
+The Hessian's diagonal is taken to be that of the empirical Fisher information, as the baselines of second-order pruning do;
+what stays is not changed. LeCun, Denker and Solla, Optimal Brain Damage (NIPS 1989), equation 5.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from vantage.methods.registry import Paper, method
+from vantage.tasks.compression.masks import share
+from vantage.tasks.compression.network import Network, weight_names
+from vantage.tasks.compression.scores import Scope, batch_losses, prune_by_score
+from vantage.tasks.compression.statistics import fisher_diagonal
+
+PAPER = Paper("Optimal Brain Damage", "Yann LeCun and John S. Denker and Sara A. Solla", 1989, venue="NIPS 2")
+
+
+@dataclass(frozen=True)
+class BrainDamage:
+    """Removes the weights with the smallest F_ii w_i^2; a `Pruner`."""
+
+    samples: int
+    batch: int
+    scope: Scope
+
+    def __call__(self, network: Network, sparsity: float, *, seed: int = 0) -> dict[str, float]:
+        """Prune the network in place by the gradients of `samples` mini-batches."""
+        share("sparsity", sparsity)
+        layers = network.layers()
+        names = weight_names(layers)
+        fisher = fisher_diagonal(network.model, names, batch_losses(network, self.samples, self.batch, seed))
+        with torch.no_grad():
+            scores = {
+                layer: fisher[name] * network.model.get_parameter(name).float().square()
+                for layer, name in zip(layers, names, strict=True)
+            }
+        prune_by_score(network, scores, sparsity, self.scope)
+        return {}
+
+
+@method(family="compression", papers=PAPER)
+def obd(samples: int = 500, batch: int = 1, scope: str = "global") -> BrainDamage:
+    """Compose Optimal Brain Damage with the empirical Fisher diagonal of `samples` mini-batches of `batch` rows."""
+    return BrainDamage(samples, batch, Scope(scope))

@@ -1,0 +1,256 @@
+"""PDPPO: PPO with a second critic, on the state after the decision and before the randomness; the smaller one is baseline. (S012)
+
+Where a transition is a known effect of the action followed by random demand, the post-decision state x = f(s, a) is easier to
+value than s, since two decisions that lead to the same x share one value:
+
+    G_t = r_t + gamma G_{t+1} to the episode's end (no bootstrap), standardised over the batch
+    A_t = G_t - min(V(s_t), V_x(x_t))                                      stored values, no gradient
+    loss = -mean min(ratio A, clip(ratio) A) + 0.5 mean (min(V, V_x) - G)^2 - c_e * entropy
+
+The minimum sends gradient to the smaller critic alone. With several choices a decision (one a machine), ratio, clip and entropy
+are each choice's own. The environment offers f: the rollout leaves `post_observation`, as inventory systems do.
+
+Actor and critics share no weights, so the critics' K full-batch passes stand apart from the actor's K; what differs from one
+joint loss is that each side's gradient norm is clipped by itself. In the authors' frozen-lake code the stored V_x comes from
+the pre-decision critic, a slip that is not repeated. `critics`: "dual", "post" (V_x alone) or "pre" (V alone: Monte-Carlo PPO).
+
+V_x(f(s, a)) depends on the action, and a baseline that does is no longer free of bias: where V_x is exact, what is left of A is
+the noise after the decision and the decision's own cost. So the better V_x is, the less V_x alone can teach; the minimum with
+V keeps part of the signal. arXiv 2504.05150.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vantage.advantages.critic import add_critic
+from vantage.advantages.gae import gae
+from vantage.core.context import Context
+from vantage.core.errors import UserError, unknown
+from vantage.core.method import Method
+from vantage.core.protocols import Evaluation
+from vantage.core.trajectories import Trajectories
+from vantage.methods.claim import Claim
+from vantage.methods.registry import Paper, method
+from vantage.objectives.surrogates import masked_mean, record_ratio
+from vantage.regularizers.penalties import EntropyBonus
+from vantage.rewards.mixing import Total
+from vantage.rollouts.plans import Shuffled, Steps
+from vantage.updates.gradient import GradientUpdate, clip_gradient
+
+PAPER = Paper(
+    "A Reinforcement Learning Method for Environments with Stochastic Variables: "
+    "Post-Decision Proximal Policy Optimization with Dual Critic Networks",
+    "Leonardo Kanashiro Felizardo and Edoardo Fadda and Paolo Brandimarte and Emilio Del-Moral-Hernandez"
+    " and Mariá Cristina Vasconcelos Nascimento",
+    2025,
+    arxiv="2504.05150",
+)
+POST = "post_decision"
+"""The second critic's name among the policy's heads."""
+CRITICS = ("dual", "post", "pre")
+
+
+@dataclass(frozen=True)
+class CoupledAdam:
+    """Adam whose weight decay is added to the gradient (L2), as in the authors' code."""
+
+    lr: float
+    weight_decay: float = 0.0
+
+    def build(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
+        """Return the optimiser of these parameters."""
+        return torch.optim.Adam(list(parameters), lr=self.lr, weight_decay=self.weight_decay)
+
+
+@dataclass(frozen=True)
+class DualCritic:
+    """Fills `value` = V(s) and `value_post` = V_x(x), and after the actor's update fits the smaller one to the returns.
+
+    Attributes:
+        critics: "dual", "post" or "pre": which ones the baseline is the minimum of.
+        epochs: full-batch steps a fit.
+        lr, weight_decay, max_grad_norm: of Adam (L2 decay) and the clip.
+    """
+
+    critics: str = "dual"
+    epochs: int = 60
+    lr: float = 1e-3
+    weight_decay: float = 1e-3
+    max_grad_norm: float = 1.0
+    _memory: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.critics not in CRITICS:
+            raise unknown("critics", self.critics, CRITICS, "pdppo")
+
+    def prepare(self, context: Context) -> None:
+        """Grow the second critic, of the first one's shape, and make the optimiser of both."""
+        policy: Any = context.policy
+        add_critic(context)
+        if not hasattr(policy, "add_head"):
+            raise UserError(f"pdppo: {type(policy).__name__} cannot grow a second critic: take an inventory task")
+        policy.add_head(POST)
+        named = dict(policy.named_parameters())
+        parameters = [*policy.critic_parameters(), *(p for n, p in named.items() if n.startswith(f"heads.{POST}."))]
+        self._memory["parameters"] = parameters
+        self._memory["optimizer"] = CoupledAdam(self.lr, self.weight_decay).build(parameters)
+
+    def baselines(self, batch: Trajectories, policy: Any) -> list[Tensor]:
+        """Return the values [N, T] that the baseline is the minimum of; with gradient unless disabled."""
+        values = []
+        if self.critics != "post":
+            values.append(policy.evaluate(batch, frozenset({"value"})).value)
+        if self.critics != "pre":
+            seen = batch.replace(observation=batch["post_observation"])
+            values.append(policy.evaluate(seen, frozenset({POST})).extras[POST])
+        return values
+
+    @torch.no_grad()
+    def __call__(self, batch: Trajectories, context: Context) -> Trajectories:
+        """Fill `value` (the smaller one) and the log-probabilities of the single choices; no gradient.
+
+        Raises:
+            UserError: the environment does not say what a decision leads to before chance has its turn.
+        """
+        if self.critics != "pre" and "post_observation" not in batch:
+            raise UserError(
+                "pdppo needs post-decision states (column post_observation), which this environment does not offer:"
+                " take an inventory task, or critics=pre"
+            )
+        both = self.baselines(batch, context.policy)
+        batch = batch.replace(value=torch.stack(both).amin(0), last_observation=None, final_observation=None)
+        logp = context.judge(
+            batch, "distribution", read=lambda found: logp_of_choices(found.distribution, batch.action)
+        )
+        return batch.replace(choice_logp_old=logp)
+
+    def fit(self, batch: Trajectories, context: Context) -> None:
+        """Take `epochs` full-batch steps on 0.5 * mean (min(V, V_x) - G)^2."""
+        optimizer: torch.optim.Optimizer = self._memory["optimizer"]
+        flat = batch.flatten()
+        flat = flat.select(flat.mask.any(-1)).detach()
+        for _ in range(self.epochs):
+            both = self.baselines(flat, context.policy)
+            error = (both[0] if len(both) == 1 else torch.minimum(*both)) - flat.returns
+            loss = 0.5 * error.square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            clip_gradient(self._memory["parameters"], self.max_grad_norm)
+            optimizer.step()
+        with torch.no_grad():
+            for name, value in zip(("value", "value_post")[self.critics == "post" :], both, strict=False):
+                context.record(f"error/{name}", (value.detach() - flat.returns).square().mean())
+            context.record("loss/value", loss)
+            context.record("error/critic", 2 * loss)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The optimiser's state."""
+        return dict(self._memory["optimizer"].state_dict())
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take it back."""
+        self._memory["optimizer"].load_state_dict(dict(state))
+
+
+@dataclass(frozen=True)
+class StandardReturns:
+    """Monte-Carlo `returns`, standardised over the batch (sample std, eps 1e-7), and `advantage` = returns - value.
+
+    Rewards are discounted by `gamma` and summed to the episode's end. A row's end counts as one: nothing is bootstrapped.
+    """
+
+    gamma: float = 0.99
+
+    def __call__(self, batch: Trajectories, context: Context) -> Trajectories:
+        """Fill both, [N, T]; no gradient."""
+        zero = torch.zeros_like(batch.reward)
+        _, returns = gae(batch.reward, zero, zero, batch.terminated, batch.truncated, batch.mask, self.gamma, 1.0)
+        seen = returns[batch.mask]
+        returns = (returns - seen.mean()) / (seen.std() + 1e-7)
+        return batch.replace(returns=returns, advantage=(returns - batch.value) * batch.mask)
+
+
+@dataclass(frozen=True)
+class ClipChoices:
+    """PPO's clipped surrogate of each of a decision's K choices, with the decision's advantage; the mean over choices.
+
+    With one choice (or a Gaussian action) it is PPO's.
+    """
+
+    eps: float = 0.2
+    wants = frozenset({"distribution"})
+
+    def __call__(self, evaluation: Evaluation, batch: Trajectories, context: Context) -> Tensor:
+        """Return the loss per decision [N, T]."""
+        log = logp_of_choices(evaluation.distribution, batch.action) - batch["choice_logp_old"]
+        advantage = batch.advantage.unsqueeze(-1)
+        ratio = log.exp()
+        plain, held = advantage * ratio, advantage * ratio.clamp(1 - self.eps, 1 + self.eps)
+        with torch.no_grad():
+            context.record("clip_fraction", masked_mean((held < plain).float().mean(-1), batch.mask))
+        record_ratio(log.mean(-1), batch.mask, context)
+        return -torch.minimum(plain, held).mean(-1)
+
+
+def logp_of_choices(distribution: Any, action: Tensor) -> Tensor:
+    """Return the log-probability of each choice of a decision, [..., K]; K = 1 where a decision is one choice."""
+    if hasattr(distribution, "sizes"):
+        found: Tensor = distribution.log_probs.gather(-1, action.unsqueeze(-1)).squeeze(-1)
+        return found
+    one: Tensor = distribution.log_prob(action)
+    return one.unsqueeze(-1)
+
+
+@method(id="S012", family="control", papers=PAPER)
+def pdppo(
+    rows: int = 40,
+    length: int = 100,
+    epochs: int = 60,
+    lr: float = 5.5e-4,
+    critic_lr: float = 1e-3,
+    gamma: float = 0.99,
+    eps: float = 0.2,
+    entropy_coefficient: float = 0.012,
+    weight_decay: float = 1e-3,
+    max_grad_norm: float = 1.0,
+    critics: str = "dual",
+) -> Method:
+    """Compose PDPPO; the settings are those of the lot-sizing experiments."""
+    return Method(
+        prompts=Shuffled(),
+        rollout=Steps(rows, length),
+        rewards=(Total(),),
+        values=DualCritic(critics, epochs, critic_lr, weight_decay, max_grad_norm),
+        advantage=StandardReturns(gamma),
+        objective=ClipChoices(eps),
+        averaging="token",
+        regularizers=(EntropyBonus(entropy_coefficient),),
+        update=GradientUpdate(optimizer=CoupledAdam(lr, weight_decay), epochs=epochs, max_grad_norm=max_grad_norm),
+    )
+
+
+claim = (
+    Claim(
+        name="score",
+        arena="lot-sizing",
+        against="pdppo",
+        against_settings={"critics": "pre"},
+        note="The baseline is the same code with one critic on the state before the decision: PPO on Monte-Carlo returns.",
+    ),
+    Claim(
+        name="critic",
+        arena="lot-sizing",
+        against="pdppo",
+        metric="error/critic",
+        direction="lower",
+        settings={"critics": "post"},
+        against_settings={"critics": "pre"},
+        note="Squared error of the critic that was fitted, on standardised returns.",
+    ),
+)

@@ -1,0 +1,60 @@
+"""ELBO-GRPO: GRPO on a masked diffusion model, with a Monte Carlo ELBO in the place of the likelihood.
+
+The likelihood of a masked diffusion model is only bounded. The bound is estimated with n sets of masked positions, the same
+for both policies, and its difference stands inside the ratio, so that all n graphs are held until the backward pass:
+
+    d_j = e_j(theta) - sg[e_j(theta_old)]        loss = -mean over answers of A exp( (1 / n) sum_j d_j )
+
+It is the objective whose bound BGPO (arXiv 2510.11683, equation of section 3) uses in its place, and the baseline of that
+paper, which could afford n = 4 or less. A by GRPO, over the answers to a prompt; no clip and no KL, as there.
+"""
+
+from __future__ import annotations
+
+from vantage.advantages.groups import GroupStandardized
+from vantage.core.method import Method
+from vantage.methods.reasoning.grpo import grpo
+from vantage.methods.registry import Paper, method
+from vantage.objectives.elbo import JointBound
+from vantage.rollouts.unmasking import Unmask
+from vantage.selection.masks import MonteCarloMasks
+
+PAPER = Paper(
+    "Boundary-Guided Policy Optimization for Memory-efficient RL of Diffusion Large Language Models",
+    "Nianyi Lin and Jiajie Zhang and Lei Hou and Juanzi Li",
+    2025,
+    arxiv="2510.11683",
+)
+
+
+@method(family="generative", kind="recipe", papers=PAPER)
+def elbo_grpo(
+    prompts: int = 16,
+    group_size: int = 8,
+    samples: int = 4,
+    lr: float = 5e-7,
+    kind: str = "fixed",
+    minibatches: int = 1,
+    temperature: float = 1.0,
+    weight_decay: float = 0.0,
+    max_grad_norm: float = 1.0,
+    micro_batch: int | None = None,
+) -> Method:
+    """Compose ELBO-GRPO; `samples` is n."""
+    composed = grpo(
+        prompts,
+        group_size,
+        lr=lr,
+        beta=0.0,
+        minibatches=minibatches,
+        weight_decay=weight_decay,
+        max_grad_norm=max_grad_norm,
+        micro_batch=micro_batch,
+    ).replace(
+        rollout=Unmask(prompts, group_size, temperature),
+        advantage=GroupStandardized(eps=1e-6),
+        selection=(MonteCarloMasks(samples, kind, old=minibatches > 1),),
+        objective=JointBound(),
+    )
+    # The samples of an answer and the answers to a prompt stay together.
+    return composed.adapt("update", unit="group")

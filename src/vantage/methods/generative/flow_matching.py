@@ -1,0 +1,115 @@
+"""Flow matching: a velocity field is fitted to the straight lines from noise to data.
+
+A sample and a draw of noise are joined by a line, and the network learns the line's direction at a random point of it; what
+it then predicts, the mean direction through the point, carries noise to data along an ODE:
+
+    x_0 ~ data, x_1 ~ N(0, I), t ~ U(0, 1)        x_t = (1 - t) x_0 + t x_1
+    loss = mean over pairs of mean over dimensions of  (v(x_t, t) - (x_1 - x_0))^2
+
+arXiv 2210.02747 with the straight paths of arXiv 2209.03003. It is the supervised step before all others here, and on the
+road it is a method like any other, with pairs for a rollout. The optimiser's settings are ours: the papers' belong to image
+models.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from vantage.core.context import Context
+from vantage.core.errors import UserError
+from vantage.core.method import Method
+from vantage.core.protocols import Evaluation
+from vantage.core.trajectories import Trajectories
+from vantage.methods.registry import Paper, method
+from vantage.objectives.likelihood import NoCredit
+from vantage.rollouts.plans import Shuffled, at_least
+from vantage.updates.gradient import GradientUpdate
+from vantage.updates.optimizers import Adam, Cosine
+
+PAPER = Paper(
+    "Flow Matching for Generative Modeling",
+    "Yaron Lipman and Ricky T. Q. Chen and Heli Ben-Hamu and Maximilian Nickel and Matt Le",
+    2023,
+    arxiv="2210.02747",
+)
+STRAIGHT = Paper(
+    "Flow Straight and Fast: Learning to Generate and Transfer Data with Rectified Flow",
+    "Xingchao Liu and Chengyue Gong and Qiang Liu",
+    2022,
+    arxiv="2209.03003",
+)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Rollout: `batch` points on lines from noise to the task's data, rows of one decision whose action is the line's direction."""
+
+    batch: int = 256
+
+    def __post_init__(self) -> None:
+        at_least("Pairs.batch", self.batch, 1)
+
+    def __call__(self, context: Context) -> Trajectories:
+        """Draw the next pairs."""
+        data: Any = getattr(context.task, "data", None)
+        if not hasattr(data, "draw"):
+            raise UserError(
+                f"flow matching needs a task with data to match; {context.task.name} has none (flow2d, digits)"
+            )
+        sample, label = data.draw(self.batch, context.generator)
+        noise = torch.randn(sample.shape, generator=context.generator)
+        time = torch.rand(self.batch, 1, generator=context.generator)
+        shaped = time.reshape(-1, *[1] * (sample.dim() - 1))
+        seen = {"x": ((1 - shaped) * sample + shaped * noise).unsqueeze(1), "time": time}
+        if label is not None:
+            seen["label"] = label.unsqueeze(1)
+        rows = torch.arange(self.batch)
+        return Trajectories(
+            {
+                "observation": TensorDict(seen, batch_size=[self.batch]),
+                "action": (noise - sample).unsqueeze(1),
+                "mask": torch.ones(self.batch, 1, dtype=torch.bool),
+                "length": torch.ones(self.batch, dtype=torch.int64),
+                "group": rows,
+                "prompt": rows,
+            }
+        ).to(context.device)
+
+
+@dataclass(frozen=True)
+class MatchVelocity:
+    """The page's loss per decision [N, 1]; gradient flows through the policy's proxy `logp`, which is its negative."""
+
+    wants = frozenset({"logp"})
+
+    def __call__(self, evaluation: Evaluation, batch: Trajectories, context: Context) -> Tensor:
+        """Return the loss."""
+        if not evaluation.proxy:
+            raise UserError("flow matching needs a flow policy, whose logp on pairs is a matching loss")
+        return -evaluation.logp
+
+
+@method(family="generative", kind="recipe", papers=(PAPER, STRAIGHT))
+def flow_matching(
+    batch: int = 256, lr: float = 2e-3, weight_decay: float = 0.0, final: float = 0.05, max_grad_norm: float = 1.0
+) -> Method:
+    """Compose flow matching; the rate falls along a cosine to the share `final`."""
+    return Method(
+        prompts=Shuffled(),
+        rollout=Pairs(batch),
+        rewards=(),
+        values=None,
+        advantage=NoCredit(),
+        objective=MatchVelocity(),
+        averaging="token",
+        update=GradientUpdate(
+            optimizer=Adam(lr, weight_decay=weight_decay),
+            schedule=Cosine(final=final, warmup=0.02),
+            max_grad_norm=max_grad_norm,
+        ),
+    )

@@ -1,0 +1,102 @@
+"""Masked diffusion: a bidirectional model learns to fill in worked answers of which any part is masked.
+
+A random number of an answer's positions is masked, and the model predicts them all at once from the prompt and the rest; the
+weight of a mask makes the loss a bound on the likelihood, so that the same model answers from a fully masked start:
+
+    l ~ U{1..L}, M = l random positions of y     loss = -mean over answers of (1 / l) sum_{i in M} log p(y_i | x, y with M masked)
+
+LLaDA, arXiv 2502.09992, algorithm 2, with the fixed count of positions in place of independent ones (the same expectation).
+The step before reinforcement learning; on the road it is a method like any other, with worked answers for a rollout. The
+settings are ours.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+
+from vantage.core.context import Context
+from vantage.core.errors import UserError
+from vantage.core.method import Method
+from vantage.core.trajectories import Trajectories
+from vantage.methods.registry import Paper, method
+from vantage.objectives.likelihood import NegativeLogLikelihood, NoCredit
+from vantage.rollouts.plans import Shuffled, at_least
+from vantage.selection.masks import MonteCarloMasks
+from vantage.updates.gradient import GradientUpdate
+from vantage.updates.optimizers import Adam, Cosine
+
+PAPER = Paper(
+    "Large Language Diffusion Models",
+    "Shen Nie and Fengqi Zhu and Zebin You and Xiaolu Zhang and Jingyang Ou and Jun Hu and Jun Zhou and Yankai Lin and"
+    " Ji-Rong Wen and Chongxuan Li",
+    2025,
+    arxiv="2502.09992",
+)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Rollout: the worked answers of the next `batch` training problems; nothing is sampled."""
+
+    batch: int = 64
+
+    def __post_init__(self) -> None:
+        at_least("Answers.batch", self.batch, 1)
+
+    def __call__(self, context: Context) -> Trajectories:
+        """Return the next batch."""
+        task: Any = context.task
+        policy: Any = context.policy
+        if not hasattr(task, "solutions"):
+            raise UserError(
+                f"masked diffusion needs a task with worked answers; {task.name} has none (masked:addition:digits=2)"
+            )
+        prompts = context.next_prompts(self.batch)
+        action = policy.encode(task.solutions(prompts.ids), answers=True)
+        rows = torch.arange(len(action))
+        return Trajectories(
+            {
+                "observation": TensorDict({"tokens": policy.encode(prompts.items)}, batch_size=[len(action)]),
+                "action": action,
+                "mask": torch.ones_like(action, dtype=torch.bool),
+                "length": torch.full((len(action),), action.shape[1]),
+                "group": rows,
+                "prompt": prompts.ids,
+                # Nothing is to be verified.
+                "rewards": TensorDict({}, batch_size=[len(action)]),
+            }
+        ).to(context.device)
+
+
+@method(family="generative", kind="recipe", papers=PAPER)
+def masked_diffusion(
+    batch: int = 64,
+    lr: float = 2e-3,
+    samples: int = 1,
+    kind: str = "fixed",
+    weight_decay: float = 0.0,
+    warmup: float = 0.05,
+    max_grad_norm: float = 1.0,
+    micro_batch: int | None = None,
+) -> Method:
+    """Compose masked diffusion; `samples` sets of masked positions an answer."""
+    return Method(
+        prompts=Shuffled(),
+        rollout=Answers(batch),
+        rewards=(),
+        values=None,
+        advantage=NoCredit(),
+        selection=(MonteCarloMasks(samples, kind),),
+        objective=NegativeLogLikelihood(),
+        averaging="token",
+        update=GradientUpdate(
+            optimizer=Adam(lr, weight_decay=weight_decay),
+            schedule=Cosine(final=0.1, warmup=warmup),
+            max_grad_norm=max_grad_norm,
+            micro_batch=micro_batch,
+        ),
+    )

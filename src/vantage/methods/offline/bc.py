@@ -1,0 +1,37 @@
+"""Behaviour cloning: do what the data did.
+
+    loss = -mean log N(a; pi(s), 1)   =   mean |pi(s) - a|^2 / 2 + const
+
+on recorded transitions, rewards unread: the baseline that every method for offline reinforcement learning must beat. A
+deterministic actor whose mean is pi(s) has unit variance in the loss; with `spread` its standard deviation is learnt too.
+Pomerleau 1989; the settings are those of TD3+BC's appendix (arXiv 2106.06860).
+"""
+
+from __future__ import annotations
+
+from vantage.core.method import Method
+from vantage.methods.registry import Paper, method
+from vantage.objectives.likelihood import NegativeLogLikelihood, NoCredit
+from vantage.rollouts.offline import Transitions
+from vantage.rollouts.plans import Shuffled
+from vantage.updates.gradient import GradientUpdate
+from vantage.updates.optimizers import Adam
+
+PAPER = Paper(
+    "ALVINN: An Autonomous Land Vehicle in a Neural Network", "Dean A. Pomerleau", 1989, venue="Advances in Neural Information"
+    " Processing Systems 1",
+)  # fmt: skip
+
+
+@method(family="offline", papers=PAPER)
+def bc(rows: int = 256, lr: float = 3e-4) -> Method:
+    """Compose behaviour cloning; `rows` transitions a step."""
+    return Method(
+        prompts=Shuffled(),
+        rollout=Transitions(rows),
+        rewards=(),
+        values=None,
+        advantage=NoCredit(),
+        objective=NegativeLogLikelihood(),
+        update=GradientUpdate(optimizer=Adam(lr), unit="row", max_grad_norm=None),
+    )

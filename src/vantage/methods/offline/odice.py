@@ -1,0 +1,204 @@
+"""ODICE: the backward gradient of the DICE value loss is projected onto what is orthogonal to the forward one. (S204)
+
+The temporal residual depends on V in the state and in the next state, and the two gradients often fight. Each is taken by itself,
+with the target network on the other side, and only what the backward one adds is kept:
+
+    e_f = r + gamma (1 - done) V'(s') - V(s)         g_f = grad  lam mean f*(e_f)               through V(s)
+    e_b = r + gamma (1 - done) V(s') - V'(s)         g_b = grad  lam eta mean f*(e_b)           through V(s')
+    g   = (1 - lam) grad mean V(s) + g_f + ( g_b - <g_f, g_b> / <g_f, g_f> g_f )
+
+over the parameters of both value networks together, f* the conjugate of Pearson's chi-square: f*(y) = y + y^2 / 4 from -2 on, -1
+below. Targets take the smaller of the two values, and so does the policy's weight: weighted cloning with min(max(e_f, 0),
+100), e_f of this step before V moves (theory says max(e_f / 2 + 1, 0); the authors' code, and this page, do not).
+`gradient="semi"` leaves g_b out; "true" differentiates one residual through both. arXiv 2402.00348.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vantage.core.context import Context
+from vantage.core.errors import UserError, unknown
+from vantage.core.method import Method
+from vantage.core.trajectories import Trajectories
+from vantage.methods.claim import Claim
+from vantage.methods.registry import Paper, method
+from vantage.objectives.surrogates import PolicyGradient
+from vantage.rollouts.offline import Transitions
+from vantage.rollouts.plans import Shuffled
+from vantage.updates.gradient import GradientUpdate
+from vantage.updates.optimizers import Adam
+from vantage.updates.projection import inner, project_out
+from vantage.updates.targets import MoveTargets
+
+PAPER = Paper(
+    "ODICE: Revealing the Mystery of Distribution Correction Estimation via Orthogonal-gradient Update",
+    "Liyuan Mao and Haoran Xu and Weinan Zhang and Xianyuan Zhan",
+    2024,
+    arxiv="2402.00348",
+)
+GRADIENTS = ("orthogonal", "semi", "true")
+
+
+def conjugate(y: Tensor) -> Tensor:
+    """Return f*(y) of Pearson's chi-square, elementwise; its derivative is max(y / 2 + 1, 0)."""
+    held = y.clamp(min=-2.0)
+    return held + held.square() / 4
+
+
+@dataclass(frozen=True)
+class DiceValue:
+    """The page's V: fills `value` and `next_value` [N, 1] before the policy moves, and takes the projected step after it.
+
+    Attributes:
+        lam: weight of the residuals against the push down, 0 to 1.
+        eta: weight of the backward gradient, at least 0.
+        gamma: discount.
+        gradient: "orthogonal", "semi" or "true".
+        optimizer: of the values alone.
+    """
+
+    lam: float = 0.6
+    eta: float = 1.0
+    gamma: float = 0.99
+    gradient: str = "orthogonal"
+    optimizer: Any = field(default_factory=lambda: Adam(2e-4))
+    _memory: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.gradient not in GRADIENTS:
+            raise unknown("gradient", self.gradient, GRADIENTS, "DiceValue")
+        for name in ("lam", "gamma"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"DiceValue.{name}={getattr(self, name)} is out of range: 0 to 1")
+        if not self.eta >= 0:
+            raise UserError(f"DiceValue.eta={self.eta} is out of range: at least 0")
+
+    def prepare(self, context: Context) -> None:
+        """Have the policy grow values and a spread."""
+        policy: Any = context.policy
+        if not hasattr(policy, "add_values"):
+            raise UserError(f"odice: {type(policy).__name__} grows no state values: take a task of the field offline")
+        policy.add_values()
+        policy.add_spread()
+        self._memory["optimizer"] = self.optimizer.build(policy.value_nets.parameters())
+
+    @torch.no_grad()
+    def __call__(self, batch: Trajectories, context: Context) -> Trajectories:
+        """Fill the columns: the smaller V of the state, the smaller target of the next one, 0 after a termination."""
+        policy: Any = context.policy
+        following = policy.v(batch.next_observation, target=True).amin(0)
+        value = policy.v(batch.observation).amin(0)
+        return batch.replace(value=value, next_value=torch.where(batch.terminated, 0.0, following))
+
+    def fit(self, batch: Trajectories, context: Context) -> None:
+        """Move V by the combined gradient."""
+        policy: Any = context.policy
+        parameters = list(policy.value_nets.parameters())
+        gradient = self.combined(policy, batch, parameters, context)
+        optimizer = self._memory["optimizer"]
+        for parameter, part in zip(parameters, gradient, strict=True):
+            parameter.grad = part
+        optimizer.step()
+
+    def combined(self, policy: Any, batch: Trajectories, parameters: list[Any], context: Context) -> list[Tensor]:
+        """Return the gradient of the page, a tensor for each parameter."""
+        left = self.gamma * (~batch.terminated).to(batch.reward.dtype)
+        now = policy.v(batch.observation)
+        if self.gradient == "true":
+            residual = batch.reward + left * policy.v(batch.next_observation) - now
+            loss = (1 - self.lam) * now.mean() + self.lam * conjugate(residual).mean()
+            context.record("loss/value", loss)
+            return list(torch.autograd.grad(loss, parameters))
+        forward = self.lam * conjugate(batch.reward + left * self._target(policy, batch.next_observation) - now).mean()
+        g_f = torch.autograd.grad(forward, parameters, retain_graph=True)
+        push = torch.autograd.grad((1 - self.lam) * now.mean(), parameters)
+        context.record("loss/value", forward)
+        context.record("value/mean", now.detach().mean())
+        total = torch._foreach_add(list(push), list(g_f))
+        if self.gradient == "semi" or self.eta == 0:
+            return list(total)
+        before = self._target(policy, batch.observation)
+        backward = (
+            self.lam * self.eta * conjugate(batch.reward + left * policy.v(batch.next_observation) - before).mean()
+        )
+        g_b = torch.autograd.grad(backward, parameters)
+        rest, _ = project_out(g_b, g_f)
+        norms = (inner(g_f, g_f) * inner(g_b, g_b)).sqrt().clamp(min=1e-12)
+        context.record("dice/cosine", inner(g_f, g_b) / norms)
+        return list(torch._foreach_add(list(total), rest))
+
+    @torch.no_grad()
+    def _target(self, policy: Any, observation: Tensor) -> Tensor:
+        smallest: Tensor = policy.v(observation, target=True).amin(0)
+        return smallest
+
+    def state_dict(self) -> dict[str, Any]:
+        """The optimiser's state; the networks are the policy's."""
+        return {"optimizer": self._memory["optimizer"].state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take it back."""
+        self._memory["optimizer"].load_state_dict(state["optimizer"])
+
+
+@dataclass(frozen=True)
+class ResidualWeight:
+    """Advantage: min(max(reward + gamma * next_value - value, 0), most), [N, 1]; the weight of cloning the row's action."""
+
+    gamma: float = 0.99
+    most: float = 100.0
+
+    def __call__(self, batch: Trajectories, context: Context) -> Tensor:
+        """Return the weights."""
+        weight = (batch.reward + self.gamma * batch.next_value - batch.value).clamp(0.0, self.most)
+        context.record("weight/positive", (weight > 0).float().mean())
+        return weight
+
+
+@method(id="S204", family="offline", papers=PAPER)
+def odice(
+    rows: int = 256,
+    lr: float = 2e-4,
+    lam: float = 0.6,
+    eta: float = 1.0,
+    gamma: float = 0.99,
+    tau: float = 0.005,
+    gradient: str = "orthogonal",
+    weight_decay: float = 1e-4,
+) -> Method:
+    """Compose ODICE; `lr` is of policy and values alike."""
+    return Method(
+        prompts=Shuffled(),
+        rollout=Transitions(rows),
+        rewards=(),
+        values=DiceValue(lam, eta, gamma, gradient, Adam(lr)),
+        advantage=ResidualWeight(gamma),
+        objective=PolicyGradient(),
+        averaging="total",
+        controllers=(MoveTargets(tau),),
+        update=GradientUpdate(optimizer=Adam(lr, weight_decay=weight_decay), unit="row", max_grad_norm=None),
+    )
+
+
+claim = (
+    Claim(
+        name="true",
+        arena="offline-point",
+        against="odice",
+        against_settings={"gradient": "true"},
+        note="The authors: better than the true gradient of the same loss.",
+    ),
+    Claim(
+        name="semi",
+        arena="offline-point",
+        against="odice",
+        against_settings={"gradient": "semi"},
+        note="The authors: better than the semi-gradient, which has no backward part.",
+    ),
+)

@@ -1,0 +1,70 @@
+"""TD3+BC: TD3 on recorded data, with the actor held near the action that the data took.
+
+Off-policy actor-critics trust their values on actions that nobody took. One squared distance in the actor's loss, and a
+scale for the value, is enough to hold them:
+
+    lam  = alpha / mean |Q1(s, pi(s))|         loss = -lam * mean Q1(s, pi(s)) + mean (pi(s) - a)^2
+
+every second step; the twin action values take a step in each, towards r + gamma min Q'(s', noisy pi'(s')), and targets
+move after the actor. States are standardised by the data's moments (the task's `normalize`). The actor's step here precedes
+the critic's of the same minibatch instead of following it. `pull=0` is TD3 on the data without any regulariser.
+arXiv 2106.06860, equations 3 and 5 and table of appendix C.
+"""
+
+from __future__ import annotations
+
+from vantage.advantages.twin_q import TwinQ
+from vantage.core.method import Method
+from vantage.methods.claim import Claim
+from vantage.methods.registry import Paper, method
+from vantage.objectives.deterministic import AnchoredGradient
+from vantage.objectives.likelihood import NoCredit
+from vantage.rollouts.offline import Transitions
+from vantage.rollouts.plans import Shuffled
+from vantage.updates.gradient import GradientUpdate
+from vantage.updates.optimizers import Adam
+from vantage.updates.targets import Every, MoveTargets
+
+PAPER = Paper(
+    "A Minimalist Approach to Offline Reinforcement Learning",
+    "Scott Fujimoto and Shixiang Shane Gu",
+    2021,
+    arxiv="2106.06860",
+)
+TD3_PAPER = Paper(
+    "Addressing Function Approximation Error in Actor-Critic Methods",
+    "Scott Fujimoto and Herke van Hoof and David Meger",
+    2018,
+    arxiv="1802.09477",
+)
+
+
+@method(family="offline", papers=(PAPER, TD3_PAPER))
+def td3_bc(
+    rows: int = 256,
+    lr: float = 3e-4,
+    alpha: float = 2.5,
+    pull: float = 1.0,
+    gamma: float = 0.99,
+    tau: float = 0.005,
+    noise: float = 0.2,
+    every: int = 2,
+) -> Method:
+    """Compose TD3+BC; `every` critic steps the actor takes one."""
+    return Method(
+        prompts=Shuffled(),
+        rollout=Transitions(rows),
+        rewards=(),
+        values=TwinQ(gamma, noise, optimizer=Adam(lr)),
+        advantage=NoCredit(),
+        objective=AnchoredGradient(alpha, pull=pull),
+        controllers=(MoveTargets(tau, every),),
+        update=Every(every, GradientUpdate(optimizer=Adam(lr), unit="row", max_grad_norm=None)),
+    )
+
+
+claim = Claim(
+    arena="offline-point",
+    against="bc",
+    note="A tenth of the episodes is good, the rest are random walks: what is imitated is mostly aimless.",
+)

@@ -1,0 +1,1 @@
+"""Operations: routing, scheduling, inventory."""

@@ -1,0 +1,193 @@
+"""Poppy: a population trained by its best member alone, so that its members specialise. (S042)
+
+If several policies are run on an instance and the best answer is kept, the objective should be the expected maximum. Its
+gradient touches only the agent that won, weighed by its margin over the runner-up:
+
+    J = E max_k R(tau_k)        grad J = E (R_k* - R_k2) grad logp(tau_k*)        k* the best agent, k2 the second
+    loss = -mean over instances and starts of (R_k* - R_k2) * sum_t logp_t(tau_k*)
+
+The runner-up is a baseline that leaves the gradient unbiased: it does not depend on the winner's tour, given that it wins. Ties
+weigh 0. Agents share the encoder and have decoders of their own. arXiv 2210.03475.
+
+Two phases. First POMO trains one decoder; then all K are its clones, and sampling alone breaks their symmetry. Either in one
+run (`warm`, the share of it that is the first phase; the optimiser begins anew with the second), or in two:
+
+    vantage train pomo  --task tsp:nodes=20 --out A
+    vantage train poppy --task tsp:nodes=20 --model A/model --set agents=4 --out B
+
+`credit="baseline"` is the released code's variant: the winner's weight is R_k* less the mean of its tours from all starts.
+`credit="own"` leaves the competition out: each decoder has POMO's loss, an independent population. With one agent all are
+POMO. The losers' rows are dropped before the update: their gradient is exactly 0. The card gives weight decay to the
+encoder alone; 1e-6 on all parameters, decoupled, is what stands here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vantage.advantages.groups import group_mean
+from vantage.core.averaging import group_index
+from vantage.core.context import Context
+from vantage.core.errors import UserError
+from vantage.core.method import Method
+from vantage.core.trajectories import Trajectories, per_decision
+from vantage.methods.claim import Claim
+from vantage.methods.operations.pomo import pomo
+from vantage.methods.registry import Paper, method
+from vantage.rollouts.routing import MultiStart
+
+PAPER = Paper(
+    "Winner Takes It All: Training Performant RL Populations for Combinatorial Optimization",
+    "Nathan Grinsztajn and Daniel Furelos-Blanco and Shikha Surana and Clement Bonnet and Thomas D. Barrett",
+    2023,
+    arxiv="2210.03475",
+    venue="Advances in Neural Information Processing Systems 36",
+)
+CREDITS = ("margin", "baseline", "own")
+
+
+@dataclass(frozen=True)
+class Population(MultiStart):
+    """Tours from every start by every agent, after a first phase in which only one agent acts.
+
+    Attributes:
+        agents: K decoders; a policy with one is given clones of it.
+        warm: share of the run's steps in which the first agent alone acts and learns, in [0, 1); then all become its clones.
+    """
+
+    agents: int = 16
+    warm: float = 0.0
+    _state: dict[str, bool] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.agents < 1:
+            raise UserError(f"Population.agents={self.agents} is out of range: at least 1")
+        if not 0 <= self.warm < 1:
+            raise UserError(f"Population.warm={self.warm} is out of range: at least 0 and below 1")
+
+    @property
+    def size(self) -> int:
+        """Tours of an instance in the second phase; 0 where the instance decides."""
+        return self.starts * self.agents
+
+    def prepare(self, context: Context) -> None:
+        """Give the policy its decoders."""
+        super().prepare(context)
+        policy: Any = context.policy
+        policy.populate(self.agents)
+        self._state["begun"] = self.warm == 0 or self.agents == 1
+
+    def __call__(self, context: Context) -> Trajectories:
+        """Build the next tours, and begin the second phase when it is due."""
+        if not self._state["begun"]:
+            if context.progress < self.warm:
+                return self.build(context, 1)
+            policy: Any = context.policy
+            policy.clone_first()
+            # Moments of one decoder's gradient, and zeros of the others', mean nothing to the clones.
+            context.method.update.prepare(context)
+            self._state["begun"] = True
+        return self.build(context, None)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Whether the second phase has begun."""
+        return dict(self._state)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take it back."""
+        self._state.update(begun=bool(state["begun"]))
+
+
+@dataclass(frozen=True)
+class WinnerTakesAll:
+    """Advantage of the winner among the agents, for each prompt and start; 0 for the others, and no gradient.
+
+    Fills `advantage` [N, T] and `winner` [N] bool, one row of each prompt and start; of tied ones the first. Where one agent
+    acts alone, its advantage is POMO's.
+
+    Attributes:
+        credit: "margin" over the runner-up, or "baseline": over the mean of the winner's own tours from all starts.
+    """
+
+    credit: str = "margin"
+
+    def __call__(self, batch: Trajectories, context: Context) -> Trajectories:
+        """Fill the columns."""
+        rows, score = len(batch), batch.score.float()
+        start = batch.start
+        place, places = group_index(batch.prompt * (start.max() + 1) + start)
+
+        def best(values: Tensor) -> Tensor:
+            return values.new_full((places,), -torch.inf).scatter_reduce_(0, place, values, "amax")
+
+        order = torch.arange(rows, device=place.device)
+        first = torch.full((places,), rows, device=place.device)
+        first.scatter_reduce_(0, place, torch.where(score == best(score)[place], order, rows), "amin")
+        winner = order == first[place]
+        runner_up = best(score.masked_fill(winner, -torch.inf))[place]
+        own = group_mean(score, batch.group)
+        baseline = torch.where(runner_up.isinf(), own, runner_up) if self.credit == "margin" else own
+        advantage = torch.where(winner, score - baseline, 0.0)
+        agents = torch.bincount(batch.agent[winner], minlength=int(batch.agent.max()) + 1)
+        context.record("agents/least_share", agents.amin() / places)
+        context.record("agents/margin", advantage.sum() / places)
+        return batch.replace(advantage=per_decision(advantage, batch.mask), winner=winner)
+
+
+def winners(batch: Trajectories, context: Context) -> Trajectories:
+    """Keep the winners' rows: one of each prompt and start."""
+    return batch.select(batch.winner)
+
+
+@method(id="S042", family="operations", papers=PAPER)
+def poppy(
+    agents: int = 16,
+    prompts: int = 64,
+    starts: int = 0,
+    warm: float = 0.0,
+    credit: str = "margin",
+    lr: float = 1e-4,
+    weight_decay: float = 1e-6,
+    max_grad_norm: float | None = None,
+    temperature: float = 1.0,
+    micro_batch: int | None = None,
+) -> Method:
+    """Compose Poppy; `credit="own"` is the independent population, and `agents=1` POMO."""
+    if credit not in CREDITS:
+        raise UserError(f"poppy.credit={credit!r} is not known: {', '.join(CREDITS)}")
+    parent = pomo(prompts, starts, lr, weight_decay, max_grad_norm, temperature, micro_batch)
+    rollout = Population(prompts, starts, temperature, agents, warm)
+    if credit == "own":
+        return parent.replace(rollout=rollout)
+    return parent.replace(rollout=rollout, advantage=WinnerTakesAll(credit), selection=(winners,))
+
+
+_PHASES = {"agents": 4, "warm": 0.5, "prompts": 64}
+
+claim = (
+    Claim(
+        name="independent",
+        arena="tsp20-best-of-4",
+        against="poppy",
+        direction="lower",
+        settings=_PHASES,
+        against_settings={**_PHASES, "credit": "own"},
+        note="Against four decoders that know nothing of each other, from the same warm start, at equal rollouts: the best of"
+        " four tours from each start.",
+    ),
+    Claim(
+        name="sampling",
+        arena="tsp20-best-of-4",
+        against="poppy",
+        direction="lower",
+        settings=_PHASES,
+        against_settings={**_PHASES, "agents": 1},
+        note="Against one policy, trained on as many tours, whose best of a greedy and three drawn tours from each start counts.",
+    ),
+)

@@ -1,0 +1,67 @@
+"""Sinkhorn: optimal transport with an entropy, by scaling rows and columns in turn.
+
+    min_T <T, C> + eps sum T (log T - 1):      T_ij = exp((f_i + g_j - C_ij) / eps)
+    f_i <- eps log a_i - eps log sum_j exp((g_j - C_ij) / eps),      then g_j likewise
+
+Its plans are dense: every entry is above 0. Computed in the log domain, so that a small eps overflows nothing.
+
+Cuturi, Sinkhorn Distances: Lightspeed Computation of Optimal Transport (arXiv 1306.0895).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from vantage.core.errors import UserError
+from vantage.methods.registry import Paper, method
+from vantage.tasks.solvers.transport import Plan, Told, Transport
+
+PAPER = Paper(
+    "Sinkhorn Distances: Lightspeed Computation of Optimal Transport", "Marco Cuturi", 2013, arxiv="1306.0895"
+)
+
+
+@dataclass(frozen=True)
+class Sinkhorn:
+    """Scales rows and columns in turn; a `Solver` of `Transport`.
+
+    Attributes:
+        eps: weight of the entropy, above 0.
+        tolerance: on the sum of absolute differences of the row sums; the column sums are right after every iteration.
+        limit: iterations at most.
+    """
+
+    eps: float
+    tolerance: float
+    limit: int
+
+    def __post_init__(self) -> None:
+        if not self.eps > 0 or self.limit < 1:
+            raise UserError(f"sinkhorn: eps={self.eps} must be above 0, limit={self.limit} at least 1")
+
+    def __call__(self, problem: Transport, told: Told | None = None) -> Plan:
+        """Return the plan; `value` is the regularised cost's dual."""
+        eps, cost = self.eps, problem.cost
+        log_a, log_b = problem.source.log(), problem.target.log()
+        f, g = torch.zeros_like(problem.source), torch.zeros_like(problem.target)
+        plan = torch.outer(problem.source, problem.target)
+        done = 0
+        while done < self.limit:
+            f = eps * (log_a - torch.logsumexp((g - cost) / eps, 1))
+            g = eps * (log_b - torch.logsumexp((f.unsqueeze(1) - cost) / eps, 0))
+            plan = ((f.unsqueeze(1) + g - cost) / eps).exp()
+            done += 1
+            if told is not None:
+                told(done, plan)
+            if float((plan.sum(1) - problem.source).abs().sum()) < self.tolerance:
+                break
+        value = f @ problem.source + g @ problem.target - eps * plan.sum()
+        return Plan(plan, float(value), done)
+
+
+@method(family="optimization", papers=PAPER)
+def sinkhorn(eps: float = 0.05, tolerance: float = 1e-6, limit: int = 1000) -> Sinkhorn:
+    """Compose Sinkhorn's iteration."""
+    return Sinkhorn(eps, tolerance, limit)

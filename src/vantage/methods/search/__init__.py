@@ -1,0 +1,1 @@
+"""Tree search and what is learnt from it."""

@@ -1,0 +1,32 @@
+"""UCT: every node of the tree is a bandit, and new leaves are valued by playing on at random.
+
+Upper confidence bounds applied to trees, the plain Monte Carlo tree search without a prior: a simulation takes, in each node,
+
+    argmax_a  q_a + c sqrt(2 log N / n_a),    an action never taken first
+
+until it leaves the tree, adds one node, plays one random game from it, and adds the outcome to every edge on the way. The action
+most visited is played. Kocsis and Szepesvári 2006, with q in [0, 1] and c = 1/sqrt(2). Which of several equals comes first is drawn.
+"""
+
+from __future__ import annotations
+
+import math
+
+from vantage.methods.registry import Paper, method
+from vantage.tasks.search.rules import UCB1, Visits, uniform_playouts
+from vantage.tasks.search.tree import Search
+
+PAPER = Paper(
+    "Bandit Based Monte-Carlo Planning",
+    "Levente Kocsis and Csaba Szepesvári",
+    2006,
+    venue="European Conference on Machine Learning",
+)
+
+
+@method(family="search", papers=PAPER)
+def uct(c: float = 1 / math.sqrt(2)) -> Search:
+    """Compose UCT; values are taken as they are, outcomes between -1 and 1 as q between 0 and 1."""
+    return Search(
+        tree=UCB1(c), act=Visits(), final=Visits(0.0), target=Visits(), evaluate=uniform_playouts, normalise="range"
+    )

@@ -1,0 +1,1 @@
+"""Methods with guarantees, on tabular MDPs."""

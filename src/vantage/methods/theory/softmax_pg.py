@@ -1,0 +1,71 @@
+"""Softmax policy gradient: REINFORCE on a table of logits, all steps of the horizon together.
+
+The plain baseline of tabular policy optimisation: play K episodes, ascend the estimate of the gradient of the return.
+
+    pi_h(a | s) = softmax(theta_h(s, .))_a        theta <- theta + eta (1/K) sum_i sum_h grad log pi_h(a_h | s_h) G_h
+
+with a constant step, 1 / (5 H^2 R) being one over the smoothness of the return for rewards in [0, R] (arXiv 2310.02671);
+`scale` multiplies it. Theory: arXiv 1908.00261; the estimate: Williams 1992, without a baseline.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from vantage.core.errors import UserError
+from vantage.methods.registry import Paper, method
+from vantage.tasks.tabular.episodes import Known, Learner, Plan
+from vantage.tasks.tabular.softmax import reinforce
+
+PAPERS = (
+    Paper(
+        "Simple Statistical Gradient-Following Algorithms for Connectionist Reinforcement Learning",
+        "Ronald J. Williams",
+        1992,
+    ),
+    Paper(
+        "On the Theory of Policy Gradient Methods: Optimality, Approximation, and Distribution Shift",
+        "Alekh Agarwal and Sham M. Kakade and Jason D. Lee and Gaurav Mahajan",
+        2021,
+        arxiv="1908.00261",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class SoftmaxGradient:
+    """The algorithm.
+
+    Attributes:
+        episodes: K, of one estimate.
+        scale: of the step 1 / (5 H^2 R).
+        bound: R, the highest reward of a step.
+    """
+
+    episodes: int = 32
+    scale: float = 1.0
+    bound: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.episodes < 1 or not min(self.scale, self.bound) > 0:
+            raise UserError(
+                f"softmax-pg: episodes={self.episodes}, scale={self.scale}, bound={self.bound}: at least 1, and above 0"
+            )
+
+    def __call__(self, known: Known) -> Learner:
+        """Learn from `episodes` episodes at a time."""
+        rate = self.scale / (5.0 * known.shape[0] ** 2 * self.bound)
+        policy = known.uniform()
+        logits = torch.zeros_like(policy)
+        while True:
+            seen = yield Plan(policy, self.episodes)
+            logits += rate * reinforce(policy, seen)
+            policy = logits.softmax(-1)
+
+
+@method(family="theory", papers=PAPERS)
+def softmax_pg(episodes: int = 32, scale: float = 1.0, bound: float = 1.0) -> SoftmaxGradient:
+    """Compose the algorithm with the step of its theory."""
+    return SoftmaxGradient(episodes, scale, bound)

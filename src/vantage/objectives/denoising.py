@@ -1,0 +1,61 @@
+"""Policy losses over the steps of a sampler, whose decisions are vectors of many dimensions."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vantage.core.context import Context
+from vantage.core.errors import UserError
+from vantage.core.protocols import Evaluation
+from vantage.core.trajectories import Trajectories
+from vantage.objectives.surrogates import clipped_surrogate, log_ratio
+
+
+@dataclass(frozen=True)
+class StepClip:
+    """The clipped surrogate with the ratio of a step taken per dimension: exp(mean over dimensions of log p - log p_old).
+
+        loss = max(-A ratio, -A clip(ratio, 1 - eps, 1 + eps))        Flow-GRPO, arXiv 2505.05470, as released
+
+    Gradient flows through `logp`. The mean is the true ratio to the power 1 / D; the published clip ranges belong to it.
+
+    Attributes:
+        eps: clip range on both sides, at least 0.
+    """
+
+    eps: float = 1e-4
+    wants = frozenset({"logp"})
+
+    def __post_init__(self) -> None:
+        if not self.eps >= 0:
+            raise UserError(f"StepClip.eps={self.eps} is out of range: at least 0")
+
+    def __call__(self, evaluation: Evaluation, batch: Trajectories, context: Context) -> Tensor:
+        """Return the loss per decision [N, T]."""
+        size = math.prod(batch.action.shape[2:])
+        log = log_ratio(evaluation.logp, batch.logp_old, batch.mask) / size
+        return clipped_step(log, self.eps, batch, context)
+
+
+def clipped_step(log: Tensor, eps: float, batch: Trajectories, context: Context) -> Tensor:
+    """Return the clipped surrogate [N, T] of a log-ratio [N, T], and record the share clipped on either side.
+
+    `clip_fraction/positive` is the share of the decisions with A > 0 whose ratio is above 1 + eps, `clip_fraction/negative` that
+    of the decisions with A < 0 whose ratio is below 1 - eps, `clip_balance` the first less the second.
+    """
+    with torch.no_grad():
+        moved = log.expm1()
+        shares = []
+        for name, side, beyond in (
+            ("positive", batch.advantage > 0, moved > eps),
+            ("negative", batch.advantage < 0, moved < -eps),
+        ):
+            side = side & batch.mask
+            shares.append((side & beyond).sum() / side.sum().clamp(min=1))
+            context.record(f"clip_fraction/{name}", shares[-1])
+        context.record("clip_balance", shares[0] - shares[1])
+    return clipped_surrogate(log, batch, 1 - eps, 1 + eps, None, context)

@@ -1,0 +1,116 @@
+"""Losses over pairs of rows that answer one prompt.
+
+The rows of a pair share `group`; the first of them, in the batch's order, is the chosen one. A batch that mixes sources says
+in `source` which rows are stored pairs (`STORED`); the others have loss 0. The loss of a pair stands on both of its rows, so
+that its mean over rows is its mean over pairs, and any cut that keeps groups whole adds up to it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vantage.core.context import Context
+from vantage.core.errors import UserError
+from vantage.core.protocols import Evaluation
+from vantage.core.trajectories import Trajectories
+
+STORED, FRESH = 0, 1
+"""Values of the column `source`: rows of stored pairs, rows that the policy has just sampled."""
+
+
+def row_logp(logp: Tensor, mask: Tensor, average: bool = False) -> Tensor:
+    """Return the row's summed log-probability [N] of logp [N, T]; with `average` its mean over the row's decisions."""
+    total = torch.where(mask, logp, 0.0).sum(-1)
+    return total / mask.sum(-1).clamp(min=1) if average else total
+
+
+def pair_rows(batch: Trajectories) -> tuple[Tensor, Tensor]:
+    """Return the rows [M] of the first and of the second answer of each stored pair.
+
+    Raises:
+        UserError: some group of stored rows is not made of pairs.
+    """
+    rows = torch.arange(len(batch), device=batch.device)
+    if "source" in batch:
+        rows = rows[batch.source == STORED]
+    group = batch.group[rows]
+    order = torch.argsort(group, stable=True)
+    if len(rows) % 2 or not torch.equal(group[order[::2]], group[order[1::2]]):
+        raise UserError(
+            "a loss over pairs needs groups of two rows: one plan gives them all (StoredPairs, or Groups of size 2)"
+        )
+    first, second = rows[order].view(-1, 2).unbind(1)
+    return first, second
+
+
+def on_both(loss: Tensor, first: Tensor, second: Tensor, rows: int) -> Tensor:
+    """Place a loss per pair [M] on both of its rows: [N], 0 elsewhere."""
+    placed = loss.new_zeros(rows)
+    return placed.index_copy(0, torch.cat([first, second]), torch.cat([loss, loss]))
+
+
+@dataclass(frozen=True)
+class PairLogistic:
+    """-log sigmoid of the margin between chosen and rejected answer, by their implicit rewards. Gradient through `logp`.
+
+        u = beta * (a(chosen) - a(rejected)) - gamma
+        loss = -(1 - smoothing) log sigmoid(u) - smoothing log sigmoid(-u),   or with `hinge`   max(0, 1 - u)
+
+    a is the row's log-ratio to the reference (DPO, arXiv 2305.18290, eq. 7), or with `average` its mean log-probability a
+    decision without any reference (SimPO, arXiv 2405.14734, eq. 6).
+
+    Attributes:
+        beta: scale of the implicit reward, above 0.
+        gamma: margin that is asked for, at least 0.
+        average: mean log-probability instead of the log-ratio.
+        smoothing: probability that a label is wrong, 0 to below 0.5.
+        hinge: the hinge instead of the logistic loss.
+    """
+
+    beta: float = 0.1
+    gamma: float = 0.0
+    average: bool = False
+    smoothing: float = 0.0
+    hinge: bool = False
+    wants = frozenset({"logp"})
+    unit = "group"
+
+    def __post_init__(self) -> None:
+        if not self.beta > 0:
+            raise UserError(f"PairLogistic.beta={self.beta} is out of range: above 0")
+        if not self.gamma >= 0:
+            raise UserError(f"PairLogistic.gamma={self.gamma} is out of range: at least 0")
+        if not 0 <= self.smoothing < 0.5:
+            raise UserError(f"PairLogistic.smoothing={self.smoothing} is out of range: 0 to below 0.5")
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """The reference's log-probability, where there is a reference."""
+        return frozenset() if self.average else frozenset({"logp_ref"})
+
+    def __call__(self, evaluation: Evaluation, batch: Trajectories, context: Context) -> Tensor:
+        """Return the loss [N]."""
+        first, second = pair_rows(batch)
+        implicit = row_logp(evaluation.logp, batch.mask, self.average)
+        if not self.average:
+            implicit = implicit - row_logp(batch.logp_ref, batch.mask)
+        margin = self.beta * (implicit[first] - implicit[second])
+        u = margin - self.gamma
+        if self.hinge:
+            loss = torch.relu(1 - u)
+        else:
+            loss = -(1 - self.smoothing) * F.logsigmoid(u)
+            if self.smoothing:
+                loss = loss - self.smoothing * F.logsigmoid(-u)
+        count = len(first)
+        if count:
+            with torch.no_grad():
+                context.record("pairs/accuracy", (margin > 0).float().mean(), count)
+                context.record("pairs/margin", margin.mean(), count)
+                context.record("pairs/chosen", self.beta * implicit[first].mean(), count)
+                context.record("pairs/rejected", self.beta * implicit[second].mean(), count)
+        return on_both(loss, first, second, len(batch))

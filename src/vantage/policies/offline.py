@@ -1,0 +1,252 @@
+"""Networks for learning from recorded transitions: a bounded actor, and what a method grows beside it.
+
+The actor's mean is tanh of a perceptron, in [-1, 1]; `bound` scales it to the data's unit. Twin action values (`add_critics`),
+twin state values (`add_values`) and a spread (`add_spread`) are grown by the parts that teach them; each value network has a
+target that `targets` pairs with it.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vantage.core.checkpoint import load_tensors, save_tensors, write_atomically
+from vantage.core.errors import UserError
+from vantage.core.protocols import Evaluation
+from vantage.core.trajectories import Trajectories
+from vantage.policies.distributions import Gaussian
+from vantage.policies.networks import MLP
+from vantage.policies.perceptron import perceptrons, suits
+
+KIND = "relu"
+LOG_STD_RANGE = (-5.0, 2.0)
+
+
+class OfflinePolicy(nn.Module):
+    """Actor, and whatever values have been grown; rows are single transitions [N, 1, ...].
+
+    `evaluate` takes observations as they stand in a batch, which is normalised; `act` takes raw ones and normalises by `mean`
+    and `std`, the data's.
+
+    Args:
+        observations, actions: widths D and A.
+        hidden: widths of the hidden layers of every network.
+        seed: of the initial weights.
+        mean, std: of raw observations [D]; None leaves them as they are.
+        bound: of raw actions [A]; None for 1.
+    """
+
+    memoryless = True
+    mean: Tensor
+    std: Tensor
+    bound: Tensor
+
+    def __init__(
+        self,
+        observations: int,
+        actions: int,
+        hidden: Sequence[int] = (256, 256),
+        seed: int = 0,
+        mean: Tensor | None = None,
+        std: Tensor | None = None,
+        bound: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        self.shape = (observations, actions)
+        self.hidden = tuple(hidden)
+        self.grown: list[str] = []
+        self._generator = torch.Generator().manual_seed(seed)
+        self.actor = self._network(observations, actions, 0.01)
+        for name, given, usual in (("mean", mean, 0.0), ("std", std, 1.0)):
+            self.register_buffer(name, torch.full((observations,), usual) if given is None else given.float())
+        self.register_buffer("bound", torch.ones(actions) if bound is None else bound.float().expand(actions).clone())
+        self.target_actor: MLP | None = None
+        self.critics = nn.ModuleList()
+        self.target_critics = nn.ModuleList()
+        self.value_nets = nn.ModuleList()
+        self.target_values = nn.ModuleList()
+        self.log_std: nn.Parameter | None = None
+
+    def _network(self, inputs: int, outputs: int, gain: float = 1.0) -> MLP:
+        return MLP([inputs, *self.hidden, outputs], KIND, gain, self._generator)
+
+    # growing -------------------------------------------------------------------------------------------------------
+
+    def add_critics(self) -> None:
+        """Grow Q1 and Q2, their targets, and a target of the actor; once."""
+        if not self.critics:
+            self.grown.append("critics")
+            self.critics.extend(self._network(sum(self.shape), 1) for _ in range(2))
+            self.target_critics.extend(_still(copy.deepcopy(network)) for network in self.critics)
+            self.target_actor = _still(copy.deepcopy(self.actor))
+            self.to(self.mean.device)
+
+    def add_values(self) -> None:
+        """Grow V1 and V2, with layer normalisation, and their targets; once."""
+        if not self.value_nets:
+            self.grown.append("values")
+            self.value_nets.extend(NormedMLP([self.shape[0], *self.hidden, 1], self._generator) for _ in range(2))
+            self.target_values.extend(_still(copy.deepcopy(network)) for network in self.value_nets)
+            self.to(self.mean.device)
+
+    def add_spread(self) -> None:
+        """Make the actor a Gaussian whose log standard deviation [A] is learnt, the same in all states; once."""
+        if self.log_std is None:
+            self.grown.append("spread")
+            self.log_std = nn.Parameter(torch.zeros(self.shape[1], device=self.mean.device))
+
+    def targets(self) -> list[tuple[Tensor, Tensor]]:
+        """Return (parameter, its target's) of everything that has a target."""
+        nets = [
+            *zip(self.critics, self.target_critics, strict=True),
+            *zip(self.value_nets, self.target_values, strict=True),
+        ]
+        if self.target_actor is not None:
+            nets.append((self.actor, self.target_actor))
+        return [pair for one, other in nets for pair in zip(one.parameters(), other.parameters(), strict=True)]
+
+    # judging -------------------------------------------------------------------------------------------------------
+
+    def evaluate(self, batch: Trajectories, want: frozenset[str]) -> Evaluation:
+        """Judge transitions from `observation` [N, 1, D] and `action` [N, 1, A].
+
+        `logp` [N, 1] is of the Gaussian around the actor's mean, of unit variance where no spread was grown (then `proxy` says so);
+        `entropy` needs the spread. In `extras`: `mean` [N, 1, A], and `q_mean` [N, 1], Q1 at that mean, whose gradient flows
+        through the action alone, not into Q1.
+
+        Raises:
+            UserError: `want` names another output, or one that was not grown.
+        """
+        odd = want - {"logp", "entropy", "mean", "q_mean"}
+        if odd:
+            raise UserError(f"an offline policy has no output {', '.join(sorted(odd))}")
+        mean = self.mean_action(batch.observation)
+        evaluation = Evaluation(proxy=self.log_std is None)
+        spread = torch.zeros_like(self.bound) if self.log_std is None else self.log_std.clamp(*LOG_STD_RANGE)
+        if "logp" in want:
+            evaluation.logp = Gaussian(mean, spread).log_prob(batch.action)
+        if "entropy" in want:
+            if self.log_std is None:
+                raise UserError("this policy is deterministic and has no entropy: its method did not ask for a spread")
+            evaluation.entropy = Gaussian(mean, spread).entropy()
+        if "mean" in want:
+            evaluation.extras["mean"] = mean
+        if "q_mean" in want:
+            evaluation.extras["q_mean"] = self.q(batch.observation, mean, count=1, frozen=True)[0]
+        return evaluation
+
+    def mean_action(self, observation: Tensor, target: bool = False) -> Tensor:
+        """Return the actor's action [..., A] in [-1, 1], or its target's."""
+        network: Any = self.target_actor if target else self.actor
+        return torch.tanh(outputs([network], observation)[0])
+
+    def q(
+        self, observation: Tensor, action: Tensor, *, count: int = 2, target: bool = False, frozen: bool = False
+    ) -> Tensor:
+        """Return the first `count` action values [count, ...]; `frozen` lets no gradient into their weights."""
+        networks: Any = self.target_critics if target else self.critics
+        if not len(networks):
+            raise UserError("this policy has no action values: its method did not ask for them (TwinQ)")
+        return torch.stack(outputs(list(networks)[:count], torch.cat([observation, action], -1), frozen)).squeeze(-1)
+
+    def v(self, observation: Tensor, target: bool = False) -> Tensor:
+        """Return both state values [2, ...]."""
+        networks: Any = self.target_values if target else self.value_nets
+        return torch.stack([network(observation) for network in networks]).squeeze(-1)
+
+    # acting --------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def act(self, observation: Any, *, deterministic: bool = True, generator: torch.Generator | None = None) -> Any:
+        """Choose raw actions [n, A] for raw observations [n, D], arrays or tensors; the mean, or a draw where there is a spread."""
+        raw = torch.as_tensor(observation, dtype=torch.float32, device=self.mean.device)
+        action = self.mean_action((raw - self.mean) / self.std)
+        if not deterministic and self.log_std is not None:
+            action = Gaussian(action, self.log_std.clamp(*LOG_STD_RANGE)).sample(generator).clamp(-1, 1)
+        action = action * self.bound
+        return action if isinstance(observation, Tensor) else action.cpu().numpy()
+
+    # keeping -------------------------------------------------------------------------------------------------------
+
+    def frozen(self) -> OfflinePolicy:
+        """Return a copy that never learns."""
+        twin = copy.copy(self)
+        twin.__dict__ = {key: value for key, value in self.__dict__.items() if key != "_generator"}
+        twin = copy.deepcopy(twin)
+        twin._generator = torch.Generator()
+        return twin.requires_grad_(False)
+
+    def save(self, folder: Any) -> None:
+        """Write weights and shape; all that was grown."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_tensors(self.state_dict(), folder / "model.safetensors")
+        config = {"shape": self.shape, "hidden": self.hidden, "grown": self.grown}
+        write_atomically(folder / "config.json", json.dumps(config))
+
+    @classmethod
+    def load(cls, folder: str | Path) -> OfflinePolicy:
+        """Read what `save` wrote.
+
+        Raises:
+            UserError: the folder holds no such policy.
+        """
+        folder = Path(folder)
+        try:
+            config = json.loads((folder / "config.json").read_text())
+            observations, actions = config["shape"]
+            policy = cls(observations, actions, config["hidden"])
+            grow = {"critics": policy.add_critics, "values": policy.add_values, "spread": policy.add_spread}
+            for name in config["grown"]:
+                grow[name]()
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            raise UserError(f"there is no offline policy in {folder}: {error}") from error
+        policy.load_state_dict(load_tensors(folder / "model.safetensors"))
+        return policy
+
+
+class NormedMLP(nn.Module):
+    """A perceptron with layer normalisation before each ReLU."""
+
+    def __init__(self, sizes: Sequence[int], generator: torch.Generator) -> None:
+        super().__init__()
+        layers = [nn.Linear(i, o) for i, o in pairwise(sizes)]
+        self.linears = nn.ModuleList(layers)
+        self.norms = nn.ModuleList(nn.LayerNorm(o) for o in sizes[1:-1])
+        for layer in layers:
+            nn.init.kaiming_uniform_(layer.weight, a=5**0.5, generator=generator)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [..., inputs] to [..., outputs]."""
+        for layer, norm in zip(self.linears, self.norms, strict=False):
+            x = torch.relu(norm(layer(x)))
+        last: Tensor = self.linears[-1](x)
+        return last
+
+
+def outputs(networks: Sequence[MLP], x: Tensor, frozen: bool = False) -> list[Tensor]:
+    """Return what perceptrons make of the same input [..., inputs]; `frozen` lets no gradient into their weights."""
+    held = [[p.detach() for p in network.pairs] if frozen else network.pairs for network in networks]
+    if suits(x, [p for pairs in held for p in pairs], KIND):
+        return perceptrons(x, held, KIND)
+    return [_plain(x, pairs) for pairs in held]
+
+
+def _plain(x: Tensor, pairs: Sequence[Tensor]) -> Tensor:
+    *hidden, weight, bias = pairs
+    for w, b in zip(hidden[::2], hidden[1::2], strict=True):
+        x = torch.relu(F.linear(x, w, b))
+    return F.linear(x, weight, bias)
+
+
+def _still(module: Any) -> Any:
+    return module.requires_grad_(False)

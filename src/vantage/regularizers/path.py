@@ -1,0 +1,49 @@
+"""Divergence between two samplers of normal steps."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vantage.core.context import Context
+from vantage.core.errors import UserError
+from vantage.core.protocols import Evaluation
+from vantage.core.trajectories import Trajectories
+from vantage.objectives.surrogates import masked_mean
+
+
+@dataclass(frozen=True)
+class PathKL:
+    """coefficient * KL(policy || reference) of each step, exact: two normals of one standard deviation s.
+
+        |mu - mu_ref|^2 / (2 s^2), averaged over the sample's dimensions
+
+    Gradient flows through mu. The reference judges in the loss, so that its means are never stored. Steps without noise count 0.
+
+    Attributes:
+        coefficient: beta, at least 0.
+    """
+
+    coefficient: float = 0.04
+    wants = frozenset({"mean"})
+    policies = frozenset({"reference"})
+    label = "kl"
+
+    def __post_init__(self) -> None:
+        if not self.coefficient >= 0:
+            raise UserError(f"PathKL.coefficient={self.coefficient} is out of range: at least 0")
+
+    def __call__(self, evaluation: Evaluation, batch: Trajectories, context: Context) -> Tensor:
+        """Return the term per decision [N, T]."""
+        seen = batch.observation
+        reference = context.judge(batch, "mean", context.named("reference"), lambda found: found.extras["mean"])
+        variance = seen["sigma"].square() * (seen["time"] - seen["next_time"])
+        noisy = variance > 0
+        size = math.prod(reference.shape[2:])
+        squares = (evaluation.extras["mean"] - reference).square().flatten(2).sum(-1)
+        kl = torch.where(noisy, squares / (2 * size * torch.where(noisy, variance, 1.0)), 0.0)
+        context.record("kl/reference", masked_mean(kl.detach(), batch.mask))
+        return self.coefficient * kl

@@ -1,0 +1,62 @@
+"""Minibatches of what was recorded: nothing is sampled from the policy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from vantage.core.context import Context
+from vantage.core.errors import UserError
+from vantage.core.protocols import Engine
+from vantage.core.trajectories import Trajectories
+from vantage.rollouts.plans import at_least
+
+
+class StoredEngine(Engine, Protocol):
+    """An engine that also holds rows which someone else made."""
+
+    def read(self, ids: Tensor, context: Context) -> Trajectories:
+        """Return the stored rows with these ids [B] (in [0, `task.size`)), as many to an id as the task stores."""
+        ...
+
+
+def stored_engine(context: Context, who: str) -> StoredEngine:
+    """Return the run's engine as one that holds stored rows.
+
+    Raises:
+        UserError: it holds none; the message names the part that asked.
+    """
+    engine: Any = context.engine
+    if not hasattr(engine, "read"):
+        raise UserError(
+            f"{who} learns from stored data, and the task {context.task.name!r} holds none: give preference pairs with"
+            " --data FILE, or take a task of the fields preference or offline (`vantage tasks`)"
+        )
+    return engine  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class Transitions:
+    """`rows` stored transitions, drawn uniformly and with replacement; each is a row of one decision.
+
+    Attributes:
+        rows: transitions a step, at least 1.
+    """
+
+    rows: int = 256
+
+    def __post_init__(self) -> None:
+        at_least("Transitions.rows", self.rows, 1)
+
+    @property
+    def length(self) -> int:
+        """Decisions of a row."""
+        return 1
+
+    def __call__(self, context: Context) -> Trajectories:
+        """Draw."""
+        engine = stored_engine(context, "Transitions")
+        return engine.read(torch.randint(context.task.size, (self.rows,), generator=context.generator), context)

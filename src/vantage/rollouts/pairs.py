@@ -1,0 +1,163 @@
+"""Preference pairs as rows, alone or beside what the policy samples; and duels of the policy with a slower copy of itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vantage.core.context import Context
+from vantage.core.trajectories import Trajectories, concatenate
+from vantage.objectives.preference import FRESH, STORED
+from vantage.rewards.mixing import Total
+from vantage.rollouts.offline import stored_engine
+from vantage.rollouts.plans import at_least, set_temperature
+from vantage.updates.targets import twins
+
+
+@dataclass(frozen=True)
+class StoredPairs:
+    """The next `prompts` stored pairs, each once an epoch: rows 2 i and 2 i + 1 are the chosen and the rejected answer.
+
+    Attributes:
+        prompts: pairs a step, at least 1.
+    """
+
+    prompts: int = 64
+
+    def __post_init__(self) -> None:
+        at_least("StoredPairs.prompts", self.prompts, 1)
+
+    @property
+    def size(self) -> int:
+        """Rows of a pair."""
+        return 2
+
+    def __call__(self, context: Context) -> Trajectories:
+        """Read them."""
+        return stored_engine(context, "StoredPairs").read(context.next_prompts(self.prompts).ids, context)
+
+
+@dataclass(frozen=True)
+class PairsAndFresh:
+    """Stored pairs and, behind them, fresh samples of the policy for further prompts, in one batch.
+
+    `source` tells them apart (`STORED`, `FRESH`), their groups never meet, and `weight` makes the mean over all rows the
+    mean over the pairs' rows plus the mean over the fresh rows, whatever their numbers. Columns that only one side has are dropped.
+
+    Attributes:
+        pairs: stored pairs a step, at least 1.
+        fresh: prompts that are sampled.
+        samples: of each.
+        temperature: of the samples.
+    """
+
+    pairs: int = 64
+    fresh: int = 64
+    samples: int = 2
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("pairs", "fresh", "samples"):
+            at_least(f"PairsAndFresh.{name}", getattr(self, name), 1)
+
+    @property
+    def rows(self) -> int:
+        """Rows of a step."""
+        return 2 * self.pairs + self.fresh * self.samples
+
+    def prepare(self, context: Context) -> None:
+        """Give the policy its temperature."""
+        set_temperature(context, self.temperature)
+
+    def __call__(self, context: Context) -> Trajectories:
+        """Read the pairs, sample the rest."""
+        read = stored_engine(context, "PairsAndFresh").read(context.next_prompts(self.pairs).ids, context)
+        drawn = context.engine.sample(context.next_prompts(self.fresh), self.samples, context)
+        shared = set(read) & set(drawn)
+        parts = []
+        for source, part, start in ((STORED, read, 0), (FRESH, drawn, self.pairs)):
+            group = torch.unique(part.group, return_inverse=True)[1] + start
+            weight = torch.full((len(part),), self.rows / len(part), device=part.device)
+            kept = part.replace(**{name: None for name in part if name not in shared})
+            parts.append(kept.replace(group=group, weight=weight, source=torch.full_like(group, source), rewards=None))
+        joined = concatenate(parts)
+        # Nothing is to be verified: neither side is scored.
+        return joined.replace(rewards=_nothing(len(joined), joined.device))
+
+
+def _nothing(rows: int, device: torch.device) -> Any:
+    from tensordict import TensorDict
+
+    return TensorDict({}, batch_size=[rows], device=device)
+
+
+@contextmanager
+def acting_as(context: Context, name: str) -> Iterator[None]:
+    """Let a named frozen policy act in the engine: its weights stand in the policy's place while this lasts."""
+    pairs = twins(context.policy, context.named(name))
+    own = [live.detach().clone() for live, _ in pairs]
+    try:
+        with torch.no_grad():
+            torch._foreach_copy_([live for live, _ in pairs], [other for _, other in pairs])
+        yield
+    finally:
+        with torch.no_grad():
+            torch._foreach_copy_([live for live, _ in pairs], own)
+
+
+@dataclass(frozen=True)
+class Duels:
+    """Answers of the policy to `prompts` prompts, each judged against an answer of a named frozen policy.
+
+    `win` [N] is the probability that the policy's answer is preferred: the task's own `prefer(first, second, context)` where
+    it has one, else sigmoid of the difference of the two scores. Only the policy's rows come back.
+
+    Attributes:
+        prompts: prompts a step, at least 1.
+        size: answers, and duels, of each.
+        temperature: of both policies.
+        opponent: the named policy.
+    """
+
+    prompts: int = 64
+    size: int = 2
+    temperature: float = 1.0
+    opponent: str = "target"
+
+    def __post_init__(self) -> None:
+        for name in ("prompts", "size"):
+            at_least(f"Duels.{name}", getattr(self, name), 1)
+
+    @property
+    def policies(self) -> frozenset[str]:
+        """The opponent."""
+        return frozenset({self.opponent})
+
+    def prepare(self, context: Context) -> None:
+        """Give both policies their temperature."""
+        set_temperature(context, self.temperature)
+
+    def __call__(self, context: Context) -> Trajectories:
+        """Sample both sides and judge them."""
+        prompts = context.next_prompts(self.prompts)
+        own = context.engine.sample(prompts, self.size, context)
+        with acting_as(context, self.opponent):
+            other = context.engine.sample(prompts, self.size, context)
+        prefer = getattr(context.task, "prefer", None)
+        if prefer is not None:
+            win = prefer(own, other, context)
+            own = own.replace(rewards=_nothing(len(own), own.device))
+        else:
+            own = context.verify(own)
+            win = torch.sigmoid(_score(own, context) - _score(context.verify(other), context))
+        context.record("duels/win", win.mean())
+        return own.replace(win=win.to(torch.float32))
+
+
+def _score(batch: Trajectories, context: Context) -> Tensor:
+    return Total()(batch, context).score

@@ -1,0 +1,137 @@
+"""Answers of a masked diffusion model: all positions masked at first, the surest filled in step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from vantage.core.context import Context
+from vantage.core.errors import UserError
+from vantage.core.protocols import Prompts
+from vantage.core.trajectories import Trajectories
+from vantage.policies.masked_diffusion import MASK, MaskedDiffusionPolicy
+from vantage.rollouts.plans import at_least, set_temperature
+
+
+@torch.no_grad()
+def unmask(
+    policy: MaskedDiffusionPolicy,
+    prompt: Tensor,
+    generator: torch.Generator | None,
+    per_step: int = 1,
+) -> Tensor:
+    """Return answers [N, T] to prompts [N, P].
+
+    In each pass a token is drawn for every masked position (the likeliest without `generator`), and the `per_step` positions whose
+    token is the most probable keep it; the others stay masked (low-confidence remasking, LLaDA, arXiv 2502.09992).
+    """
+    answer = torch.full((len(prompt), policy.length), MASK, device=prompt.device)
+    for start in range(0, policy.length, per_step):
+        log_probs = policy.logits(prompt, answer).log_softmax(-1)
+        scores = log_probs
+        if generator is not None:
+            scores = log_probs - torch.empty_like(log_probs).exponential_(generator=generator).log_()
+        token = scores.argmax(-1)
+        sure = log_probs.gather(-1, token.unsqueeze(-1)).squeeze(-1).masked_fill(answer != MASK, -torch.inf)
+        chosen = sure.topk(min(per_step, policy.length - start), dim=-1).indices
+        answer = answer.scatter(1, chosen, token.gather(1, chosen))
+    return answer
+
+
+@dataclass(frozen=True)
+class Unmask:
+    """Rollout: `size` answers to each of `prompts` prompts, without the one-pass `logp_old` that other rollouts have.
+
+    Attributes:
+        prompts: prompts a step, at least 1.
+        size: answers a prompt (G), at least 1.
+        temperature: divides the logits, above 0.
+    """
+
+    prompts: int = 16
+    size: int = 8
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        at_least("Unmask.prompts", self.prompts, 1)
+        at_least("Unmask.size", self.size, 1)
+        if not self.temperature > 0:
+            raise UserError(f"Unmask.temperature={self.temperature} is out of range: above 0")
+
+    def prepare(self, context: Context) -> None:
+        """Give the policy its temperature."""
+        set_temperature(context, self.temperature)
+
+    def __call__(self, context: Context) -> Trajectories:
+        """Answer the next prompts."""
+        engine: Any = context.engine
+        if not hasattr(engine, "per_step"):
+            raise UserError(
+                f"Unmask fills in masked answers, which {type(engine).__name__} does not: give a task of a masked diffusion"
+                " model (masked:addition:digits=2)"
+            )
+        found: Trajectories = engine.sample(context.next_prompts(self.prompts), self.size, context, judged=False)
+        return found
+
+
+class UnmaskingEngine:
+    """Draws answers of a masked diffusion policy. A prompt's item is its text.
+
+    Args:
+        policy: answers.
+        per_step: tokens that a pass fills in, at least 1.
+    """
+
+    def __init__(self, policy: MaskedDiffusionPolicy, per_step: int = 1) -> None:
+        at_least("per_step", per_step, 1)
+        self.policy = policy
+        self.per_step = per_step
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of an answer."""
+        return self.policy.length
+
+    @torch.no_grad()
+    def sample(
+        self, prompts: Prompts, count: int, context: Context, *, greedy: bool = False, judged: bool = True
+    ) -> Trajectories:
+        """Draw `count` answers to each prompt; `judged` adds `logp_old`, the policy's own one-pass estimate."""
+        device = context.device
+        seed = int(torch.randint(2**62, (), generator=context.generator))
+        generator = None if greedy else torch.Generator(device).manual_seed(seed)
+        tokens = self.policy.encode(prompts.items).to(device).repeat_interleave(count, 0)
+        action = unmask(self.policy, tokens, generator, self.per_step)
+        rows, length = action.shape
+        last = (torch.arange(length, device=device) == length - 1).expand(rows, -1)
+        batch = Trajectories(
+            {
+                "observation": TensorDict({"tokens": tokens}, batch_size=[rows]),
+                "action": action,
+                "mask": torch.ones_like(last),
+                "length": torch.full((rows,), length, device=device),
+                "group": torch.arange(len(prompts), device=device).repeat_interleave(count),
+                "prompt": prompts.ids.to(device).repeat_interleave(count),
+                "terminated": last,
+                "truncated": torch.zeros_like(last),
+            }
+        )
+        return batch.replace(logp_old=context.judge(batch)) if judged else batch
+
+    def advance(self, rows: int, steps: int, context: Context) -> Trajectories:
+        """An answer is filled in as a whole: there is no stream to go on with."""
+        raise UserError(
+            "a masked diffusion model has no streams: the method needs whole answers, with rollout=Groups(...)"
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: all randomness is the run's."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Nothing."""

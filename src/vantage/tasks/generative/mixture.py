@@ -1,0 +1,98 @@
+"""Mixtures of normals in the plane: data with a known density, and rewards that pull away from it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vantage.core.errors import UserError, unknown
+from vantage.rewards.specs import within
+
+SHAPES = ("ring", "grid")
+REWARDS = ("mode", "region", "proxy")
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Equal normals on a ring or a grid; data are points [n, 2].
+
+    Rewards, with d the distance to the target mode, r the distance to the origin, in units of the radius:
+
+        mode     exp(-2 d^2)                                     in (0, 1], highest on the target mode
+        region   1 within three standard deviations of the target mode, else 0
+        proxy    mode + bonus * max(r - 1, 0)                    a flawed reward: being far out pays, where there is no data
+
+    Attributes:
+        shape: "ring" or "grid".
+        modes: on the ring, 2 to 64; on the grid along each side, 2 to 8.
+        radius: of the ring, half the side of the grid; above 0.
+        std: of each normal, above 0.
+        reward: "mode", "region" or "proxy".
+        target: number of the target mode, from 0.
+        bonus: slope of the proxy's flaw, at least 0.
+    """
+
+    shape: str = "ring"
+    modes: int = 8
+    radius: float = 2.0
+    std: float = 0.3
+    reward: str = "mode"
+    target: int = 0
+    bonus: float = 0.75
+
+    classes = 0
+    sample_shape = (2,)
+
+    def __post_init__(self) -> None:
+        if self.shape not in SHAPES:
+            raise unknown("shape", self.shape, SHAPES, "task flow2d")
+        if self.reward not in REWARDS:
+            raise unknown("reward", self.reward, REWARDS, "task flow2d")
+        within("task 'flow2d'", "modes", self.modes, 2, 64 if self.shape == "ring" else 8)
+        within("task 'flow2d'", "target", self.target, 0, len(self.means()) - 1)
+        for name in ("radius", "std"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"task 'flow2d': {name}={getattr(self, name)} is out of range: above 0")
+        if not self.bonus >= 0:
+            raise UserError(f"task 'flow2d': bonus={self.bonus} is out of range: at least 0")
+
+    def means(self) -> Tensor:
+        """Return the modes' places [K, 2]."""
+        if self.shape == "ring":
+            angle = 2 * math.pi * torch.arange(self.modes) / self.modes
+            return self.radius * torch.stack([angle.cos(), angle.sin()], -1)
+        side = torch.linspace(-self.radius, self.radius, self.modes)
+        return torch.cartesian_prod(side, side)
+
+    def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, None]:
+        """Draw `count` points [count, 2]; there are no labels."""
+        means = self.means()
+        which = torch.randint(len(means), (count,), generator=generator)
+        return means[which] + self.std * torch.randn(count, 2, generator=generator), None
+
+    def log_density(self, x: Tensor) -> Tensor:
+        """Return log p(x) [n] of points [n, 2]."""
+        means = self.means().to(x)
+        squares = (x.unsqueeze(1) - means).square().sum(-1) / self.std**2
+        return torch.logsumexp(-0.5 * squares, 1) - math.log(2 * math.pi * self.std**2 * len(means))
+
+    def rewards(self, x: Tensor, label: Tensor | None) -> dict[str, Tensor]:
+        """Return the reward [n] of points [n, 2], under its name."""
+        away = (x - self.means()[self.target].to(x)).square().sum(-1)
+        if self.reward == "region":
+            return {"region": (away < (3 * self.std) ** 2).float()}
+        near = torch.exp(-2 * away / self.radius**2)
+        if self.reward == "mode":
+            return {"mode": near}
+        return {"proxy": near + self.bonus * (x.norm(dim=-1) / self.radius - 1).clamp(min=0)}
+
+    def judge(self, x: Tensor, label: Tensor | None) -> dict[str, float]:
+        """Return `gold`, the mean log-density under the data, and `kept`, the share within three std of some mode."""
+        nearest = torch.cdist(x, self.means().to(x)).amin(1)
+        return {
+            "gold": float(self.log_density(x).double().mean()),
+            "kept": float((nearest < 3 * self.std).double().mean()),
+        }

@@ -1,0 +1,1 @@
+"""Inventory: stores, warehouses and machines under random demand, as batched differentiable simulators."""

@@ -1,0 +1,72 @@
+"""Demand a period: a distribution on the whole numbers 0, 1, 2, ..., drawn by inverting its distribution function."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from vantage.core.errors import UserError
+
+TAIL = 1e-12
+"""Probability of a Poisson demand that is cut off."""
+
+
+class Demand:
+    """Independent whole-number demand with probabilities `pmf` [K] of 0 .. K - 1 (float64).
+
+    Raises:
+        UserError: a probability is negative, or they do not sum to 1.
+    """
+
+    def __init__(self, pmf: Tensor) -> None:
+        if bool((pmf < 0).any()) or abs(float(pmf.sum()) - 1.0) > 1e-9:
+            raise UserError(
+                f"demand: the probabilities sum to {float(pmf.sum()):.6g}; they must be at least 0 and sum to 1"
+            )
+        self.pmf = pmf.double()
+        self.cdf = self.pmf.cumsum(0)
+        self.mean = float((self.pmf * torch.arange(len(pmf))).sum())
+        self._cuts: dict[torch.device, Tensor] = {}
+
+    @classmethod
+    def poisson(cls, mean: float) -> Demand:
+        """Poisson demand, cut where less than 1e-12 of it is left."""
+        if not 0 < mean <= 1000:
+            raise UserError(f"demand: mean={mean} is out of range: above 0, at most 1000")
+        k = torch.arange(int(mean + 12 * math.sqrt(mean) + 30), dtype=torch.float64)
+        pmf = torch.exp(k * math.log(mean) - mean - torch.lgamma(k + 1))
+        kept = int((pmf.flip(0).cumsum(0).flip(0) > TAIL).sum())
+        return cls(pmf[:kept] / pmf[:kept].sum())
+
+    @classmethod
+    def uniform(cls, low: int, high: int) -> Demand:
+        """Each whole number from `low` to `high` alike."""
+        if not 0 <= low <= high:
+            raise UserError(f"demand: uniform from {low} to {high} is out of range: 0 <= low <= high")
+        pmf = torch.zeros(high + 1, dtype=torch.float64)
+        pmf[low:] = 1.0 / (high - low + 1)
+        return cls(pmf)
+
+    @classmethod
+    def constant(cls, value: int) -> Demand:
+        """Always `value`."""
+        return cls.uniform(value, value)
+
+    def total(self, periods: int) -> Demand:
+        """The sum of `periods` independent demands, at least 1."""
+        pmf = self.pmf
+        for _ in range(periods - 1):
+            flipped = self.pmf.flip(0).view(1, 1, -1)
+            pmf = torch.nn.functional.conv1d(pmf.view(1, 1, -1), flipped, padding=len(self.pmf) - 1).view(-1)
+        return Demand(pmf / pmf.sum())
+
+    def quantile(self, share: float) -> int:
+        """The smallest number that the demand exceeds with probability at most 1 - share."""
+        return int(torch.searchsorted(self.cdf, torch.tensor(share, dtype=torch.float64)))
+
+    def draw(self, uniform: Tensor) -> Tensor:
+        """Turn uniform numbers in [0, 1) of any shape into demands, of the same floating type."""
+        cuts = self._cuts.setdefault(uniform.device, self.cdf[:-1].to(uniform.device))
+        return torch.searchsorted(cuts.to(uniform.dtype), uniform.contiguous(), right=True).to(uniform.dtype)

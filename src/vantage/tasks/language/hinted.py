@@ -1,0 +1,102 @@
+"""Additions of which half are easy, and half so hard that they come with hints."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from vantage.rewards.specs import within
+from vantage.tasks.language import space
+from vantage.tasks.language.arithmetic import Addition, graded
+from vantage.tasks.language.problem import Problem, check_index
+
+PARTS = 4
+"""Parts of a hint, at most."""
+
+
+@dataclass(frozen=True)
+class Hinted:
+    """Training problems are in turn one-digit additions, which are few and come again, and harder ones with hints.
+
+    Held out are hard problems alone, all without a hint in their prompt. The hints are in a hard problem's `fields`:
+    {stage: parts}, with at most four parts a stage. For 658+671=, whose columns add up to 9, 12 and 12:
+
+        knowledge   0 1 1 2      whether each column carries, the units first, and how many do
+        planning    4 9 12 12    digits of the answer, its last one, and the sums of the other columns without carries
+        solution    1 3 2 9      the answer, digit by digit
+
+    Attributes:
+        digits: of a hard problem's numbers, 2 to 3.
+        shown: share of the hard training problems whose prompt holds a hint, as "K0 1;658+671=" holds the first two parts of
+            the stage `knowledge`; 0 to 1. A policy that imitates the solutions of these learns to read hints.
+    """
+
+    digits: int = 3
+    shown: float = 0.0
+
+    def __post_init__(self) -> None:
+        within("hinted", "digits", self.digits, 2, 3)
+        within("hinted", "shown", self.shown, 0.0, 1.0)
+
+    @property
+    def name(self) -> str:
+        """The name, settings included."""
+        return f"hinted:digits={self.digits}" + (f",shown={self.shown:g}" if self.shown else "")
+
+    @property
+    def description(self) -> str:
+        """One line for people."""
+        return f"add two numbers of 1 digit, or of {self.digits} digits with hints"
+
+    @cached_property
+    def _parts(self) -> tuple[Addition, Addition]:
+        return Addition(1), Addition(self.digits)
+
+    def size(self, split: str) -> int:
+        """Number of problems in a split."""
+        return self._parts[1].size(split) * (2 if split == "train" else 1)
+
+    def problem(self, split: str, index: int) -> Problem:
+        """Return problem `index` of a split; `fields` has `difficulty` (digits) and, of a hard one, `hints`."""
+        check_index(self.name, split, index, self.size(split))
+        easy, hard = self._parts
+        if split == "train":
+            index, second = divmod(index, 2)
+            if not second:
+                found = easy.problem(split, index % easy.size(split))
+                return Problem(found.prompt, found.answer, found.solution, {**found.fields, "task": "hinted"})
+        found = hard.problem(split, index)
+        prompt = str(found.prompt)
+        given = hints(prompt, found.answer)
+        fields = {**found.fields, "task": "hinted", "hints": given}
+        # Whether it is shown, and which, follows from the problem's own text, so that it is the same in every process.
+        if split == "train" and space.held_out(f"hint {prompt}", self.shown):
+            level = int.from_bytes(hashlib.blake2b(prompt.encode(), digest_size=8).digest(), "little")
+            stage = list(given)[level % len(given)]
+            part = level // len(given) % len(given[stage]) + 1
+            prompt = f"{stage[0].upper()}{' '.join(given[stage][:part])};{prompt}"
+        return Problem(prompt, found.answer, found.solution, fields)
+
+    def score(self, problem: Problem, completion: str) -> dict[str, float]:
+        """Return {"correct": 1.0 or 0.0}."""
+        return graded(problem, completion)
+
+    def alphabet(self) -> str:
+        """Every character that a prompt, a hint or a solution can hold."""
+        return "0123456789+=; KPS"
+
+
+def hints(prompt: str, answer: str) -> Mapping[str, tuple[str, ...]]:
+    """Return the hints of an addition "658+671=": {stage: parts}, the weakest stage first."""
+    first, _, second = prompt.rstrip("=").partition("+")
+    columns = [int(one) + int(other) for one, other in zip(reversed(first), reversed(second), strict=True)]
+    carries: list[int] = []
+    for column in columns:
+        carries.append(int(column + (carries[-1] if carries else 0) > 9))
+    return {
+        "knowledge": (*map(str, carries), str(sum(carries))),
+        "planning": (str(len(answer)), answer[-1], *map(str, columns[1:])),
+        "solution": tuple(answer),
+    }

@@ -1,0 +1,240 @@
+"""Preference pairs in language: the user's own, and generated ones whose labels are wrong about length.
+
+A problem of such a set holds both answers in its fields, `chosen` and `rejected`; its prompt is what methods that sample are
+given, and pair i is problem i. `vantage train dpo --model DIR --data pairs.jsonl` reads {"prompt", "chosen", "rejected"}.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from vantage.core.context import Context
+from vantage.core.errors import UserError
+from vantage.core.trajectories import Trajectories
+from vantage.objectives.preference import row_logp
+from vantage.rewards.specs import build, parse, within
+from vantage.rewards.verifiers import verifier as verifier_of
+from vantage.rollouts.language import LanguageEngine
+from vantage.tasks.language.arithmetic import STEP, Sorting, graded
+from vantage.tasks.language.data import ProblemTable, prompt_key
+from vantage.tasks.language.pairs import Pair, load_pairs
+from vantage.tasks.language.problem import Problem, ProblemSet
+from vantage.tasks.language.sft import encoded
+from vantage.tasks.language.space import held_out as falls_out
+from vantage.tasks.language.task import ENGINE_OPTIONS, LanguageTask
+
+JUDGED = 64
+"""Rows that an evaluation judges at once."""
+
+
+@dataclass(frozen=True)
+class PaddedSorting:
+    """Pairs of rightly and wrongly sorted digits, of which one begins with filler: right is preferred, length means nothing.
+
+    The digits 3, 1, 2 have the right answers "123" and "....;123". In `longer` of the pairs the rejected answer is the one
+    with filler, so that a method which learns length from the pairs learns something false. The worked text of a problem
+    (`solution`) is one of its two answers, each as often: supervised fine-tuning on it gives the policy that the pairs were
+    drawn from.
+
+    Attributes:
+        length: digits to sort.
+        filler: how many filler characters, 1 to 64.
+        longer: share of pairs whose rejected answer is the longer one, 0 to 1.
+    """
+
+    length: int = 3
+    filler: int = 6
+    longer: float = 0.7
+
+    def __post_init__(self) -> None:
+        within("padded-sorting", "filler", self.filler, 1, 64)
+        within("padded-sorting", "longer", self.longer, 0.0, 1.0)
+        Sorting(self.length)
+
+    @property
+    def name(self) -> str:
+        """The name, settings included."""
+        return f"padded-sorting:length={self.length},filler={self.filler},longer={self.longer}"
+
+    @property
+    def description(self) -> str:
+        """One line for people."""
+        return f"pairs of rightly and wrongly sorted digits; {self.longer:.0%} of the wrong ones are longer"
+
+    @cached_property
+    def _base(self) -> Sorting:
+        return Sorting(self.length)
+
+    def size(self, split: str) -> int:
+        """Number of pairs in a split."""
+        return self._base.size(split)
+
+    def problem(self, split: str, index: int) -> Problem:
+        """Return pair `index` of a split; `fields` has `chosen` and `rejected`."""
+        problem = self._base.problem(split, index)
+        prompt = str(problem.prompt)
+        draws = blake2b(prompt.encode(), digest_size=16).digest()
+        place = draws[0] % len(problem.answer)
+        digit = (int(problem.answer[place]) + 1 + draws[1] % 9) % 10
+        wrong = f"{problem.answer[:place]}{digit}{problem.answer[place + 1 :]}"
+        padding = "." * self.filler + STEP
+        pads_rejected = int.from_bytes(draws[2:6], "little") < self.longer * 2**32
+        chosen = problem.answer if pads_rejected else padding + problem.answer
+        rejected = padding + wrong if pads_rejected else wrong
+        solution = chosen if draws[6] % 2 else rejected
+        return Problem(prompt, problem.answer, solution, {"chosen": chosen, "rejected": rejected})
+
+    def score(self, problem: Problem, completion: str) -> dict[str, float]:
+        """Return {"correct": 1.0 or 0.0, "padded": whether it begins with filler}."""
+        return {**graded(problem, completion), "padded": float(completion.startswith("."))}
+
+
+class PairEngine(LanguageEngine):
+    """A language engine that also reads the task's pairs."""
+
+    def __init__(self, policy: Any, problems: ProblemSet, **settings: Any) -> None:
+        super().__init__(policy, **settings)
+        self.problems = problems
+
+    def read(self, ids: Tensor, context: Context) -> Trajectories:
+        """Return pairs with these ids [B] as 2 B rows, the chosen answer first; log-probabilities are not theirs to know."""
+        numbers = ids.tolist()
+        pairs = [self.problems.problem("train", number) for number in numbers]
+        return pair_rows(self.policy, pairs, numbers).to(context.device)
+
+
+def pair_rows(policy: Any, pairs: Sequence[Problem], numbers: Sequence[int]) -> Trajectories:
+    """Return B pairs as rows whose decisions are the answers' tokens, end token included: 2 i chosen, 2 i + 1 rejected."""
+    prompts, answers = [], []
+    for pair in pairs:
+        for side in ("chosen", "rejected"):
+            prompt, answer = encoded(policy, Problem(pair.prompt, "", str(pair.fields[side])))
+            prompts.append(prompt)
+            answers.append(answer)
+    pad = policy.tokenizer.pad_token_id
+    tokens, sizes = _table(prompts, pad)
+    action, length = _table(answers, pad)
+    place = torch.arange(action.shape[1])
+    last = place == (length - 1).unsqueeze(-1)
+    rows = len(prompts)
+    return Trajectories(
+        {
+            "observation": TensorDict({"tokens": tokens, "length": sizes}, batch_size=[rows]),
+            "action": action,
+            "length": length,
+            "mask": place < length.unsqueeze(-1),
+            "group": torch.arange(rows) // 2,
+            "prompt": torch.tensor(numbers).repeat_interleave(2),
+            "terminated": last,
+            "truncated": torch.zeros_like(last),
+            # Nothing is to be verified.
+            "rewards": TensorDict({}, batch_size=[rows]),
+        }
+    )
+
+
+def _table(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
+    longest = max(len(row) for row in rows)
+    tokens = torch.tensor([[*row, *[pad] * (longest - len(row))] for row in rows], dtype=torch.int64)
+    return tokens, torch.tensor([len(row) for row in rows], dtype=torch.int64)
+
+
+class PairTask(LanguageTask):
+    """A language task whose problems are pairs; what samples, samples their prompts.
+
+    Args:
+        problems: pairs, in the fields `chosen` and `rejected`.
+        verifier: as in `LanguageTask`.
+        graded: whether an evaluation samples answers and judges them; pairs alone say nothing of other answers.
+        **options: as in `LanguageTask`.
+    """
+
+    def __init__(self, problems: ProblemSet, verifier: Any = None, *, graded: bool = True, **options: Any) -> None:
+        super().__init__(problems, verifier, **options)
+        self.graded = graded
+
+    def make_engine(self, policy: Any, seed: int = 0) -> PairEngine:
+        """Return an engine that samples the policy's answers and reads the pairs."""
+        given = {name: self.options[name] for name in ENGINE_OPTIONS if name in self.options}
+        engine = PairEngine(policy, self.problems, sampling=self._sampling(), **given)
+        self._engine = engine
+        return engine
+
+    def evaluate(self, policy: Any, *, samples: int, seed: int) -> dict[str, float]:
+        """Judge the policy on held-out pairs, and where answers can be judged on samples (`LanguageTask.evaluate`).
+
+        Returns:
+            `accuracy`, the share of held-out pairs whose chosen answer is the likelier one a token; `margin`, the mean
+            difference of their log-probabilities a token, in nats; and of samples the task's figures. For padded sorting also
+            `length_drift`: how far the share of padded answers is from one half, the share in the data.
+        """
+        judged = dict(super().evaluate(policy, samples=samples, seed=seed)) if self.graded else {}
+        if "reward/padded" in judged:
+            judged["length_drift"] = abs(judged["reward/padded"] - 0.5)
+        count = min(self.evaluated, self.problems.size("test"))
+        if count:
+            pairs = [self.problems.problem("test", index) for index in range(count)]
+            margin = torch.cat(
+                [self._margins(policy, pairs[at : at + JUDGED // 2]) for at in range(0, count, JUDGED // 2)]
+            )
+            judged["accuracy"] = float((margin > 0).double().mean())
+            judged["margin"] = float(margin.double().mean())
+        return judged
+
+    def _margins(self, policy: Any, pairs: Sequence[Problem]) -> Tensor:
+        """Mean log-probability a token of the chosen answers, less that of the rejected ones [B]."""
+        rows = pair_rows(policy, pairs, range(len(pairs))).to(next(policy.parameters()).device)
+        with torch.no_grad():
+            logp = policy.evaluate(rows, frozenset({"logp"})).logp
+        means = row_logp(logp, rows.mask, average=True)
+        return means[::2] - means[1::2]
+
+
+def pair_set(name: str, found: Sequence[Pair], share: float = 0.1) -> ProblemTable:
+    """Return read pairs as a problem set; `share` of the prompts is held out, with all their pairs."""
+    sides: tuple[list[Problem], list[Problem]] = ([], [])
+    for each in found:
+        problem = Problem(each.prompt, each.chosen, each.chosen, {"chosen": each.chosen, "rejected": each.rejected})
+        sides[falls_out(prompt_key(problem), share)].append(problem)
+    return ProblemTable(name, sides[0], sides[1], verifier_of("exact"))
+
+
+PAIR_SETS: Mapping[str, Callable[..., ProblemSet]] = {"padded-sorting": PaddedSorting}
+
+
+def task_from_spec(spec: str, verifier: str = "", options: Mapping[str, Any] | None = None) -> PairTask:
+    """Return the task of generated pairs such as `padded-sorting:length=3`."""
+    name, settings = parse("task", spec, PAIR_SETS, {})
+    return PairTask(build("task", name, PAIR_SETS[name], settings), verifier, **dict(options or {}))
+
+
+def task_from_pairs(
+    data: str, verifier: str = "", reading: Mapping[str, Any] | None = None, options: Mapping[str, Any] | None = None
+) -> PairTask:
+    """Return the task of the user's own pairs. Without a verifier nothing is sampled in an evaluation.
+
+    Args:
+        data: file or saved data set, read by `load_pairs`.
+        verifier: judges sampled answers, where a method or an evaluation samples; may be empty.
+        reading: `fields`, `split`, `limit`, and `held_out` (share of the prompts, 0.1).
+        options: of the task.
+
+    Raises:
+        UserError: the file cannot be read, or an option of reading does not go with pairs.
+    """
+    given = dict(reading or {})
+    share = float(given.pop("held_out", 0.1))
+    for name in ("answer_after", "test"):
+        if name in given:
+            raise UserError(f"option {name!r} goes with format=problems, not with pairs")
+    problems = pair_set(Path(data).name, load_pairs(data, **given), share)
+    return PairTask(problems, verifier or None, graded=bool(verifier), **dict(options or {}))

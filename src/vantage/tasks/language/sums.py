@@ -1,0 +1,128 @@
+"""Sums of several numbers, and the calculator that helps with them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vantage.rewards.specs import within
+from vantage.tasks.language import space
+from vantage.tasks.language.arithmetic import STEP, graded
+from vantage.tasks.language.problem import Problem
+from vantage.tasks.language.sft import TURNS
+
+_QUESTION = re.compile(r"([0-9]{1,18})([+*-])([0-9]{1,18})")
+
+
+def calculate(text: str) -> str | None:
+    """Return what the calculator says to a turn: `=46;` to `12+34`, `=?;` to what it cannot read, None to an answer.
+
+    A turn that holds one of the signs + - * is a question. One operation of two whole numbers of at most 18 digits is read.
+    """
+    question = text.strip()
+    if not any(sign in question for sign in "+-*"):
+        return None
+    found = _QUESTION.fullmatch(question)
+    if found is None:
+        return f"=?{STEP}"
+    first, sign, second = int(found[1]), found[2], int(found[3])
+    value = first + second if sign == "+" else first - second if sign == "-" else first * second
+    return f"={value}{STEP}"
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Add `terms` numbers of `digits` digits: "12+34+56=" has the answer "102".
+
+    A share of the worked solutions asks the calculator for each partial sum ("12+34", "=46;", "46+56", "=102;", "102"), the others
+    answer at once: a policy that imitates them does both.
+
+    Attributes:
+        terms: numbers to add, 2 to 6.
+        digits: digits of each, 1 to 6.
+        asked: share of the worked solutions that ask, 0 to 1.
+        checked: share of these that ask once more than they need to, "102+0", 0 to 1.
+    """
+
+    terms: int = 3
+    digits: int = 2
+    asked: float = 0.5
+    checked: float = 0.0
+
+    def __post_init__(self) -> None:
+        within("calculator", "terms", self.terms, 2, 6)
+        within("calculator", "digits", self.digits, 1, 6)
+        within("calculator", "asked", self.asked, 0.0, 1.0)
+        within("calculator", "checked", self.checked, 0.0, 1.0)
+
+    @property
+    def name(self) -> str:
+        """The name, settings included."""
+        shares = {"asked": (self.asked, 0.5), "checked": (self.checked, 0.0)}
+        told = "".join(f",{name}={share:g}" for name, (share, usual) in shares.items() if share != usual)
+        return f"calculator:terms={self.terms},digits={self.digits}{told}"
+
+    @property
+    def description(self) -> str:
+        """One line for people."""
+        return f"add {self.terms} numbers of {self.digits} digits with a calculator at hand"
+
+    @property
+    def _least(self) -> int:
+        return 10 ** (self.digits - 1) if self.digits > 1 else 0
+
+    @property
+    def count(self) -> int:
+        """Ordered lists of numbers."""
+        return int(10**self.digits - self._least) ** self.terms
+
+    density = 1.0
+
+    def _numbers(self, number: int) -> list[int]:
+        found = []
+        for _ in range(self.terms):
+            number, one = divmod(number, 10**self.digits - self._least)
+            found.append(one + self._least)
+        return found
+
+    def key(self, number: int) -> str:
+        """The numbers without their order: all orders fall on the same side."""
+        return "+".join(map(str, sorted(self._numbers(number)))) + "="
+
+    def valid(self, number: int) -> bool:
+        """Every list is a problem."""
+        return True
+
+    def size(self, split: str) -> int:
+        """Number of problems in a split."""
+        return space.size(self, split)
+
+    def problem(self, split: str, index: int) -> Problem:
+        """Return problem `index` of a split; `fields` has `difficulty` (digits) and, where its solution asks, `turns`."""
+        terms = self._numbers(space.number(self, split, index))
+        answer, prompt = str(sum(terms)), "+".join(map(str, terms)) + "="
+        fields = {"task": "calculator", "difficulty": self.digits}
+        # Whether it asks follows from the problem's own text, so that it is the same in every process.
+        if not space.held_out(f"ask {prompt}", self.asked):
+            return Problem(prompt, answer, answer, fields)
+        turns = _conversation([*terms, 0] if space.held_out(f"check {prompt}", self.checked) else terms)
+        return Problem(prompt, answer, "".join(turns), {**fields, TURNS: turns})
+
+    def score(self, problem: Problem, completion: str) -> dict[str, float]:
+        """Return {"correct": 1.0 or 0.0}: whether what was said last is the sum."""
+        return graded(problem, completion)
+
+    def alphabet(self) -> str:
+        """Every character that a prompt, a question or an answer can hold."""
+        return "0123456789+-*=?;"
+
+
+def _conversation(terms: Sequence[int]) -> tuple[str, ...]:
+    """What is said in turn by one who asks for each partial sum."""
+    said, total = [], terms[0]
+    for term in terms[1:]:
+        question = f"{total}+{term}"
+        said += [question, str(calculate(question))]
+        total += term
+    return (*said, str(total))

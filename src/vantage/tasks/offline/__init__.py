@@ -1,0 +1,1 @@
+"""Offline reinforcement learning: recorded transitions, and the worlds that they were recorded in."""

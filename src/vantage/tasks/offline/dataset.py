@@ -1,0 +1,194 @@
+"""Recorded episodes: made here by mixed policies, written and read in Minari's format.
+
+The format is a folder with `main_data.hdf5`, one group an episode (`observations` [T + 1, D], `actions` [T, A], `rewards`,
+`terminations`, `truncations` [T]), and `metadata.json`, which describes the spaces. Nothing in it is executed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vantage.core.errors import UserError, require
+from vantage.tasks.offline.worlds import World
+
+MINARI = "0.5.3"
+"""Version of the format that is written."""
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """M transitions in the order of their episodes.
+
+    Attributes:
+        observation, next_observation: [M, D] float32.
+        action: [M, A] float32, in the data's own unit.
+        reward: [M] float32.
+        terminated, truncated: [M] bool; the last transition of an episode is one of both.
+        metadata: what the folder said.
+    """
+
+    observation: Tensor
+    action: Tensor
+    reward: Tensor
+    next_observation: Tensor
+    terminated: Tensor
+    truncated: Tensor
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.reward)
+
+    @property
+    def episodes(self) -> list[tuple[int, int]]:
+        """Where each episode begins and ends."""
+        ends = ((self.terminated | self.truncated).nonzero().squeeze(-1) + 1).tolist()
+        return list(zip([0, *ends[:-1]], ends, strict=True))
+
+
+def record(world: World, steps: int, good: float, noise: float, seed: int) -> Recorded:
+    """Record about `steps` transitions of mixed policies, whole episodes from the usual starts.
+
+    A share `good` of the episodes follows the controller with Gaussian noise of scale `noise`; the others are random walks
+    whose action drifts: a_t = clip(0.9 a_{t-1} + 0.5 e_t).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    rows = max(2, round(steps / world.limit))
+    follows = torch.arange(rows) < round(good * rows)
+    state = world.reset(rows, generator)
+    drift = 2 * torch.rand(rows, world.actions, generator=generator) - 1
+    running = torch.ones(rows, dtype=torch.bool)
+    columns: list[tuple[Tensor, ...]] = []
+    alive = []
+    for t in range(world.limit):
+        wander = torch.randn(rows, world.actions, generator=generator)
+        drift = (0.9 * drift + 0.5 * wander).clamp(-1, 1)
+        steered = (world.controller(state) + noise * wander).clamp(-1, 1)
+        action = torch.where(follows.unsqueeze(1), steered, drift)
+        following, reward, terminated = world.step(state, action)
+        ended = ~terminated & (t == world.limit - 1)
+        columns.append((world.observe(state), action, reward, world.observe(following), terminated, ended))
+        alive.append(running)
+        state, running = following, running & ~terminated
+    kept = torch.stack(alive, 1)
+    seen, action, reward, after, over, cut = (torch.stack(column, 1)[kept] for column in zip(*columns, strict=True))
+    return Recorded(seen, action, reward, after, over, cut)
+
+
+def write_minari(data: Recorded, folder: str | Path, name: str, **more: Any) -> None:
+    """Write the data so that `minari.MinariDataset(folder)` reads it.
+
+    Args:
+        data: whole episodes; actions in [-1, 1].
+        folder: made; must not hold a data set.
+        name: the data set's id, such as "vantage/point-v0".
+        **more: further metadata, JSON values (`ref_min_score`, `ref_max_score`).
+
+    Raises:
+        UserError: the folder holds a data set, or the last episode has no end.
+    """
+    h5py = require("h5py", "offline")
+    folder = Path(folder)
+    if (folder / "metadata.json").exists():
+        raise UserError(f"{folder} holds a data set: give another folder")
+    episodes = data.episodes
+    if not episodes or episodes[-1][1] != len(data):
+        raise UserError("the last episode of the data does not end: cut it (`truncated`)")
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "main_data.hdf5"
+    with h5py.File(path, "w", track_order=True) as file:
+        for number, (start, end) in enumerate(episodes):
+            group = file.create_group(f"episode_{number}")
+            group.attrs.update(id=number, total_steps=end - start)
+            seen = torch.cat([data.observation[start:end], data.next_observation[end - 1 : end]])
+            for key, column in (
+                ("observations", seen),
+                ("actions", data.action[start:end]),
+                ("rewards", data.reward[start:end].double()),
+                ("terminations", data.terminated[start:end]),
+                ("truncations", data.truncated[start:end]),
+            ):
+                group.create_dataset(key, data=column.numpy())
+    metadata = {
+        "dataset_id": name,
+        "minari_version": MINARI,
+        "data_format": "hdf5",
+        "jpeg_encoding": False,
+        "total_episodes": len(episodes),
+        "total_steps": len(data),
+        "dataset_size": path.stat().st_size / 1e6,
+        "observation_space": _box(data.observation.shape[1], float("-inf"), float("inf")),
+        "action_space": _box(data.action.shape[1], -1.0, 1.0),
+        "algorithm_name": "mixed policies",
+        **more,
+    }
+    (folder / "metadata.json").write_text(json.dumps(metadata))
+
+
+def _box(width: int, low: float, high: float) -> str:
+    return json.dumps(
+        {"type": "Box", "dtype": "float32", "shape": [width], "low": [low] * width, "high": [high] * width}
+    )
+
+
+def read_minari(folder: str | Path) -> Recorded:
+    """Read a Minari data set of vectors, HDF5 format.
+
+    Raises:
+        UserError: the folder holds none, or its observations or actions are no vectors.
+        ImportError: h5py is not installed.
+    """
+    h5py = require("h5py", "offline")
+    folder = Path(folder)
+    # Minari's own cache keeps the files one folder down.
+    folder = folder if (folder / "main_data.hdf5").is_file() else folder / "data"
+    if not (folder / "main_data.hdf5").is_file() or not (folder / "metadata.json").is_file():
+        raise UserError(f"{folder}: no Minari data set (main_data.hdf5 and metadata.json)")
+    metadata = json.loads((folder / "metadata.json").read_text())
+    columns: dict[str, list[Any]] = {key: [] for key in ("now", "next", "action", "reward", "terminated", "truncated")}
+    with h5py.File(folder / "main_data.hdf5", "r") as file:
+        for number in range(len(file)):
+            group = file[f"episode_{number}"]
+            seen, action = group["observations"], group["actions"]
+            if not all(isinstance(each, h5py.Dataset) and each.ndim == 2 for each in (seen, action)):
+                raise UserError(f"{folder}: episode {number}: observations and actions must be vectors")
+            observed = np.asarray(seen[()], dtype=np.float32)
+            cut = np.asarray(group["truncations"][()], dtype=bool)
+            over = np.asarray(group["terminations"][()], dtype=bool)
+            if not (over[-1] or cut[-1]):
+                cut[-1] = True
+            columns["now"].append(observed[:-1])
+            columns["next"].append(observed[1:])
+            columns["action"].append(np.asarray(action[()], dtype=np.float32))
+            columns["reward"].append(np.asarray(group["rewards"][()], dtype=np.float32))
+            columns["terminated"].append(over)
+            columns["truncated"].append(cut)
+    if not columns["now"]:
+        raise UserError(f"{folder}: the data set holds no episode")
+    found = {key: torch.from_numpy(np.concatenate(parts)) for key, parts in columns.items()}
+    return Recorded(
+        found["now"], found["action"], found["reward"], found["next"], found["terminated"], found["truncated"], metadata
+    )
+
+
+def action_bound(metadata: Mapping[str, Any]) -> Tensor:
+    """Return the bound [A] of the data's actions, which must be symmetric about 0 and finite; [] when it is not said.
+
+    Raises:
+        UserError: the action space is another.
+    """
+    said = metadata.get("action_space")
+    if not said:
+        return torch.ones(())
+    space = json.loads(said)
+    low, high = (torch.tensor(space.get(side, 0.0)).reshape(-1) for side in ("low", "high"))
+    if space.get("type") != "Box" or not torch.isfinite(high).all() or not torch.equal(low, -high):
+        raise UserError(f"actions must be bounded and symmetric about 0, not {said:.120}")
+    return high

@@ -1,0 +1,243 @@
+"""Learning from recorded transitions: the data, the minibatches, and the normalised score in the world they come from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vantage.core.context import Context
+from vantage.core.errors import UserError, nearest, require, unknown
+from vantage.core.protocols import Prompts
+from vantage.core.trajectories import Trajectories
+from vantage.policies.offline import OfflinePolicy
+from vantage.rewards.specs import build, parse, within
+from vantage.tasks.offline.dataset import Recorded, action_bound, read_minari, record
+from vantage.tasks.offline.worlds import WORLDS, World, play, references
+
+
+@dataclass(frozen=True)
+class Offline:
+    """What `offline:...` says.
+
+    Attributes:
+        world: "point" or "pendulum", where data is made and policies are judged; "" for the data's own environment.
+        data: folder of a Minari data set; "" makes data here.
+        steps: transitions that are made.
+        good: share of the episodes that follow a good controller, 0 to 1; the others are random walks.
+        noise: scale of the noise on its actions.
+        normalize: standardise observations, (s - mean) / (std + 1e-3), by the data's moments.
+        reward_scale, reward_shift: rewards are learnt from as scale * reward + shift.
+        hidden: width of the two hidden layers of every network.
+        seed: of the data.
+    """
+
+    world: str = ""
+    data: str = ""
+    steps: int = 20_000
+    good: float = 0.1
+    noise: float = 0.3
+    normalize: bool = True
+    reward_scale: float = 1.0
+    reward_shift: float = 0.0
+    hidden: int = 256
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.world and self.world not in WORLDS:
+            raise unknown("world", self.world, WORLDS, "task offline")
+        within("offline", "steps", self.steps, 1, 10**9)
+        within("offline", "good", self.good, 0.0, 1.0)
+        within("offline", "hidden", self.hidden, 1, 100_000)
+
+    def __call__(self, name: str) -> OfflineTask:
+        """Make the task."""
+        return OfflineTask(name, self)
+
+
+class OfflineTask:
+    """Recorded transitions as a task; `size` counts them.
+
+    Args:
+        name: as on the command line.
+        settings: see `Offline`.
+
+    Raises:
+        UserError: the data cannot be read, or it does not fit the world.
+    """
+
+    default_steps = 10_000
+
+    def __init__(self, name: str, settings: Offline) -> None:
+        self.name, self.settings = name, settings
+        self.world: World | None = None
+        if settings.world or not settings.data:
+            self.world = WORLDS[settings.world or "point"]()
+        if settings.data:
+            self.data = read_minari(settings.data)
+        else:
+            assert self.world is not None
+            self.data = record(self.world, settings.steps, settings.good, settings.noise, settings.seed)
+        self.size = len(self.data)
+        self.bound = action_bound(self.data.metadata)
+        widths = (self.data.observation.shape[1], self.data.action.shape[1])
+        if self.world is not None and widths != (self.world.observations, self.world.actions):
+            raise UserError(f"task {name}: the data's widths {widths} are not those of the world {self.world.name!r}")
+        seen = self.data.observation
+        self.mean = seen.mean(0) if settings.normalize else torch.zeros(widths[0])
+        self.std = seen.std(0, correction=0) + 1e-3 if settings.normalize else torch.ones(widths[0])
+
+    def prompts(self, ids: Tensor) -> Prompts:
+        """Transitions by number."""
+        return Prompts(ids, ids.tolist())
+
+    def score(self, batch: Trajectories, context: Context) -> dict[str, Tensor]:
+        """Nothing: rewards came with the data."""
+        return {}
+
+    def make_policy(self, model: str | Path = "", seed: int = 0) -> OfflinePolicy:
+        """Return a new policy, or the saved one in the folder `model`.
+
+        Raises:
+            UserError: the folder holds none, or one for other widths.
+        """
+        shape = (self.data.observation.shape[1], self.data.action.shape[1])
+        if model:
+            policy = OfflinePolicy.load(model)
+            if policy.shape != shape:
+                raise UserError(f"the policy in {model} has the widths {policy.shape}, not {shape}")
+            return policy
+        hidden = (self.settings.hidden,) * 2
+        return OfflinePolicy(*shape, hidden=hidden, seed=seed, mean=self.mean, std=self.std, bound=self.bound)
+
+    def make_engine(self, policy: OfflinePolicy, seed: int = 0) -> OfflineEngine:
+        """Return what reads the data."""
+        return OfflineEngine(self.name, self._table().to(policy.mean.device))
+
+    def _table(self) -> Trajectories:
+        """All transitions as rows of one decision, observations normalised, actions in [-1, 1]."""
+        data, settings = self.data, self.settings
+        ones = torch.ones(len(data), 1, dtype=torch.bool)
+        return Trajectories(
+            {
+                "observation": ((data.observation - self.mean) / self.std).unsqueeze(1),
+                "next_observation": ((data.next_observation - self.mean) / self.std).unsqueeze(1),
+                "action": (data.action / self.bound).clamp(-1, 1).unsqueeze(1),
+                "reward": (settings.reward_scale * data.reward + settings.reward_shift).unsqueeze(1),
+                "terminated": data.terminated.unsqueeze(1),
+                "truncated": data.truncated.unsqueeze(1),
+                "mask": ones,
+                "length": ones.long().squeeze(1),
+                "prompt": torch.arange(len(data)),
+                "group": torch.arange(len(data)),
+            }
+        )
+
+    def evaluate(self, policy: OfflinePolicy, *, samples: int, seed: int) -> dict[str, float]:
+        """Play `samples` episodes with the actor's mean.
+
+        Returns:
+            `return`, undiscounted and in the world's own reward, and `length`; `score`, 100 at the controller's return (or the data
+            set's `ref_max_score`) and 0 at random actions' (`ref_min_score`); and in this package's worlds `return_far` and
+            `score_far`, from the starts whose way is longest, on the same scale.
+        """
+        if self.world is None:
+            return self._in_gymnasium(policy, samples, seed)
+        generator = torch.Generator().manual_seed(seed)
+        low, high = references(self.world.name)
+        world, device = self.world, policy.mean.device
+
+        def act(state: Tensor) -> Tensor:
+            chosen: Tensor = policy.act(world.observe(state).to(device)) / policy.bound
+            return chosen.cpu()
+
+        returns, lengths = play(world, act, world.reset(samples, generator))
+        from_far, _ = play(world, act, world.reset(samples, generator, far=True))
+        return {
+            "score": 100 * (float(returns.mean()) - low) / (high - low),
+            "return": float(returns.mean()),
+            "length": float(lengths.mean()),
+            "score_far": 100 * (float(from_far.mean()) - low) / (high - low),
+            "return_far": float(from_far.mean()),
+        }
+
+    def _in_gymnasium(self, policy: OfflinePolicy, samples: int, seed: int) -> dict[str, float]:
+        """The same in the environment that the data set names."""
+        from vantage.tasks.control.evaluation import play as play_envs
+
+        gymnasium = require("gymnasium", "control")
+        said = self.data.metadata.get("env_spec")
+        if not said:
+            raise UserError(f"task {self.name}: the data set names no environment: say world=...")
+        spec = gymnasium.envs.registration.EnvSpec.from_json(said)
+        envs = [gymnasium.make(spec.id, **spec.kwargs) for _ in range(min(samples, 16))]
+        try:
+            seeds = list(range(seed, seed + samples))
+            returns, lengths = play_envs(envs, seeds, policy, scalar_actions=False, limit=spec.max_episode_steps)
+        finally:
+            for env in envs:
+                env.close()
+        judged = {"return": float(returns.mean()), "length": float(lengths.mean())}
+        low, high = (self.data.metadata.get(name) for name in ("ref_min_score", "ref_max_score"))
+        if low is not None and high is not None:
+            judged["score"] = 100 * (judged["return"] - low) / (high - low)
+        return judged
+
+
+class OfflineEngine:
+    """Reads recorded transitions; it cannot act.
+
+    Args:
+        name: of the task.
+        table: all transitions, [M, 1, ...].
+    """
+
+    max_length = 1
+
+    def __init__(self, name: str, table: Trajectories) -> None:
+        self.name, self.table = name, table
+
+    def read(self, ids: Tensor, context: Context) -> Trajectories:
+        """Return the transitions with these ids [B]."""
+        return self.table.select(ids.to(self.table.device))
+
+    def sample(self, prompts: Prompts, count: int, context: Context, *, greedy: bool = False) -> Trajectories:
+        """Refuse."""
+        raise self._refusal()
+
+    def advance(self, rows: int, steps: int, context: Context) -> Trajectories:
+        """Refuse."""
+        raise self._refusal()
+
+    def _refusal(self) -> UserError:
+        return UserError(
+            f"the task {self.name!r} is recorded data, in which nothing can be tried out: take a method of the family offline"
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: draws are the run's."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Nothing to take back."""
+
+
+def task_from_spec(spec: str, options: Mapping[str, Any] | None = None) -> OfflineTask:
+    """Return the task of `offline`, `offline:world=pendulum,good=0.3` or `offline:data=DIR`."""
+    name, settings = parse("task", spec, {"offline": Offline}, {})
+    known = Offline.__dataclass_fields__
+    for key, value in dict(options or {}).items():
+        if key not in known:
+            raise UserError(f"task {name}: no option {key!r}{nearest(key, known)} (options: {', '.join(known)})")
+        settings[key] = str(value)
+    made: OfflineTask = build("task", name, Offline, settings)(spec)
+    return made
+
+
+def recorded(spec: str = "offline") -> Recorded:
+    """Return the data of a task, for what is written elsewhere."""
+    return task_from_spec(spec).data

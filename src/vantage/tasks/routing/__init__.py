@@ -1,0 +1,1 @@
+"""Routing: travelling salesman and vehicle routing problems, random or from TSPLIB files."""

@@ -1,0 +1,215 @@
+"""Routing tasks: random instances, TSPLIB files, and the policy, engine and evaluation that go with them."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vantage.core.context import Context
+from vantage.core.errors import UserError, nearest
+from vantage.core.protocols import Prompts
+from vantage.core.trajectories import Trajectories
+from vantage.policies.routing import RoutingPolicy
+from vantage.policies.routing_rules import check_problem
+from vantage.rollouts.routing import RoutingEngine
+from vantage.tasks.routing import instances, references, tsplib
+from vantage.tasks.routing.evaluation import best_costs, contributions, solve_instance, wins
+
+_POLICY_OPTIONS = ("width", "layers", "heads", "feedforward", "agents")
+_REFERENCES = ("auto", "pyvrp", None)
+
+
+class RoutingTask:
+    """Travelling salesman (`tsp`) or capacitated vehicle routing (`cvrp`). Prompts are numbers of instances; they never run out.
+
+    Args:
+        problem: "tsp" or "cvrp".
+        nodes: nodes of an instance (TSP) or customers (CVRP).
+        capacity: of a vehicle, in units of which a customer wants 1 to 9; None for the literature's.
+        held_out: instances of an evaluation; always the same ones, of a stream of their own.
+        data_seed: of the instances.
+        symmetric: greedy tours of the 8 symmetries of each held-out instance too.
+        reference: where the gap is measured from: "pyvrp", None for no gap, or "auto": PyVRP's tours where it is installed.
+        file: a .tsp file of TSPLIB, or a folder of them, instead of random held-out instances; TSP only. Training on one file is
+            training on that instance.
+        optimum: length of the best tour of the file; None takes what a file `solutions` beside it says.
+        **policy: options of the policy (`width`, `layers`, `heads`, `feedforward`, `agents`).
+
+    Raises:
+        UserError: an option is not known or out of range, or the file cannot be read.
+    """
+
+    size = 0
+    default_steps = 1000
+
+    def __init__(
+        self,
+        problem: str,
+        *,
+        nodes: int = 20,
+        capacity: int | None = None,
+        held_out: int = 128,
+        data_seed: int = 0,
+        symmetric: bool = False,
+        reference: str | None = "auto",
+        file: str = "",
+        optimum: int | None = None,
+        **policy: Any,
+    ) -> None:
+        check_problem(problem)
+        for name, given, least in (("nodes", nodes, 2 if problem == "cvrp" else 3), ("held_out", held_out, 1)):
+            if not isinstance(given, int) or given < least:
+                raise UserError(f"{problem}: {name}={given} is out of range: a whole number, at least {least}")
+        if reference not in _REFERENCES:
+            raise UserError(f"{problem}: reference={reference!r} is not known (known: auto, pyvrp, none)")
+        odd = [name for name in policy if name not in _POLICY_OPTIONS]
+        if odd:
+            known = (
+                "nodes",
+                "capacity",
+                "held_out",
+                "data_seed",
+                "symmetric",
+                "reference",
+                "file",
+                "optimum",
+                *_POLICY_OPTIONS,
+            )
+            raise UserError(f"{problem} has no option {odd[0]!r}{nearest(odd[0], known)} (options: {', '.join(known)})")
+        if capacity is not None and (problem == "tsp" or capacity < 9):
+            raise UserError(f"{problem}: capacity={capacity} is out of range: at least 9, and of cvrp alone")
+        if file and problem == "cvrp":
+            raise UserError(f"cvrp: file={file}: TSPLIB files are read for tsp")
+        self.problem = self.name = problem
+        self.nodes = nodes
+        self.capacity = capacity if capacity is not None or problem == "tsp" else instances.default_capacity(nodes)
+        self.held_out, self.data_seed, self.symmetric, self.reference = held_out, data_seed, symmetric, reference
+        self.policy_options = policy
+        self.files = _files(file, optimum) if file else []
+
+    def instances(self, ids: Tensor, stream: int) -> Tensor:
+        """Return the instances with these numbers [B] of a stream: [B, n, F]."""
+        if self.problem == "tsp":
+            return instances.tsp(ids, self.nodes, self.data_seed, stream)
+        assert self.capacity is not None
+        return instances.cvrp(ids, self.nodes, self.capacity, self.data_seed, stream)
+
+    def prompts(self, ids: Tensor) -> Prompts:
+        """Return training instances; the id is the instance's number.
+
+        Raises:
+            UserError: the task is a folder of files.
+        """
+        if len(self.files) > 1:
+            raise UserError("tsp: a folder of files is for `vantage eval`; train on random instances or on one file")
+        if self.files:
+            nodes = tsplib.scaled(self.files[0][0].places).expand(len(ids), -1, -1)
+        else:
+            nodes = self.instances(ids, instances.TRAIN)
+        items: Any = nodes
+        return Prompts(ids, items)
+
+    def score(self, batch: Trajectories, context: Context) -> dict[str, Tensor]:
+        """Nothing: rewards come with the decisions."""
+        return {}
+
+    def make_policy(self, model: str | Path = "", seed: int = 0, **options: Any) -> RoutingPolicy:
+        """Return a new policy, or the saved one in the folder `model`.
+
+        Raises:
+            UserError: the folder holds none, or one for the other problem.
+        """
+        if model:
+            policy = RoutingPolicy.load(model)
+            if policy.problem != self.problem:
+                raise UserError(f"the policy in {model} was made for {policy.problem}, not for {self.problem}")
+            return policy
+        return RoutingPolicy(self.problem, seed=seed, **{**self.policy_options, **options})
+
+    def make_engine(self, policy: RoutingPolicy, seed: int = 0, **options: Any) -> RoutingEngine:
+        """Return an engine that builds the policy's tours."""
+        return RoutingEngine(policy)
+
+    def evaluate(self, policy: Any, *, samples: int, seed: int) -> dict[str, float]:
+        """Build tours of the held-out instances, or of the files.
+
+        Args:
+            policy: judged.
+            samples: tours from each start that `best_length` is the best of, shared among the decoders; each one's first is greedy.
+            seed: of the draws.
+
+        Returns:
+            Means over the instances: `length`, of the shortest greedy tour over all starts (and decoders); `best_length`, of the
+            shortest of `samples` from each start. With references, `gap` and `best_gap`: how much longer in per cent. Of a
+            population also the least share of instances that an agent wins (`least_share`), and the least contribution. For
+            files, `length/NAME` and `gap/NAME` of each, over all starts and 8 symmetries.
+        """
+        if self.files:
+            return self._evaluate_files(policy)
+        nodes = self.instances(torch.arange(self.held_out), instances.HELD_OUT)
+        generator = torch.Generator(policy.device).manual_seed(seed)
+        rounds = math.ceil(samples / policy.agents)
+        with torch.no_grad():
+            greedy, best = best_costs(policy, nodes, rounds=rounds, symmetric=self.symmetric, generator=generator)
+        judged: dict[str, float] = {}
+        reference = None
+        if self.reference == "pyvrp" or (self.reference == "auto" and references.available()):
+            reference = references.references(self.problem, nodes)
+        for name, costs in (("", greedy), ("best_", best)):
+            length = costs.amin(1).cpu().double()
+            judged[f"{name}length"] = float(length.mean())
+            if reference is not None:
+                judged[f"{name}gap"] = float(100 * (length / reference - 1).mean())
+        if policy.agents > 1:
+            judged["least_share"] = float(wins(best).amin())
+            judged["least_contribution"] = float(contributions(best).amin())
+        return judged
+
+    def _evaluate_files(self, policy: RoutingPolicy) -> dict[str, float]:
+        judged: dict[str, float] = {}
+        gaps = []
+        with torch.no_grad():
+            for instance, optimum in self.files:
+                length = solve_instance(policy, instance)
+                judged[f"length/{instance.name}"] = float(length)
+                if optimum is not None:
+                    judged[f"optimum/{instance.name}"] = float(optimum)
+                    judged[f"gap/{instance.name}"] = 100 * (length / optimum - 1)
+                    gaps.append(judged[f"gap/{instance.name}"])
+        if gaps:
+            judged["gap"] = sum(gaps) / len(gaps)
+        return judged
+
+
+def _files(file: str, optimum: int | None) -> list[tuple[tsplib.Instance, int | None]]:
+    """Read a file, or those of a folder that have coordinates, each with its published optimum."""
+    path = Path(file)
+    if not path.is_dir():
+        return [(tsplib.read(path), optimum if optimum is not None else tsplib.published(path))]
+    found: list[tuple[tsplib.Instance, int | None]] = []
+    for each in sorted(path.glob("*.tsp")):
+        try:
+            found.append((tsplib.read(each), tsplib.published(each)))
+        except UserError as error:
+            warnings.warn(f"left out: {error}", stacklevel=2)
+    if not found:
+        raise UserError(f"tsp: file={file}: the folder holds no .tsp file that can be read")
+    return found
+
+
+def task_from_spec(spec: str, options: Mapping[str, Any] | None = None) -> RoutingTask:
+    """Return the task of `tsp`, `tsp:nodes=50`, `cvrp:nodes=20,held_out=64` or `tsp:file=PATH`.
+
+    Raises:
+        UserError: an option is not known or out of range.
+    """
+    from vantage.config import parse_settings
+
+    name, _, rest = spec.partition(":")
+    return RoutingTask(name, **{**dict(options or {}), **parse_settings([pair for pair in rest.split(",") if pair])})

@@ -1,0 +1,152 @@
+"""Copies that follow what learns slowly: target networks and slow opponents; and parts that act every few steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vantage.core.context import Context
+from vantage.core.errors import UserError
+from vantage.core.trajectories import Trajectories
+
+
+@torch.no_grad()
+def polyak(targets: Sequence[Tensor], sources: Sequence[Tensor], rate: float) -> None:
+    """Move targets towards sources in place: target <- (1 - rate) * target + rate * source. No gradient."""
+    torch._foreach_lerp_(list(targets), list(sources), rate)
+
+
+def twins(policy: Any, frozen: Any) -> list[tuple[Tensor, Tensor]]:
+    """Return the parameters that a policy and a frozen copy of it share by name, as pairs (live, copy).
+
+    Raises:
+        UserError: they share none: the copy is only a view of the policy.
+    """
+    theirs = dict(frozen.named_parameters())
+    found = [(live, theirs[name]) for name, live in policy.named_parameters() if name in theirs]
+    if not found:
+        raise UserError(
+            f"{type(frozen).__name__} shares its weights with the policy, so the two cannot differ: train without adapters"
+            " (lora_rank=0)"
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class SlowCopy:
+    """Controller: after every optimiser step the named frozen policy moves towards the policy by `rate`.
+
+    copy <- (1 - rate) * copy + rate * policy
+
+    Attributes:
+        name: of the frozen policy.
+        rate: above 0, at most 1; 1 copies.
+    """
+
+    name: str = "target"
+    rate: float = 0.05
+    every = "minibatch"
+    _memory: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        _check_rate("SlowCopy", self.rate)
+
+    @property
+    def policies(self) -> frozenset[str]:
+        """The copy."""
+        return frozenset({self.name})
+
+    def prepare(self, context: Context) -> None:
+        """Pair the parameters."""
+        self._memory["pairs"] = twins(context.policy, context.named(self.name))
+
+    def __call__(self, context: Context) -> None:
+        """Move the copy."""
+        pairs = self._memory["pairs"]
+        polyak([copy for _, copy in pairs], [live for live, _ in pairs], self.rate)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The copy's weights, which change in place."""
+        return {str(place): copy.detach().clone() for place, (_, copy) in enumerate(self._memory["pairs"])}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take them back."""
+        with torch.no_grad():
+            for place, (_, copy) in enumerate(self._memory["pairs"]):
+                copy.copy_(state[str(place)])
+
+
+@dataclass(frozen=True)
+class MoveTargets:
+    """Controller: every `every_steps` steps the policy's target networks move towards the networks by `rate`.
+
+    The policy names them in `targets()`: pairs (network's parameter, target's).
+
+    Attributes:
+        rate: tau, above 0, at most 1.
+        every_steps: at least 1.
+    """
+
+    rate: float = 0.005
+    every_steps: int = 1
+
+    def __post_init__(self) -> None:
+        _check_rate("MoveTargets", self.rate)
+
+    def __call__(self, context: Context) -> None:
+        """Move them, when it is time."""
+        if context.step % self.every_steps:
+            return
+        policy: Any = context.policy
+        pairs = policy.targets()
+        polyak([target for _, target in pairs], [live for live, _ in pairs], self.rate)
+
+
+@dataclass(frozen=True)
+class Every:
+    """Update that takes place in every `steps`-th step only, the first time in step number `steps`; the other steps pass.
+
+    Attributes:
+        steps: at least 1.
+        update: what takes place.
+    """
+
+    steps: int
+    update: Any
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise UserError(f"Every.steps={self.steps} is out of range: at least 1")
+
+    @property
+    def wants(self) -> frozenset[str]:
+        """What the update reads."""
+        return frozenset(getattr(self.update, "wants", ()))
+
+    def prepare(self, context: Context) -> None:
+        """Prepare the update."""
+        if hasattr(self.update, "prepare"):
+            self.update.prepare(context)
+
+    def __call__(self, batch: Trajectories, context: Context) -> None:
+        """Update, when it is time."""
+        if (context.step + 1) % self.steps == 0:
+            self.update(batch, context)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The update's."""
+        return dict(self.update.state_dict()) if hasattr(self.update, "state_dict") else {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Give it to the update."""
+        if hasattr(self.update, "load_state_dict"):
+            self.update.load_state_dict(state)
+
+
+def _check_rate(name: str, rate: float) -> None:
+    if not 0 < rate <= 1:
+        raise UserError(f"{name}.rate={rate} is out of range: above 0, at most 1")

@@ -1,0 +1,120 @@
+"""CHITA: the identities of its card."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.tasks.compression.tools import small
+from vantage.core.errors import UserError
+from vantage.methods import registry
+from vantage.methods.compression.chita import Chita, levels
+from vantage.tasks.compression.network import flat_weights, weight_names, weight_sparsity
+from vantage.tasks.compression.quadratic import Quadratic, largest
+from vantage.tasks.compression.scores import batch_losses
+from vantage.tasks.compression.statistics import gradient_rows
+
+
+def chita(**settings: object) -> Chita:
+    made: Chita = registry.page("chita").make({"stages": 1, "block": 0, **settings})
+    return made
+
+
+def test_two_weights_by_hand() -> None:
+    w = torch.tensor([2.0, 1.0], dtype=torch.float64)
+    x = torch.tensor([[1.0, 1.0]], dtype=torch.float64)
+    # n = 1: the ridge lambda / 2. Index 1 goes, and the other weight takes its place over.
+    bare = Quadratic.of_gradients(x, w, 0.0)
+    found = chita().solve(bare, 1)
+    torch.testing.assert_close(found, torch.tensor([3.0, 0.0], dtype=torch.float64))
+    assert bare.value(found) == pytest.approx(0.0, abs=1e-12)
+    held = Quadratic.of_gradients(x, w, 1.0)
+    assert held.ridge == 0.5
+    torch.testing.assert_close(chita().solve(held, 1), torch.tensor([2.5, 0.0], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("solver", ["iht", "bso"])
+def test_a_hessian_of_one_number_makes_it_magnitude_pruning(solver: str) -> None:
+    w = torch.randn(8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    q = Quadratic.of_gradients(2.0 * torch.eye(8, dtype=torch.float64), w, 0.1)
+    torch.testing.assert_close(chita(solver=solver).solve(q, 3), largest(w, 3))
+
+
+def test_no_gradient_makes_bso_magnitude_pruning() -> None:
+    w = torch.randn(8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    q = Quadratic.of_gradients(torch.zeros(4, 8, dtype=torch.float64), w, 0.1)
+    torch.testing.assert_close(chita().solve(q, 3), largest(w, 3))
+
+
+def _problem(seed: int = 0, first: float = 0.0) -> Quadratic:
+    network = small((6, 10, 8, 3), rows=120, seed=seed)
+    rows = gradient_rows(network.model, weight_names(network.layers()), batch_losses(network, 60, 1, seed))
+    return Quadratic.of_gradients(rows.double(), flat_weights(network).double(), 1e-3, first)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_every_solver_is_below_magnitude_pruning(seed: int) -> None:
+    q = _problem(seed)
+    k = len(q.center) // 5
+    plain = q.value(largest(q.center, k))
+    bso = chita().solve(q, k)
+    iht, refined = chita(solver="iht").solve(q, k), chita(solver="iht", refine=True).solve(q, k)
+    assert float(q.gradient(bso)[bso != 0].abs().max()) < 1e-7
+    assert torch.equal((bso != 0), largest(q.center, k) != 0)
+    assert q.value(bso) <= plain
+    assert q.value(iht) <= plain
+    assert q.value(refined) <= q.value(iht) + 1e-12
+    for found in (bso, iht, refined):
+        assert int((found != 0).sum()) <= k
+
+
+def test_blocks_solve_their_own_share() -> None:
+    q = _problem()
+    k, p = 40, len(q.center)
+    found = chita(block=50).solve(q, k)
+    part = torch.arange(50)
+    kept = largest(q.center, k) != 0
+    assert torch.equal(found != 0, kept)
+    x = q.rows[:, part][:, kept[part]]
+    eye = torch.eye(int(kept[part].sum()), dtype=torch.float64)
+    right = x.T @ (q.rows[:, part] @ q.center[part]) + 2 * q.ridge * q.center[part][kept[part]]
+    torch.testing.assert_close(found[part][kept[part]], torch.linalg.solve(x.T @ x + 2 * q.ridge * eye, right))
+    torch.testing.assert_close(chita(block=p).solve(q, k), chita().solve(q, k))
+
+
+def test_the_first_order_term_may_move_the_support_and_lowers_q() -> None:
+    q = _problem(first=1.0)
+    k = len(q.center) // 4
+    found = chita(first_order=True).solve(q, k)
+    assert q.value(found) <= q.value(largest(q.center, k))
+    assert int((found != 0).sum()) <= k
+
+
+def test_levels_rise_to_the_target() -> None:
+    assert levels(0.9, 0.3, 1, "poly") == [0.9]
+    assert levels(0.9, 0.3, 3, "poly") == pytest.approx([0.3, 0.9 - 0.6 / 8, 0.9])
+    assert levels(0.9, 0.3, 3, "exp") == pytest.approx([0.3, 0.3 + 0.6 * 4 / 3 / 2, 0.9])
+    assert levels(0.2, 0.3, 2, "poly") == pytest.approx([0.2, 0.2])
+
+
+@pytest.mark.parametrize("solver", ["iht", "bso"])
+def test_stages_prune_what_was_asked_and_pruned_weights_stay_out(solver: str) -> None:
+    network = small((6, 10, 8, 3), rows=120)
+    total = len(flat_weights(network))
+    found = chita(solver=solver, stages=3, samples=30, batch=4, ridge=1e-3)(network, 0.7, seed=1)
+    assert set(found) == {"objective", "moved"}
+    assert weight_sparsity(network) >= int(0.7 * total) / total - 1e-9
+    before = flat_weights(network)
+    chita(solver=solver, samples=30, batch=4, ridge=1e-3)(network, 0.75, seed=2)
+    assert bool((flat_weights(network)[before == 0] == 0).all())
+
+
+def test_bad_settings_are_refused() -> None:
+    for settings, message in (
+        ({"solver": "swap"}, "solver='swap'"),
+        ({"schedule": "line"}, "schedule='line'"),
+        ({"stages": 0}, "stages=0"),
+        ({"first_level": 1.0}, r"first_level=1\.0"),
+    ):
+        with pytest.raises(UserError, match=message):
+            chita(**settings)

@@ -1,0 +1,62 @@
+"""Magnitude pruning removes exactly the smallest weights of what it compares."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.tasks.compression.tools import language, small
+from vantage.core.errors import UserError
+from vantage.methods import registry
+from vantage.tasks.compression.network import flat_weights, weight_sparsity
+
+
+def prune(scope: str, sparsity: float, **settings: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    network = small((8, 12, 8, 4))
+    before = [network.model.get_submodule(name).weight.detach().clone() for name in network.layers()]  # type: ignore[operator, union-attr]
+    registry.page("magnitude").make({"scope": scope, **settings})(network, sparsity)
+    return before, [network.model.get_submodule(name).weight.detach() for name in network.layers()]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("scope", ["row", "layer", "global"])
+def test_equals_a_direct_computation(scope: str) -> None:
+    before, after = prune(scope, 0.5)
+    if scope == "global":
+        cut = torch.cat([w.abs().flatten() for w in before]).sort().values
+        wanted = [torch.where(w.abs() >= cut[len(cut) // 2], w, 0.0) for w in before]
+    elif scope == "layer":
+        wanted = [torch.where(w.abs() > w.abs().flatten().sort().values[w.numel() // 2 - 1], w, 0.0) for w in before]
+    else:
+        wanted = [
+            torch.where(w.abs() > w.abs().sort(-1).values[:, w.shape[1] // 2 - 1 : w.shape[1] // 2], w, 0.0)
+            for w in before
+        ]
+    for found, right in zip(after, wanted, strict=True):
+        assert torch.equal(found, right)
+
+
+def test_a_pattern_and_the_count_of_zeros() -> None:
+    _, after = prune("layer", 0.5, kept=2, of=4)
+    for weight in after:
+        assert bool((weight.view(len(weight), -1, 4).count_nonzero(-1) == 2).all())
+    network = small()
+    registry.page("magnitude").make({"scope": "global"})(network, 0.3)
+    total = len(flat_weights(network))
+    assert weight_sparsity(network) == pytest.approx(int(0.3 * total + 1e-9) / total)
+
+
+def test_a_language_models_embeddings_stay() -> None:
+    network = language()
+    before = network.model.lm_head.weight.detach().clone()  # type: ignore[union-attr, operator]
+    registry.page("magnitude").make()(network, 0.5)
+    assert torch.equal(network.model.lm_head.weight, before)  # type: ignore[union-attr, arg-type]
+    assert weight_sparsity(network) == pytest.approx(0.5)
+
+
+def test_bad_settings_are_refused() -> None:
+    with pytest.raises(UserError, match="scope='rows' is not known"):
+        registry.page("magnitude").make({"scope": "rows"})
+    with pytest.raises(UserError, match=r"sparsity=1\.5"):
+        registry.page("magnitude").make()(small(), 1.5)
+    with pytest.raises(UserError, match="3:2"):
+        registry.page("magnitude").make({"kept": 3, "of": 2})

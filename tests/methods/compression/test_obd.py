@@ -1,0 +1,24 @@
+"""Optimal Brain Damage removes the weights of least F_ii w_i^2."""
+
+from __future__ import annotations
+
+import torch
+
+from tests.tasks.compression.tools import small
+from vantage.methods import registry
+from vantage.tasks.compression.network import flat_weights, weight_names
+from vantage.tasks.compression.scores import batch_losses
+from vantage.tasks.compression.statistics import gradient_rows
+
+
+def test_equals_a_direct_computation() -> None:
+    network = small()
+    names = weight_names(network.layers())
+    rows = gradient_rows(network.model, names, batch_losses(network, 20, 2, seed=3))
+    before = flat_weights(network)
+    saliency = rows.square().mean(0) * before.square()
+    order = torch.sort(saliency, stable=True, descending=True).indices
+    registry.page("obd").make({"samples": 20, "batch": 2})(network, 0.6, seed=3)
+    kept = torch.zeros(len(before), dtype=torch.bool)
+    kept[order[: len(before) - int(0.6 * len(before))]] = True
+    assert torch.equal(flat_weights(network), torch.where(kept, before, 0.0))

@@ -1,0 +1,101 @@
+"""DPPO: inner discount and clip widths of the card, the unrolled batch, its limit, and that it runs on the control road."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import vantage
+from tests.harness import context
+from vantage.core import Evaluation, Trajectories
+from vantage.core.errors import UserError
+from vantage.methods.control.dppo import InnerClip, InnerSteps
+from vantage.objectives.surrogates import Clip
+from vantage.policies.diffusion import INNER, Diffusion
+from vantage.policies.generative import GenerativePolicy
+from vantage.policies.spaces import Actions, Observations
+
+
+def policy_of(steps: int, tuned: int) -> GenerativePolicy:
+    done = Actions("continuous", (2,), low=(-1.0, -1.0), high=(1.0, 1.0))
+    return GenerativePolicy(Observations("vector", (3,)), done, Diffusion(steps, tuned))
+
+
+def test_widths_of_the_card() -> None:
+    width = InnerClip(0.01, 0.001).width(torch.arange(10), 10)
+    assert float(width[0]) == pytest.approx(0.001)
+    assert float(width[9]) == pytest.approx(0.01)
+    assert float(width[5]) == pytest.approx(0.003025, abs=1e-6)
+    assert InnerClip(0.01, 0.001).width(torch.zeros(1), 1).tolist() == pytest.approx([0.01])
+
+
+def test_inner_discount_of_the_card() -> None:
+    policy = policy_of(20, 10)
+    inner = torch.arange(10).view(1, 10)
+    columns = {INNER: inner, "advantage": torch.ones(1, 10), "mask": torch.ones(1, 10, dtype=torch.bool)}
+    batch = Trajectories({**columns, "logp_old": torch.zeros(1, 10)})
+    where = context(policy=policy, step=0)
+    loss = InnerClip()(Evaluation(logp=torch.zeros(1, 10)), batch, where)
+    assert float(-loss[0, 0]) == pytest.approx(0.9135, abs=1e-4)
+    assert float(-loss[0, 9]) == 1.0
+    assert float(InnerClip(warmup=1)(Evaluation(logp=torch.zeros(1, 10)), batch, where).abs().max()) == 0.0
+
+
+def test_decisions_become_their_learned_steps() -> None:
+    policy = policy_of(5, 3)
+    torch.manual_seed(0)
+    seen = torch.randn(2, 4, 3)
+    chain = policy.process.sample(policy.networks, seen.flatten(0, 1), torch.randn(8, 12)).unflatten(0, (2, 4))
+    ones = torch.ones(2, 4, dtype=torch.bool)
+    columns = {"observation": seen, "action": chain, "mask": ones, "advantage": torch.arange(8.0).view(2, 4)}
+    batch = Trajectories({**columns, "length": torch.tensor([4, 4]), "logp_old": torch.zeros(2, 4)})
+    vantage_context = vantage.core.context.Context(None, policy, None, None, torch.Generator())  # type: ignore[arg-type, attr-defined]
+    unrolled = InnerSteps()(batch, vantage_context)
+    assert unrolled.mask.shape == (2, 12)
+    assert unrolled[INNER][0].tolist() == [0, 1, 2] * 4
+    assert unrolled.advantage[1].tolist() == [4.0] * 3 + [5.0] * 3 + [6.0] * 3 + [7.0] * 3
+    states = chain.unflatten(-1, (4, 2))
+    torch.testing.assert_close(unrolled.action[1, 4], torch.cat([states[1, 1, 1], states[1, 1, 2]]))
+    now = policy.evaluate(unrolled, frozenset({"logp"})).logp
+    torch.testing.assert_close(unrolled.logp_old, now)
+    whole = policy.evaluate(batch, frozenset({"logp"})).logp
+    torch.testing.assert_close(now.unflatten(1, (4, 3)).sum(-1), whole)
+
+
+def test_one_learned_step_without_inner_discount_is_ppo() -> None:
+    """K = K' = 1: the loss is the clipped surrogate of one Gaussian, whatever gamma_den."""
+    policy = policy_of(1, 1)
+    torch.manual_seed(0)
+    old, new, advantage = (torch.randn(6, 1, dtype=torch.float64) * 0.05 for _ in range(3))
+    columns = {"logp_old": old, "advantage": advantage, "mask": torch.ones(6, 1, dtype=torch.bool)}
+    batch = Trajectories({**columns, INNER: torch.zeros(6, 1, dtype=torch.long)})
+    ours = InnerClip(0.02, 0.001, discount=0.5)(Evaluation(logp=new), batch, context(policy=policy, step=0))
+    theirs = Clip(0.02)(Evaluation(logp=new), batch, context())
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_it_runs_on_the_control_road_from_demonstrations() -> None:
+    options = {"warm_start": 3, "hidden": [16], "normalize_observations": False}
+    settings = {"rows": 2, "length": 6, "epochs": 1, "minibatches": 1, "denoising_steps": 4, "tuned": 2}
+    run = vantage.train("dppo", "detour", steps=2 * 2 * 6, settings=settings, options=options, evaluate_samples=4)
+    early, actor = run.policy.early.mlp.linears[0].weight, run.policy.actor.mlp.linears[0].weight
+    assert not torch.equal(early, actor)
+    steps = [line for line in run.outcome.history if "loss/policy" in line]
+    assert len(steps) == 2
+    assert all(abs(line["kl/old"]) < 1e-6 for line in steps)
+    assert {"eval/share/strayed", "eval/rarest"} <= set(run.outcome.history[-1])
+
+
+def test_on_pendulum_a_run_is_kept_in_its_folder(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    settings = {"rows": 2, "length": 8, "epochs": 2, "minibatches": 2, "denoising_steps": 3, "tuned": 3}
+    whole = vantage.train("dppo", "pendulum", steps=32, settings=settings, evaluate_samples=2, out=tmp_path / "run")
+    judged = vantage.evaluate(tmp_path / "run", samples=2, seed=1)
+    assert judged["return"] == pytest.approx(whole.metrics[-1]["eval/return"])
+
+
+def test_another_policy_is_refused() -> None:
+    task = vantage.task("pendulum")
+    with pytest.raises(UserError, match="policy=diffusion"):
+        vantage.train("dppo", task, steps=10, policy=task.make_policy(), evaluate_samples=0)
+    with pytest.raises(UserError, match="no demonstrations"):
+        vantage.task("pendulum:warm_start=3")
