@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from vantage.core.errors import UserError
+from vantage.study import models
 from vantage.study.arenas import arena, arenas, names, parse
 from vantage.study.contest import entrant, read_entry
 from vantage.study.jobs import ROAD
-from vantage.tasks.registry import TASKS
+from vantage.tasks.registry import TASKS, make_task
 
 TOY = """
 name = "toy"
@@ -50,6 +52,30 @@ def test_a_users_file_is_an_arena_and_its_paths_are_relative_to_it(tmp_path: Pat
     before = own.decides()
     (tmp_path / "own.jsonl").write_text('{"prompt": "1+1=", "answer": "3"}\n')
     assert own.decides() != before
+
+
+def test_a_warm_start_may_have_a_task_and_options_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (
+        'name = "own"\nfield = "language"\ntask = "addition:digits=2"\noptions = { max_new_tokens = 3, training = 4 }\n'
+        '[budget]\nunit = "tokens"\nsize = 1e5\n[scoring]\nmetric = "pass@1"\n[model]\n'
+    )
+    asked = []
+
+    def noted(spec: str, **given: Any) -> Any:
+        asked.append((spec, given["options"]))
+        return make_task(spec, **given)
+
+    monkeypatch.setattr(models, "make_task", noted)
+    for number, more in enumerate(("", "options = { max_new_tokens = 3 }", 'task = "addition:digits=1"\noptions = {}')):
+        own = parse(text + more, "the file", None)
+        models.make(own, tmp_path / str(number), lambda message: None)
+        assert (tmp_path / str(number) / "config.json").is_file()
+    assert asked == [
+        ("addition:digits=2", {"max_new_tokens": 3, "training": 4}),
+        ("addition:digits=2", {"max_new_tokens": 3}),
+        ("addition:digits=1", {}),
+    ]
+    assert parse(text, "the file", None).decides() != parse(text + "options = {}", "the file", None).decides()
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,7 @@ def _roots(arena: Arena, function: str, method: str) -> list[str]:
     """The modules from which everything that a run executes can be reached by imports."""
     from vantage.methods import registry
     from vantage.study.peers import PEERS
+    from vantage.tasks.language.problems import PROBLEM_SETS, Mixed
     from vantage.tasks.registry import TASKS
 
     roots = [function.partition(":")[0], *arena.imports]
@@ -105,10 +106,12 @@ def _roots(arena: Arena, function: str, method: str) -> list[str]:
                 raise
     if arena.data:
         roots.append("vantage.tasks.language.task")
-    elif arena.task:
-        name = arena.task.partition(":")[0]
+    tasks = [arena.task, arena.model.task if arena.model is not None else ""]
+    for name in (spec.partition(":")[0] for spec in tasks if spec):
         if name.endswith(".py"):
             roots.append(name)
-        else:
-            roots.append(TASKS[name].module if name in TASKS else "vantage.tasks.control.task")
+            continue
+        roots.append(TASKS[name].module if name in TASKS else "vantage.tasks.control.task")
+        if name in PROBLEM_SETS:
+            roots += [PROBLEM_SETS[name].__module__, Mixed.__module__]
     return list(dict.fromkeys(roots))

@@ -45,6 +45,7 @@ INERT = frozenset(
         "vantage.methods.registry",
         "vantage.study.results",
         "vantage.study.schema",
+        "vantage.tasks.language.problems",
         "vantage.tasks.registry",
     }
 )

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -22,7 +24,7 @@ def test_steps_are_trained_backwards_and_frozen() -> None:
     rounds = list(play(method, world, known, torch.Generator().manual_seed(0)))
     begun = [one.plan.step for one in rounds if one.played]
     assert begun == [3] * 6 + [2] * 6 + [1] * 6 + [0] * 6
-    for before, after in zip(rounds, rounds[1:]):
+    for before, after in pairwise(rounds):
         changed = {h for h in range(4) if not torch.equal(before.plan.policy[:, h], after.plan.policy[:, h])}
         assert changed <= {before.plan.step}
     assert all((one.plan.policy[:, : one.plan.step] == 0.5).all() for one in rounds)

@@ -4,8 +4,8 @@ Upper confidence bounds applied to trees, the plain Monte Carlo tree search with
 
     argmax_a  q_a + c sqrt(2 log N / n_a),    an action never taken first
 
-until it leaves the tree, adds one node, plays one random game from it, and adds the outcome to every edge on the way. The action
-most visited is played. Kocsis and Szepesvári 2006, with q in [0, 1] and c = 1/sqrt(2). Which of several equals comes first is drawn.
+until it leaves the tree, adds one node, plays one random game from it, and adds the outcome to every edge on the way. The most
+visited action is played. Kocsis and Szepesvári 2006, with q in [0, 1] and c = 1/sqrt(2). Of equals one is drawn.
 """
 
 from __future__ import annotations

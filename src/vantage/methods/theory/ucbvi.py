@@ -69,7 +69,7 @@ class Counts:
     def add(self, seen: Episodes) -> None:
         """Count whole episodes."""
         kinds, states, actions = self.visits.shape[1:]
-        rows, count, steps = seen.state.shape
+        rows, _, steps = seen.state.shape
         after = torch.cat([seen.state[..., 1:], seen.last.unsqueeze(-1)], -1)
         h = torch.arange(steps, device=seen.state.device)
         cell = ((h % kinds) * states + seen.state) * actions + seen.action

@@ -2,16 +2,17 @@
 
     options = { game = "tictactoe", simulations = 4, games = 256, rate = 2.0, value_rate = 0.3, spread = 1.0 }
 
-A table of random priors learns from games that the search plays against itself with so many simulations a move; the budget counts
-all of them. Score `return`: what the search with that table gets against an opponent that never errs, less what perfect play would
-get there, the mean over the 82 states before which at most two moves were made; exact, by dynamic programming over all states. It is
-0 at best, and -1 where a draw is lost every time.
+A table of random priors learns from games that the search plays against itself with so many simulations a move; the budget
+counts all of them. Score `return`: what the search with that table gets against an opponent that never errs, less what perfect
+play would get there, the mean over the 82 states before which at most two moves were made; exact, by dynamic programming over all
+states. It is 0 at best, and -1 where a draw is lost every time.
 
     options = { game = "bandit-tree", trees = 500, depth = 4, actions = 4, players = 1, spread = 1.0 }
 
 Nothing is learnt: from each of many random trees the search chooses a root action with random priors (normal logits of standard
-deviation `spread`) and random playouts for values; the budget is the simulations of one search, and the curve runs over powers of two
-below it. Score `return`: exact value of the chosen action between that of a random one (0) and of the best (1), mean over trees.
+deviation `spread`) and random playouts for values; the budget is the simulations of one search, and the curve runs over powers
+of two below it. Score `return`: exact value of the chosen action between that of a random one (0) and of the best (1), mean over
+trees.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ class Known:
     transition: Tensor | None = None
     start: Tensor | None = None
     dtype: torch.dtype = torch.float64
-    device: torch.device = torch.device("cpu")
+    device: torch.device | str = "cpu"
 
     def model(self, who: str) -> tuple[Tensor, Tensor]:
         """Return transition and start.
