@@ -50,7 +50,8 @@ def make(arena: Arena, folder: Path, send: Send) -> None:
             seed=model.seed,
             listeners=[_Progress(send)],
         )
-        trainer.run()
+        if trainer.run().status != "finished":
+            raise InterruptedError("the warm start was interrupted")  # half a model must not be kept as a whole one
     policy.save(draft / "model")
     folder.parent.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(folder, ignore_errors=True)

@@ -114,6 +114,16 @@ def test_a_window_as_long_as_the_answer_is_ppo() -> None:
         assert torch.equal(batch.mask.sum(1), batch.length)
 
 
+def test_decoding_time_is_the_longest_new_segment_of_each_step() -> None:
+    run, seen = watched(vantage.method("t-ppo", **SETTINGS), 5)
+    expected = sum(int(batch.mask.sum(1).max()) for batch in seen)
+    plan = run.context.method.rollout
+    assert int(plan.state_dict()["time"]) == expected <= 10
+    twin = vantage.method("t-ppo", **SETTINGS).rollout
+    twin.load_state_dict(plan.state_dict())
+    assert twin.state_dict()["time"] == expected
+
+
 def test_the_critic_is_taught_by_whole_answers_that_ended() -> None:
     run = trainer(vantage.method("t-ppo", rows=4, window=2, critic_lr=0.2), 1)
     policy: ToyPolicy = run.context.policy

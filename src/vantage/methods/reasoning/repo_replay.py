@@ -232,8 +232,8 @@ claim = (
         metric="area",
         settings={**_HALF, "strategy": "variance"},
         against_settings={"beta": 0.0},
-        note="Accuracy on the 64 prompts over the run, at equal fresh answers. The authors report higher final accuracy on held-out"
-        " benchmarks; a model as small as this learns the 64 by heart on both sides.",
+        note="Accuracy on the 64 prompts over the run, at equal fresh answers; the strategy was chosen after one look at seed 0."
+        " The authors report higher final accuracy on held-out benchmarks; a model as small as this learns the 64 by heart.",
     ),
     Claim(
         name="signal",
@@ -243,8 +243,8 @@ claim = (
         direction="lower",
         settings={**_HALF, "strategy": "variance"},
         against_settings={"beta": 0.0},
-        note="Groups that teach nothing, replayed ones included. The authors count optimisation steps that have an effect; here"
-        " every step of 32 prompts has one.",
+        note="Chosen after one look at seed 0. Groups that teach nothing, replayed ones included. The authors count"
+        " optimisation steps that have an effect; here every step of 32 prompts has one.",
     ),
     Claim(
         name="highest",

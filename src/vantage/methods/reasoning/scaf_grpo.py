@@ -29,6 +29,7 @@ from vantage.core.errors import UserError
 from vantage.core.method import Method
 from vantage.core.protocols import Prompts
 from vantage.core.trajectories import Trajectories, concatenate
+from vantage.methods.claim import Claim
 from vantage.methods.reasoning.grpo import grpo
 from vantage.methods.registry import Paper, method
 from vantage.rewards.mixing import Total
@@ -148,3 +149,13 @@ def scaf_grpo(
         advantage=GroupStandardized(eps=1e-6),
         averaging="token",
     )
+
+
+claim = Claim(
+    arena="hinted",
+    against="grpo",
+    settings={"warmup": 10, "template": "{label[0]}{hint};{prompt}"},
+    against_settings={"beta": 0.0},
+    note="Accuracy on hard problems without hints at equal samples, hinted ones included; the authors report a relative gain of"
+    " 44 % on AIME24.",
+)

@@ -30,6 +30,7 @@ from vantage.core.context import Context
 from vantage.core.method import Method
 from vantage.core.protocols import prefix_engine
 from vantage.core.trajectories import Trajectories, concatenate
+from vantage.methods.claim import Claim
 from vantage.methods.reasoning.grpo import grpo
 from vantage.methods.registry import Paper, method
 from vantage.rollouts.plans import at_least, set_temperature
@@ -165,3 +166,32 @@ def t_ppo(
         advantage=GAE(gamma, lam),
         averaging="token",
     )
+
+
+# A window as long as the longest answer, its end included, is PPO with whole answers.
+_WINDOW, _WHOLE = {"window": 10, "critic_lr": 3e-3}, {"window": 41, "critic_lr": 3e-3}
+
+claim = (
+    Claim(
+        name="time",
+        arena="counting",
+        against="t-ppo",
+        metric="rollout/time",
+        direction="lower",
+        margin=400.0,
+        settings=_WINDOW,
+        against_settings=_WHOLE,
+        note="Decoding time of an equal number of tokens, in tokens of the longest row of each step, where a step decodes all"
+        " rows side by side. The authors report 60 % less time to the same score, with a 32 B model.",
+    ),
+    Claim(
+        name="score",
+        arena="counting",
+        against="t-ppo",
+        direction="no worse",
+        margin=0.05,
+        settings=_WINDOW,
+        against_settings=_WHOLE,
+        note="At an equal number of tokens, so that the time saved is not bought with the score.",
+    ),
+)

@@ -1,8 +1,8 @@
 """Trees held as arrays, B of them grown at once: every simulation adds at most one node to each.
 
 Node 0 is the root, and node i is the one that simulation i added. An edge is (node, action); its statistics are [B, M, A].
-A simulation descends by the tree rule to an edge that leads nowhere yet, adds the node there, asks the evaluator for its prior and value, and
-adds the value to every edge of the path. The value at a state where the game is over is the outcome, drawn anew at each visit.
+A simulation descends by the tree rule to an edge that leads nowhere yet, adds the node there, asks the evaluator for its prior and
+value, and adds the value to every edge of the path. The value where the game is over is the outcome, drawn anew at each visit.
 """
 
 from __future__ import annotations
