@@ -28,7 +28,7 @@ def refused(capsys: pytest.CaptureFixture[str], *command: str) -> str:
     ("command", "message"),
     [
         (["train", "grop", "--task", "addition"], "unknown method 'grop'; did you mean grpo"),
-        (["train", "ppo", "--task", "cartpol"], "unknown task 'cartpol'; did you mean cartpole?"),
+        (["train", "ppo", "--task", "cartpol"], "unknown task 'cartpol'; did you mean cartpole"),
         (["train", "ppo", "--task", "NoSuch-v7"], "unknown environment 'NoSuch-v7'"),
         (["train", "ppo"], "no task: give --task NAME"),
         (["train", "ppo", "--task", "cartpole", "--set", "epoch=3"], "ppo has no setting 'epoch'; did you mean epochs"),

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 from typing import Any
 
@@ -158,12 +159,22 @@ def test_killed_at_any_moment_and_resumed_is_the_same_run(tmp_path: Path) -> Non
         t.run()
         """
     )
-    for delay in (0.05, 0.17, 0.31):
+
+    def saved() -> set[str]:
+        folder = part / "checkpoints"
+        return {one.name for one in folder.iterdir() if not one.name.startswith(".")} if folder.is_dir() else set()
+
+    held: set[str] = set()
+    for delay in (0.0, 0.05, 0.11):
         process = subprocess.Popen(
             [sys.executable, "-c", script, str(part)], stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]
         )
         assert process.stdout is not None
         process.stdout.readline()
+        # However slow the machine is, a kill comes after some progress: a checkpoint that was not there before.
+        while process.poll() is None and saved() <= held:
+            time.sleep(0.005)
+        held = saved()
         try:
             process.wait(delay)
         except subprocess.TimeoutExpired:
