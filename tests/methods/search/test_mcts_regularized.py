@@ -9,9 +9,8 @@ from vantage.core.errors import UserError
 from vantage.methods import registry
 from vantage.methods.search.alphazero_rule import alphazero_rule
 from vantage.methods.search.mcts_regularized import mcts_regularized
-from vantage.methods.search.uct import uct
 from vantage.regularizers.simplex import power_policy
-from vantage.tasks.search.rules import PUCT, UCB1, Greedy, Regularized, Visits
+from vantage.tasks.search.rules import PUCT, Greedy, Regularized
 from vantage.tasks.search.tree import Node
 
 DOUBLE = torch.float64
@@ -124,10 +123,3 @@ def test_uses_are_independent() -> None:
     assert registry.page("mcts-regularized").make({"use": "learn", "c": 2}).target == Regularized(2.0)
     with pytest.raises(UserError, match=r"unknown use 'actt'.*act"):
         mcts_regularized("actt")
-
-
-def test_the_baselines_are_what_they_say() -> None:
-    assert alphazero_rule(c=2.0).tree == PUCT(2.0)
-    assert alphazero_rule().target == Visits(1.0)
-    assert uct().tree == UCB1(1 / math.sqrt(2))
-    assert registry.page("alphazero-rule").make({"temperature": 0.5}).act == Visits(0.5)

@@ -1,0 +1,52 @@
+"""What the tests of GRPO's near relatives share: credit of a batch, and equality with TRL's loss and gradient."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import vantage
+from tests.harness import context, loss_of, new_logp, random_batch
+from tests.peers import trl_loss
+from vantage.core import Trajectories
+
+
+def credited(method: vantage.Method, batch: Trajectories) -> Trajectories:
+    """The batch with the method's advantage."""
+    credit = method.advantage(batch, context(method=method))
+    return credit if isinstance(credit, Trajectories) else batch.replace(advantage=credit)
+
+
+def check_against_trl(method: vantage.Method, kind: str, seed: int, **peer: Any) -> None:
+    """Loss and gradient on ragged random rows equal TRL's; padding gets no gradient."""
+    batch = random_batch(16, 7, seed=seed, size=4)
+    advantage = torch.randn(16, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    batch = batch.replace(advantage=advantage.unsqueeze(1) * batch.mask)
+    ours, theirs = new_logp(batch, seed), new_logp(batch, seed)
+    mine = loss_of(method, batch, logp=ours)
+    ref = batch.logp_ref if peer.get("beta") else None
+    their = trl_loss(kind, theirs, batch.logp_old, advantage, batch.mask, ref=ref, **peer)
+    assert float(mine.detach()) == pytest.approx(float(their.detach()), rel=1e-6)
+    mine.backward()
+    their.backward()
+    assert ours.grad is not None
+    torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-5, atol=1e-8)
+    assert ours.grad[batch.mask].abs().sum() > 0
+    assert (ours.grad[~batch.mask] == 0).all()
+
+
+def check_groups(method: vantage.Method) -> None:
+    """Equal scores teach nothing, and the advantages of a group sum to zero."""
+    batch = random_batch(8, 4, size=4)
+    assert credited(method, batch.replace(score=torch.ones(8))).advantage.abs().max() == 0
+    row = credited(method, batch.replace(score=torch.tensor([1.0, 0, 0, 1, 1, 1, 0, 1]))).advantage[:, 0]
+    assert row.abs().max() > 0.1
+    assert row.view(2, 4).sum(1).abs().max() < 1e-5
+
+
+def worked_case(method: vantage.Method) -> list[float]:
+    """The advantages of scores 1, 0, 0, 0."""
+    batch = random_batch(4, 3, size=4).replace(score=torch.tensor([1.0, 0.0, 0.0, 0.0]))
+    return [float(value) for value in credited(method, batch).advantage[:, 0]]
