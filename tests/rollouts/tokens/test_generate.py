@@ -6,6 +6,7 @@ import torch
 from tests.rollouts.tokens.tiny import EOS, agrees, judged, make, same
 from vantage.core.errors import UserError
 from vantage.rollouts.tokens import Sampling, TokenEngine, cache, lean
+from vantage.rollouts.tokens.native import library
 
 PREFIXES = [[3, 4, 5], [7], list(range(8, 40)), [3, 4, 5], list(range(50, 61)), [9, 8]]
 COUNTS = [3, 2, 4, 1, 0, 5]
@@ -41,10 +42,15 @@ def layout(request, monkeypatch):
     return request.param
 
 
-@pytest.fixture(params=["_Direct", "_Joined", "_Folded"])
+@pytest.fixture(params=["_Direct", "_Joined", "_Folded", "native"])
 def layer(request, monkeypatch):
     """Each way the lean path reads a layer's parameters."""
-    monkeypatch.setattr(lean, "suited", lambda _: getattr(lean, request.param))
+    compiled = request.param == "native"
+    if compiled and library() is None:
+        pytest.skip("there is no C compiler")
+    monkeypatch.setattr(lean, "suited", lambda _: getattr(lean, "_Folded" if compiled else request.param))
+    if not compiled:
+        monkeypatch.setattr(lean, "native", lambda _: None)
     return request.param
 
 

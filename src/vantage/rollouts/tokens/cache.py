@@ -19,13 +19,17 @@ if TYPE_CHECKING:
     from vantage.rollouts.tokens.lean import Weights
 
 
-def sharing_pays(lengths: Sequence[int], counts: Sequence[int], width: int, device: torch.device) -> bool:
+def sharing_pays(
+    lengths: Sequence[int], counts: Sequence[int], width: int, device: torch.device, native: bool = False
+) -> bool:
     """Whether groups should read a shared prompt instead of a copy a row; `width` is Hkv x d.
 
-    Sharing saves reading (and holding) the copies and costs a dozen small operations a layer. The thresholds are where
-    the two took the same time, measured in elements of keys that a step does not read again.
+    Sharing saves reading (and holding) the copies and costs a dozen small operations a layer, nothing on the `native` path.
+    The thresholds are where the two took the same time, measured in elements of keys that a step does not read again.
     """
     copies = max(lengths, default=0) * sum(counts) - sum(lengths)
+    if native:
+        return copies > 0
     return copies * width > (150_000 if device.type == "cpu" else 8_000_000)
 
 
@@ -64,7 +68,8 @@ class LeanCache:
         length = torch.tensor([len(prompt) for prompt in prompts], dtype=torch.int64)
         cache = cls(weights, length[group], room)
         parts = prefill(weights, prompts, 4096 if weights.device.type == "cpu" else 32768)
-        if sharing_pays(length.tolist(), counts, weights.kv_heads * weights.dim, weights.device):
+        width, native = weights.kv_heads * weights.dim, weights.native is not None
+        if sharing_pays(length.tolist(), counts, width, weights.device, native):
             where = torch.zeros(len(prompts), 2, dtype=torch.int64)
             for number, (members, kv) in enumerate(parts):
                 cache.blocks.append(Block.of(kv, [len(prompts[index]) for index in members]))
@@ -91,6 +96,8 @@ class LeanCache:
     def decode(self, tokens: Tensor) -> Tensor:
         """Feed one token to each row [n] and return the logits of the next [n, V]."""
         weights = self.weights
+        if weights.native is not None:
+            return weights.native.logits(self, tokens)
         self.reserve(self.end + 1)
         column, end = self.end, self.end + 1
         self.end = end

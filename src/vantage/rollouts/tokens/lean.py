@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vantage.rollouts.tokens.cache import LeanCache
+from vantage.rollouts.tokens.native import native
 
 _ARCHITECTURES = {
     "LlamaForCausalLM": "transformers.models.llama.",
@@ -224,6 +225,7 @@ class Weights:
         self.layers: list[Any] = [kind(x) for x in body.layers]
         self.scale = 1.0 if self.folded else body.layers[0].self_attn.scaling
         self._table: tuple[Tensor, ...] | None = None
+        self.native = native(self)
 
     def table(self, length: int) -> tuple[Tensor, ...]:
         """Rotations of at least `length` positions, [P, 1, ..] each."""

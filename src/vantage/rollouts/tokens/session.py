@@ -134,6 +134,12 @@ class Session:
             self.pending = found.token[:, -1]
             return found
         enough, check = self._enough(), device.type == "cpu" and len(self.stop) > 0
+        if getattr(self.weights, "native", None) is not None and not self.sampling.truncates:
+            found = self.weights.native.decode(
+                self.cache, self.pending, stream, most, self.sampling, self.stop, ended, enough
+            )
+            self.pending = found.token[:, -1]
+            return found
         ended = ended.to(device)
         draws: list[Draw] = []
         for step in range(most):
