@@ -5,14 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vantage.advantages.groups import rank_within
 from vantage.core.context import Context
-from vantage.core.errors import UserError
+from vantage.core.errors import UserError, unknown
 from vantage.core.protocols import prefix_engine
 from vantage.core.trajectories import Trajectories, concatenate
 from vantage.rollouts.plans import Groups, at_least
+
+SHARES = ("equal", "logp", "mean_logp")
+CUTS = ("random", "least_likely", "block")
 
 
 @dataclass(frozen=True)
@@ -29,12 +33,28 @@ class Trees(Groups):
     `group` (the prompt) whose paths begin alike grew from one branch. What a leaf is continued as has the leaf's whole path
     before its own number, or with `cut_path` as much of it as text was kept.
 
+    Room may be shared, and cuts may be placed, by the log-probabilities `logp_old` that the rows were sampled with:
+
+        share "logp"        weights softmax(-s / share_temperature) over the branches of a prompt, s the log-probability of all
+                              of a branch's tokens: unlikely branches get more copies; a temperature below 0 favours likely ones
+        share "mean_logp"   the same with the mean over its tokens
+        cut "least_likely"  before a leaf's least likely token, which is then drawn again
+        cut "block"         before a block of `block` tokens, drawn by softmax of the blocks' mean log-probability: a likely block
+                              is drawn more often
+
+    Each branch has one copy; the rest of the room is shared in proportion to the weights, by largest remainder.
+
     Attributes:
         segment: tokens a branch, at least 1.
-        depth: branches in a row at most, by its length; at least 1.
+        depth: branches in a row at most, by its length; at least 1. A row that was cut elsewhere than at a multiple of `segment`
+            may be longer by less than a segment.
         branching: at least 1.
         first: least and largest number of branches at the prompt; no more than `size`.
         cut_path: see above.
+        share: "equal", "logp" or "mean_logp".
+        share_temperature: not 0.
+        cut: "random" (a multiple of `segment`), "least_likely" or "block".
+        block: at least 1.
     """
 
     segment: int = 512
@@ -42,11 +62,20 @@ class Trees(Groups):
     branching: int = 2
     first: tuple[int, int] = (2, 8)
     cut_path: bool = False
+    share: str = "equal"
+    share_temperature: float = 1.0
+    cut: str = "random"
+    block: int = 128
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("segment", "depth", "branching"):
+        for name in ("segment", "depth", "branching", "block"):
             at_least(f"Trees.{name}", getattr(self, name), 1)
+        for name, known in (("share", SHARES), ("cut", CUTS)):
+            if getattr(self, name) not in known:
+                raise unknown(name, getattr(self, name), known, "Trees")
+        if self.share_temperature == 0:
+            raise UserError("Trees.share_temperature=0 is out of range: any number but 0")
         if not 1 <= self.first[0] <= self.first[1]:
             raise UserError(f"Trees.first={self.first} is out of range: 1 <= least <= largest")
 
@@ -58,7 +87,8 @@ class Trees(Groups):
         starts = torch.randint(least, most + 1, (len(prompts),), generator=context.generator)
         fresh = engine.sample(prompts.repeat(starts), 1, context, limit=self.segment)
         tree = torch.arange(len(prompts)).repeat_interleave(starts).to(fresh.device)
-        rows = _numbered(fresh, tree, tree.new_zeros(len(tree), 0), 0)
+        nothing = tree.new_zeros(len(tree), 0)
+        rows = _numbered(fresh, tree, nothing, nothing, 0)
         decoded, earlier, numbers = fresh.mask.sum(), 0, len(fresh)
         longest = min(engine.max_length, self.segment * self.depth)
         while True:
@@ -70,16 +100,16 @@ class Trees(Groups):
             place = place[index]
             fresh = engine.resume(rows, index, place, 1, context, limit=self.segment)
             decoded = decoded + fresh.mask.sum()
-            path = rows["path"][index]
+            path, reach = rows["path"][index], rows["reach"][index]
             if self.cut_path:
-                kept = torch.arange(path.shape[1], device=path.device) < (place // self.segment).unsqueeze(-1)
-                path = path * kept
+                kept = reach <= place.unsqueeze(-1)
+                path, reach = path * kept, reach * kept
             ended = rows.select(over)
-            rows = concatenate([ended, _numbered(fresh, rows.group[index], path, numbers)])
+            rows = concatenate([ended, _numbered(fresh, rows.group[index], path, reach, numbers)])
             earlier, numbers = len(ended), numbers + len(fresh)
         context.record("tree/decoded", decoded / len(rows))
         context.record("tree/share", decoded / rows.length.sum())
-        return rows.select(torch.argsort(rows.group, stable=True))
+        return rows.select(torch.argsort(rows.group, stable=True)).replace(reach=None)
 
     def _next(
         self, rows: Trajectories, over: Tensor, earlier: int, trees: int, context: Context
@@ -96,10 +126,8 @@ class Trees(Groups):
         # Branches that live share the room of their tree, with what those leave that have just ended.
         total = torch.minimum(room, self.branching * (alive + just))
         live = (~over).nonzero().squeeze(-1)
-        each, rest = total // alive.clamp(min=1), total % alive.clamp(min=1)
-        last = rank_within(tree[live], trees)[0] == alive[tree[live]] - 1
         copies = torch.zeros_like(tree)
-        copies[live] = each[tree[live]] + torch.where(last, rest[tree[live]], 0)
+        copies[live] = self._shared(rows.select(live), total, alive)
         # Where none lives, leaves are cut back: those that ended by themselves first, among them by lot.
         lot = torch.rand(2, len(rows), generator=context.generator).to(device)
         order = torch.argsort(lot[0] - rows.terminated.any(-1).float())
@@ -107,18 +135,87 @@ class Trees(Groups):
         rank[order] = rank_within(tree[order], trees)[0]
         missing = (room[tree] - rank * self.branching).clamp(0, self.branching)
         copies = torch.where(alive[tree] == 0, missing, copies)
-        segments = (rows.length + self.segment - 1) // self.segment
-        cut = (lot[1] * segments).long().clamp(max=segments - 1) * self.segment
-        return copies, torch.where(over, cut, rows.length)
+        return copies, torch.where(over, self._cut(rows, lot[1]), rows.length)
+
+    def _shared(self, rows: Trajectories, total: Tensor, alive: Tensor) -> Tensor:
+        """Return the copies of each living row [N], where each tree gives `total` [trees] to its `alive` rows."""
+        tree, trees = rows.group, len(total)
+        if self.share == "equal":
+            each, rest = total // alive.clamp(min=1), total % alive.clamp(min=1)
+            last = rank_within(tree, trees)[0] == alive[tree] - 1
+            return each[tree] + torch.where(last, rest[tree], 0)
+        logp = torch.where(_inside(rows), rows.logp_old, 0.0).sum(-1).double()
+        if self.share == "mean_logp":
+            logp = logp / rows.length.clamp(min=1)
+        return 1 + largest_remainder(-logp / self.share_temperature, tree, total - alive)
+
+    def _cut(self, rows: Trajectories, lot: Tensor) -> Tensor:
+        """Return how many tokens of each row [N] stay where it is cut back; `lot` [N] is uniform in [0, 1)."""
+        if self.cut == "least_likely":
+            return rows.logp_old.masked_fill(~_inside(rows), torch.inf).argmin(-1)
+        size = self.segment if self.cut == "random" else self.block
+        blocks = (rows.length + size - 1) // size
+        if self.cut == "random":
+            drawn = (lot * blocks).long()
+        else:
+            chance = block_means(rows.logp_old, rows.length, size).softmax(-1)
+            drawn = (lot.unsqueeze(-1) >= chance.cumsum(-1)).sum(-1)
+        return drawn.clamp(max=blocks - 1) * size
 
 
-def _numbered(rows: Trajectories, tree: Tensor, path: Tensor, before: int) -> Trajectories:
-    """Return rows that have just got a segment: all tokens learnt from, a number above `before` at the end of each path."""
+def largest_remainder(score: Tensor, group: Tensor, total: Tensor) -> Tensor:
+    """Share `total` [K] whole things of each group among its rows by the softmax of their scores; return how many each gets [N].
+
+    A row gets its exact share rounded down; what is left goes one each to the largest remainders, of equal ones to the first.
+
+    Args:
+        score: [N] float.
+        group: [N] in [0, K).
+        total: [K], at least 0.
+    """
+    top = torch.full((len(total),), -torch.inf, dtype=score.dtype, device=score.device)
+    weight = (score - top.scatter_reduce(0, group, score, "amax")[group]).exp()
+    sums = torch.zeros_like(top).index_add_(0, group, weight)
+    exact = weight / sums[group] * total[group]
+    # A share that is whole but for rounding is whole.
+    whole = (exact + 1e-9).floor().long()
+    left = total - torch.zeros_like(total).index_add_(0, group, whole)
+    order = torch.argsort(whole - exact, stable=True)
+    rank = torch.empty_like(group)
+    rank[order] = rank_within(group[order], len(total))[0]
+    return whole + (rank < left[group])
+
+
+def block_means(values: Tensor, length: Tensor, size: int) -> Tensor:
+    """Return the means of `values` [N, T] over blocks of `size` places within each row's `length` [N]: [N, ceil(T / size)].
+
+    The last block of a row may be shorter; blocks behind it are -inf.
+    """
+    rows, steps = values.shape
+    inside = torch.arange(steps, device=values.device) < length.unsqueeze(-1)
+    padded = (0, -steps % size)
+    sums = F.pad(torch.where(inside, values, 0.0), padded).view(rows, -1, size).sum(-1)
+    counts = F.pad(inside, padded).view(rows, -1, size).sum(-1)
+    return torch.where(counts > 0, sums / counts.clamp(min=1), -torch.inf)
+
+
+def _inside(rows: Trajectories) -> Tensor:
+    """Return which places of [N, T] a row holds."""
+    return torch.arange(rows.steps, device=rows.device) < rows.length.unsqueeze(-1)
+
+
+def _numbered(rows: Trajectories, tree: Tensor, path: Tensor, reach: Tensor, before: int) -> Trajectories:
+    """Return rows that have just got a segment: all tokens learnt from, a number above `before` at the end of each path.
+
+    `reach` [N, K] is the length of the row at the end of each branch of its path.
+    """
     number = before + 1 + torch.arange(len(rows), device=rows.device)
-    path = torch.cat([path, path.new_zeros(len(path), 1)], 1)
-    path = path.scatter(1, (path > 0).sum(1, keepdim=True), number.unsqueeze(1))
-    inside = torch.arange(rows.steps, device=rows.device) < rows.length.unsqueeze(-1)
-    return rows.replace(mask=inside, group=tree, path=path, parent=None)
+    end = (path > 0).sum(1, keepdim=True)
+    path, reach = (
+        torch.cat([held, held.new_zeros(len(held), 1)], 1).scatter(1, end, new.unsqueeze(1))
+        for held, new in ((path, number), (reach, rows.length))
+    )
+    return rows.replace(mask=_inside(rows), group=tree, path=path, reach=reach, parent=None)
 
 
 def path_keys(group: Tensor, path: Tensor) -> list[tuple[Tensor, Tensor]]:

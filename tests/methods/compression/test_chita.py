@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 from tests.tasks.compression.tools import small
 from vantage.core.errors import UserError
 from vantage.methods import registry
-from vantage.methods.compression.chita import Chita, levels
-from vantage.tasks.compression.network import flat_weights, weight_names, weight_sparsity
+from vantage.methods.compression import chita as page
+from vantage.methods.compression.chita import Chita, Tuning, levels
+from vantage.tasks.compression.masks import pruned_count
+from vantage.tasks.compression.network import (
+    Network,
+    flat_weights,
+    set_flat_weights,
+    weight_names,
+    weight_sparsity,
+)
 from vantage.tasks.compression.quadratic import Quadratic, largest
 from vantage.tasks.compression.scores import batch_losses
 from vantage.tasks.compression.statistics import gradient_rows
@@ -109,11 +119,123 @@ def test_stages_prune_what_was_asked_and_pruned_weights_stay_out(solver: str) ->
     assert bool((flat_weights(network)[before == 0] == 0).all())
 
 
+FEW: dict[str, Any] = {"samples": 30, "batch": 4, "ridge": 1e-3}
+
+
+def solved(network: Network, pruner: Chita, level: float, seed: int) -> None:
+    """One stage written out, in place: gradients of now, the problem, its solution."""
+    weights = flat_weights(network)
+    losses = batch_losses(network, pruner.samples, pruner.batch, seed)
+    rows = gradient_rows(network.model, weight_names(network.layers()), losses)
+    problem = Quadratic.of_gradients(rows.double(), weights.double(), pruner.ridge)
+    found = pruner.solve(problem, len(weights) - pruned_count(len(weights), level))
+    set_flat_weights(network, found.to(weights.dtype))
+
+
+@pytest.mark.parametrize("solver", ["iht", "bso"])
+def test_one_stage_is_chita_and_more_are_chita_of_chita(solver: str) -> None:
+    network = small((6, 10, 8, 3), rows=120)
+    for stages in (1, 3):
+        pruner = chita(solver=solver, stages=stages, **FEW)
+        ours, by_hand = network.copy(), network.copy()
+        pruner(ours, 0.8, seed=5)
+        for number, level in enumerate(levels(0.8, 0.3, stages, "poly")):
+            solved(by_hand, pruner, level, 5 + number)
+        assert torch.equal(flat_weights(ours), flat_weights(by_hand))
+
+
+def test_the_plan_of_gradual_pruning() -> None:
+    pruner = chita(stages=3, prunes=3, schedule="exp")
+    # Targets 0.9 - 0.4 (1 - t / 2)^3; the first round begins at 0.3, each other at the target before it.
+    assert pruner.plan(0.9) == [
+        pytest.approx([0.3, 0.3 + 0.2 * 2 / 3, 0.5]),
+        pytest.approx([0.5, 0.5 + 0.35 * 2 / 3, 0.85]),
+        pytest.approx([0.85, 0.85 + 0.05 * 2 / 3, 0.9]),
+    ]
+    assert chita(prunes=7).plan(0.9) == [
+        [pytest.approx(0.9 - 0.4 * (1 - t / 6) ** 3)] for t in range(7)
+    ]  # the authors' seven rounds
+    assert chita(stages=2).plan(0.9) == [[pytest.approx(0.3), pytest.approx(0.9)]]
+    with pytest.raises(UserError, match=r"sparsity=1\.0"):
+        chita().plan(1.0)
+
+
+@pytest.mark.parametrize("solver", ["iht", "bso"])
+def test_every_stage_has_its_sparsity_and_gradients_of_its_own_weights(
+    solver: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = small((6, 10, 8, 3), rows=120)
+    total = len(flat_weights(network))
+    before: list[torch.Tensor] = []
+    after: list[torch.Tensor] = []
+
+    def spied(model: Any, names: Any, losses: Any) -> torch.Tensor:
+        before.append(flat_weights(network))
+        return gradient_rows(model, names, losses)
+
+    def written(of: Network, flat: torch.Tensor) -> None:
+        set_flat_weights(of, flat)
+        after.append(flat_weights(of))
+
+    monkeypatch.setattr(page, "gradient_rows", spied)
+    monkeypatch.setattr(page, "set_flat_weights", written)
+    pruner = chita(solver=solver, stages=2, prunes=3, epochs=2, tune_batch=40, lr=0.05, **FEW)
+    pruner(network, 0.8, seed=1)
+    wanted = [pruned_count(total, level) for stages in pruner.plan(0.8) for level in stages]
+    assert wanted == [pruned_count(total, level) for level in (0.3, 0.5, 0.5, 0.7625, 0.7625, 0.8)]
+    zeros = [int((weights == 0).sum()) for weights in after]
+    if solver == "bso":
+        assert zeros == wanted
+    else:  # columns of X that are 0, of dead neurons, take their weights out too
+        assert all(found >= least for found, least in zip(zeros, wanted, strict=True))
+        assert zeros[:2] == wanted[:2]
+    # Within a round the gradients are of what the stage before left; between rounds the kept weights have been trained.
+    for stage in range(1, 6):
+        trained = stage % 2 == 0
+        assert torch.equal(before[stage], after[stage - 1]) is not trained
+        assert bool((after[stage][after[stage - 1] == 0] == 0).all())
+        assert bool((before[stage][after[stage - 1] == 0] == 0).all())
+    assert torch.equal(flat_weights(network), after[-1])  # last_epochs is 0
+
+
+def test_training_holds_what_is_pruned_and_lowers_the_loss() -> None:
+    network = small((6, 10, 8, 3), rows=120)
+    chita(**FEW)(network, 0.6, seed=0)
+    pruned = flat_weights(network) == 0
+    biases = network.model.get_parameter("0.bias").clone()
+    loss = float(network.losses(network.train).mean().detach())
+    again = network.copy()
+    Tuning(batch=40, lr=0.1)(network, 10, seed=3)
+    assert torch.equal(flat_weights(network) == 0, pruned)
+    assert not torch.equal(network.model.get_parameter("0.bias"), biases)
+    assert float(network.losses(network.train).mean().detach()) < 0.9 * loss
+    Tuning(batch=40, lr=0.1)(again, 10, seed=3)
+    assert torch.equal(flat_weights(network), flat_weights(again))
+
+
+def test_the_first_steps_of_training_by_hand() -> None:
+    network = small((6, 4, 3), rows=20)
+    chita(**FEW)(network, 0.5, seed=0)
+    start = {name: parameter.detach().clone() for name, parameter in network.model.named_parameters()}
+    weight = network.model.get_parameter("0.weight")
+    loss = network.losses(network.train).mean()
+    slope = torch.autograd.grad(loss, weight)[0] + 0.01 * start["0.weight"]
+    # One epoch of one batch: the rate is the first one.
+    Tuning(batch=20, lr=0.2, decay=0.01)(network, 1, seed=0)
+    moved = (start["0.weight"] - 0.2 * slope) * (start["0.weight"] != 0)
+    torch.testing.assert_close(weight.detach(), moved)
+
+
 def test_bad_settings_are_refused() -> None:
     for settings, message in (
         ({"solver": "swap"}, "solver='swap'"),
         ({"schedule": "line"}, "schedule='line'"),
         ({"stages": 0}, "stages=0"),
+        ({"prunes": 0}, "prunes=0"),
+        ({"epochs": -1}, "epochs=-1"),
+        ({"gradual_level": 1.0}, r"gradual_level=1\.0"),
+        ({"lr": 0.0}, r"lr=0\.0"),
+        ({"tune_batch": 0}, "tune_batch=0"),
         ({"first_level": 1.0}, r"first_level=1\.0"),
     ):
         with pytest.raises(UserError, match=message):

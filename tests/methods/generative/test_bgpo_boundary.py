@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from tests.harness import context
 from vantage.core import Evaluation, Method, Schedule, Trainer, Trajectories, UserError
 from vantage.core.checkpoint import load_tensors
 from vantage.core.loss import backward
+from vantage.methods.generative.bgpo_boundary import LinearKL, ReferenceGap, tangent
 from vantage.objectives.elbo import JointBound, LinearBound
+from vantage.regularizers.penalties import divergence
 from vantage.tasks.generative.masked import task_from_spec
 
 OPTIONS = {"width": 16, "layers": 1, "heads": 2, "evaluated": 8}
@@ -185,10 +188,153 @@ def test_off_policy_the_same_masks_serve_both_policies() -> None:
     assert batch["answer"].tolist() == [i // 3 for i in range(36)]
 
 
-@pytest.mark.parametrize("name", ["bgpo-boundary", "elbo-grpo", "masked-diffusion"])
+def test_a_divergence_and_its_tangent() -> None:
+    gap = torch.tensor([0.05, -0.5], dtype=torch.float64)
+    for estimator, value, slope in (
+        ("k1", [0.05, -0.5], [1.0, 1.0]),
+        ("k2", [0.00125, 0.125], [0.05, -0.5]),
+        ("k3", [0.0012294, 0.1487213], [0.0487706, -0.6487213]),
+    ):
+        found = tangent(gap, estimator)
+        assert found[0].tolist() == pytest.approx(value, abs=1e-7)
+        assert found[1].tolist() == pytest.approx(slope, abs=1e-7)
+        assert not any(part.requires_grad for part in found)
+
+
+def test_the_kl_of_an_answer_by_hand() -> None:
+    # One answer, two samples with e_j - e_ref of 0.3 and -0.2 at the old policy: u = 0.05. The policy has moved by d = (0.1, -0.3).
+    d = torch.tensor([[0.1], [-0.3]], dtype=torch.float64, requires_grad=True)
+    batch = Trajectories(
+        {
+            "mask": torch.ones(2, 1, dtype=torch.bool),
+            "logp_old": torch.zeros(2, 1, dtype=torch.float64),
+            "reference_gap": torch.full((2,), 0.05, dtype=torch.float64),
+        }
+    )
+    where = context()
+    loss = LinearKL(2.0)(Evaluation(logp=d), batch, where)
+    assert loss.tolist() == pytest.approx([2 * (0.00125 + 0.05 * 0.1), 2 * (0.00125 - 0.05 * 0.3)])
+    # Below K of the gap that the policy has now, 0.05 - 0.1.
+    assert float(loss.detach().mean()) <= 2 * 0.05**2 / 2
+    (slope,) = torch.autograd.grad(loss.mean(), d)
+    assert slope.flatten().tolist() == pytest.approx([0.05, 0.05])
+    assert where.metrics.collect()["kl/reference"] == pytest.approx(0.00125)
+    twice = batch.replace(mask=torch.ones(2, 2, dtype=torch.bool), logp_old=torch.zeros(2, 2, dtype=torch.float64))
+    loss = LinearKL(2.0, by_length=True)(Evaluation(logp=d.expand(2, 2)), twice, where)
+    assert loss.tolist() == pytest.approx([2 * (0.025**2 / 2 + 0.025 * 0.1), 2 * (0.025**2 / 2 - 0.025 * 0.3)])
+
+
+def moved(where: Trainer, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in where.context.policy.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
+
+
+def away(samples: int, **settings: Any) -> tuple[Trainer, Trajectories]:
+    """As `prepared`, by a policy that has left its reference."""
+    where = trainer(vantage.method("bgpo-boundary", **SMALL, samples=samples, beta=0.5, **settings))
+    where.context.freeze("reference")
+    moved(where, 2)
+    run, method = where.context, where.context.method
+    batch = method.rollout(run)
+    batch = batch.replace(advantage=torch.zeros(len(batch), batch.steps))
+    for part in method.selection:
+        batch = part(batch, run)
+    return where, batch
+
+
+@pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
+def test_on_policy_the_kl_is_the_joint_estimate_in_value_and_gradient(estimator: str) -> None:
+    where, batch = away(3, estimator=estimator)
+    run = where.context
+    found = gradient(where, batch, None)  # of the KL alone: no answer has an advantage
+    value = run.metrics.collect()["loss/kl"]
+    want = frozenset({"logp"})
+    gap = run.policy.evaluate(batch, want).logp - run.named("reference").evaluate(batch, want).logp
+    # The samples of an answer stand side by side.
+    joint = gap.sum(-1).view(-1, 3).mean(-1)
+    torch.testing.assert_close(batch["reference_gap"].view(-1, 3)[:, 0], joint.detach(), rtol=1e-5, atol=1e-6)
+    loss = 0.5 * divergence(joint, torch.zeros_like(joint), estimator).mean()
+    assert joint.detach().abs().min() > 1e-3
+    assert value == pytest.approx(float(loss.detach()), rel=1e-4)
+    wanted = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(run.policy.parameters()))])
+    assert wanted.abs().max() > 1e-3
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_off_policy_the_kl_is_linear_in_each_sample_and_below_the_joint_one() -> None:
+    where, batch = away(4, minibatches=2)
+    run = where.context
+    assert torch.equal(batch["reference_gap"].view(-1, 4), batch["reference_gap"].view(-1, 4)[:, :1].expand(-1, 4))
+    moved(where, 7)
+    whole = gradient(where, batch, None)
+    for micro in (1, 5):
+        torch.testing.assert_close(gradient(where, batch, micro), whole)
+    run.metrics.collect()
+    gradient(where, batch, None)
+    gap = run.judge(batch) - run.judge(batch, "logp", run.named("reference"))
+    joint = gap.sum(-1).view(-1, 4).mean(-1)
+    assert run.metrics.collect()["loss/kl"] < 0.5 * float(joint.square().mean()) / 2
+
+
+@pytest.mark.parametrize("samples", [1, 2])
+def test_what_the_estimators_give_in_expectation_for_independent_tokens(samples: int) -> None:
+    # Two tokens of two symbols that ignore the masks; all answers and all sets of masks, of exact probability.
+    logits = torch.tensor([0.4, -1.1], dtype=torch.float64, requires_grad=True)
+    reference = torch.tensor([-0.3, 0.2], dtype=torch.float64)
+    sets = [(0.25, (2.0, 0.0)), (0.25, (0.0, 2.0)), (0.5, (1.0, 1.0))]
+
+    def logs(of: torch.Tensor) -> torch.Tensor:
+        return torch.stack([torch.zeros(2, dtype=torch.float64), of], -1).log_softmax(-1)  # [token, symbol]
+
+    kl = (logs(logits).exp() * (logs(logits) - logs(reference))).sum()
+    exact = torch.autograd.grad(kl, logits)[0]
+    mean, slopes = 0.0, {"k1": torch.zeros(2, dtype=torch.float64), "k2": torch.zeros(2, dtype=torch.float64)}
+    for answer in itertools.product((0, 1), repeat=2):
+        place = torch.tensor([0, 1]), torch.tensor(answer)
+        chance = float(logs(logits)[place].sum().exp().detach())
+        for drawn in itertools.product(sets, repeat=samples):
+            weight = torch.tensor([which for _, which in drawn], dtype=torch.float64)
+            share = chance * float(torch.tensor([p for p, _ in drawn]).prod())
+            e = (weight * logs(logits)[place]).sum(-1, keepdim=True)
+            gap = (e.detach() - (weight * logs(reference)[place]).sum(-1, keepdim=True)).mean().expand(samples)
+            rows = Trajectories({"mask": torch.ones(samples, 1, dtype=torch.bool), "reference_gap": gap})
+            mean += share * float(LinearKL(1.0, "k1")(Evaluation(logp=e), rows, context()).mean().detach())
+            for name, total in slopes.items():
+                loss = LinearKL(1.0, name)(Evaluation(logp=e), rows, context()).mean()
+                total += share * torch.autograd.grad(loss, logits, retain_graph=True)[0]
+    assert mean == pytest.approx(float(kl.detach()))
+    assert slopes["k1"].abs().max() < 1e-12
+    # H_2 = 1.5: what the covariance of K' and d over the same sets adds falls like 1 / n.
+    torch.testing.assert_close(slopes["k2"], exact * (1 + 0.5 / samples))
+
+
+def test_the_memory_of_the_kl_does_not_grow_either_and_bad_settings_are_refused() -> None:
+    peaks = []
+    for samples in (2, 16):
+        where, batch = away(samples)
+        peaks.append(saved(where, batch, where.context.method.update.micro_batch))
+    assert peaks[1] <= 1.05 * peaks[0]
+    for settings in ({"estimator": "k4"}, {"beta": -0.1}):
+        with pytest.raises(UserError, match=str(next(iter(settings.values())))):
+            vantage.method("bgpo-boundary", **settings)
+
+
+def test_without_kl_there_is_no_reference() -> None:
+    made = vantage.method("bgpo-boundary")
+    assert not made.declared("policies")
+    assert made.regularizers == ()
+    held = vantage.method("bgpo-boundary", beta=0.01)
+    assert held.declared("policies") == {"reference"}
+    assert held.selection[1:] == (ReferenceGap(),)
+
+
+@pytest.mark.parametrize("name", ["bgpo-boundary", "bgpo-boundary with KL", "elbo-grpo", "masked-diffusion"])
 def test_a_resumed_run_is_the_run_that_never_stopped(name: str, tmp_path: Path) -> None:
     settings = {"batch": 8} if name == "masked-diffusion" else {**SMALL, "samples": 2, "minibatches": 2}
-    method = vantage.method(name, **settings)
+    name, _, kl = name.partition(" with ")
+    method = vantage.method(name, **settings, **({"beta": 0.1} if kl else {}))
     for part in ("whole", "broken"):
         (tmp_path / part).mkdir()
     history = trainer(method, 3, tmp_path / "whole").run().history

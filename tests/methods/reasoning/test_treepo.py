@@ -14,7 +14,7 @@ from tests.methods.reasoning.toys import assert_resumes, gain, trainer
 from vantage.advantages.groups import group_mean
 from vantage.core import Trajectories, UserError
 from vantage.methods.reasoning.treepo import TreeAdvantage
-from vantage.rollouts.trees import Trees, path_keys
+from vantage.rollouts.trees import Trees, block_means, largest_remainder, path_keys
 from vantage.tasks.language.task import task_from_spec
 
 TWO = torch.tensor([[1, 5], [1, 6], [2, 7], [2, 8]])
@@ -90,7 +90,17 @@ def grown(seed: int = 0, **settings: Any) -> tuple[Any, Trajectories]:
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize(
-    "settings", [{}, {"branching": 3}, {"first_least": 1, "first_most": 1, "cut_path": True}, {"segment": 2}]
+    "settings",
+    [
+        {},
+        {"branching": 3},
+        {"first_least": 1, "first_most": 1, "cut_path": True},
+        {"segment": 2},
+        {"share": "logp", "branching": 3},
+        {"share": "mean_logp", "share_temperature": -0.5, "branching": 3, "segment": 2},
+        {"cut": "least_likely", "segment": 2, "cut_path": True},
+        {"cut": "block", "block": 2, "segment": 3, "first_most": 2},
+    ],
 )
 def test_trees_are_full_and_share_what_their_paths_share(seed: int, settings: dict[str, Any]) -> None:
     where, rows = grown(seed, **settings)
@@ -125,6 +135,21 @@ def test_shared_branches_are_shared_text_where_nothing_was_cut(segment: int) -> 
                 assert rows.action[one, :shared].tolist() == rows.action[other, :shared].tolist()
 
 
+@pytest.mark.parametrize("cut", ["least_likely", "block"])
+@pytest.mark.parametrize("seed", range(3))
+def test_cut_paths_are_shared_text_wherever_the_cut_is(cut: str, seed: int) -> None:
+    # Cuts are no multiples of the segment here, so that a branch may be as short as one token.
+    _, rows = grown(seed, cut_path=True, segment=2, cut=cut, block=3, first_most=2)
+    paths, met = rows["path"], 0
+    for one in range(len(rows)):
+        for other in range(one):
+            if rows.group[one] == rows.group[other]:
+                shared = int(((paths[one] == paths[other]) & (paths[one] > 0)).long().cumprod(0).sum())
+                met += shared > 0
+                assert rows.action[one, :shared].tolist() == rows.action[other, :shared].tolist()
+    assert met
+
+
 def test_branching_at_the_root_alone_is_independent_sampling() -> None:
     where, rows = grown(first_least=8, first_most=8)
     assert where.metrics.collect()["tree/share"] == 1.0
@@ -152,6 +177,63 @@ def test_room_is_shared_equally_and_the_rest_is_the_lasts() -> None:
     assert plan._next(late, gone, 1, 2, context())[0].tolist() == [0, 2, 2, 2, 2]
 
 
+def test_whole_things_are_shared_by_largest_remainder() -> None:
+    score = torch.tensor([0.5, 0.3, 0.2, 0.25, 0.75], dtype=torch.float64).log()
+    group = torch.tensor([0, 0, 0, 1, 1])
+    # 3.5, 2.1, 1.4 of seven; 0.5, 1.5 of two, where the first of equal remainders gets the rest.
+    assert largest_remainder(score, group, torch.tensor([7, 2])).tolist() == [4, 2, 1, 1, 1]
+    assert largest_remainder(score, group, torch.tensor([0, 4])).tolist() == [0, 0, 0, 1, 3]
+    # Far apart: no overflow, and all goes to one.
+    far = torch.tensor([-2000.0, 0.0, 3.0, 3.0, 3.0], dtype=torch.float64)
+    assert largest_remainder(far, group, torch.tensor([5, 3])).tolist() == [0, 0, 5, 2, 1]
+
+
+def test_room_is_shared_by_log_probability() -> None:
+    # Log-probabilities of whole branches -1, -2, -3; means -0.25, -1, -3. What is behind a row's end counts nothing.
+    rows, over = state([4, 2, 1, 1], [False, False, False, True], [0, 0, 0, 0])
+    logp = torch.full((4, 8), -9.0)
+    logp[0, :4], logp[1, :2], logp[2, :1] = -0.25, -1.0, -3.0
+    rows = rows.replace(logp_old=logp)
+
+    def copies(**settings: Any) -> list[int]:
+        plan = Trees(prompts=1, size=8, segment=2, depth=4, branching=2, **settings)
+        found, place = plan._next(rows, over, 0, 1, context())
+        assert place[~over].tolist() == [4, 2, 1]
+        return found.tolist()
+
+    # Seven for three: one each, and four by softmax(1, 2, 3) = (0.09, 0.24, 0.67): 0.36, 0.98, 2.66.
+    assert copies(share="logp") == [1, 2, 4, 0]
+    assert copies(share="logp", share_temperature=-1.0) == [4, 2, 1, 0]
+    # softmax(0.25, 1, 3) = (0.05, 0.11, 0.84): 0.21, 0.45, 3.34.
+    assert copies(share="mean_logp") == [1, 2, 4, 0]
+    assert copies(share="mean_logp", share_temperature=0.2) == [1, 1, 5, 0]
+    # So hot that they weigh almost alike, 4 / 3 each: the unlikeliest has the rest; so hot the other way, the likeliest.
+    assert copies(share="logp", share_temperature=1e6) == [2, 2, 3, 0]
+    assert copies(share="logp", share_temperature=-1e6) == [3, 2, 2, 0]
+    assert copies() == [2, 2, 3, 0]
+
+
+def test_cuts_by_log_probability() -> None:
+    rows, _ = state([5, 4, 1], [True] * 3, [0, 1, 2])
+    logp = torch.tensor([[-1, -1, -2, -4, -1, -9, 0, 0], [-3, -1, -1, -1, -9, 0, 0, 0], [-2, -9, 0, 0, 0, 0, 0, 0]])
+    rows = rows.replace(logp_old=logp.float())
+    over = torch.ones(3, dtype=torch.bool)
+    plan = Trees(prompts=3, size=2, segment=2, depth=4, cut="least_likely")
+    copies, place = plan._next(rows, over, 3, 3, context())
+    assert copies.tolist() == [1, 1, 1]
+    assert place.tolist() == [3, 0, 0]
+    means = block_means(logp.float(), rows.length, 2)
+    inf = float("inf")
+    assert means.tolist() == [[-1, -3, -1, -inf], [-2, -1, -inf, -inf], [-2, -inf, -inf, -inf]]
+    # Softmax of (-1, -3, -1): 0.468, 0.063, 0.468.
+    plan = Trees(prompts=1, size=2, segment=4, depth=2, cut="block", block=2)
+    lots = torch.linspace(0, 1, 1001)[:-1]
+    many = rows.select(torch.zeros(1000, dtype=torch.int64))
+    counts = torch.bincount(plan._cut(many, lots), minlength=5)
+    assert counts.tolist() == pytest.approx([468.3, 0, 63.4, 0, 468.3], abs=1)
+    assert bool((plan._cut(rows, torch.full((3,), 1 - 1e-7)) < rows.length).all())
+
+
 def test_leaves_are_cut_back_where_none_lives() -> None:
     plan = Trees(prompts=2, size=4, segment=2, depth=4, branching=2)
     # Prompt 0 lacks two leaves, and has three: the one that ended by itself is cut back twice. Prompt 1 lacks three.
@@ -177,6 +259,10 @@ def test_settings_out_of_range_are_refused() -> None:
         ({"branching": 0}, r"Trees\.branching=0"),
         ({"first_least": 3, "first_most": 2}, r"Trees\.first=\(3, 2\)"),
         ({"weights": "median"}, "weights='median'"),
+        ({"block": 0}, r"Trees\.block=0"),
+        ({"share": "fair"}, "share 'fair'"),
+        ({"cut": "blocks"}, "did you mean block"),
+        ({"share_temperature": 0.0}, r"Trees\.share_temperature=0"),
     ):
         with pytest.raises(UserError, match=message):
             vantage.method("treepo", **settings)
@@ -194,11 +280,12 @@ def test_it_learns_and_resumes(tmp_path: Any) -> None:
     assert_resumes(tmp_path, made)
 
 
-def test_trees_of_a_language_model() -> None:
+@pytest.mark.parametrize("settings", [{}, {"share": "logp", "cut": "least_likely"}, {"cut": "block", "block": 3}])
+def test_trees_of_a_language_model(settings: dict[str, Any]) -> None:
     pytest.importorskip("transformers")
     task = task_from_spec("modular:length=1,modulus=2", options={"max_new_tokens": 9, "evaluated": 4})
     policy: Any = task.make_policy(seed=0)
-    made = vantage.method("treepo", prompts=3, group_size=6, segment=4, rounds=1, minibatches=1)
+    made = vantage.method("treepo", prompts=3, group_size=6, segment=4, rounds=1, minibatches=1, **settings)
     run = vantage.core.Trainer(made, task, policy, task.make_engine(policy), vantage.core.Schedule(1), seed=1)
     rows = made.rollout(run.context)
     assert torch.bincount(rows.group).tolist() == [6] * 3

@@ -14,16 +14,101 @@ default as many rows at once as there are answers in a minibatch, whatever n. ar
 U{1..L} of masked positions (`kind="bernoulli"` is the paper's independent one), the divisor G - 1 and 1e-6 of the advantage,
 `by_length` and `limit` (off). The paper's two updates a batch off-policy are `minibatches=2`; the old policy's e_j are then
 stored.
+
+The paper has no KL term; `beta` above 0 adds ours, which keeps what the bound is for. A divergence to a reference is estimated from
+the gap u of the two policies' bounds on an answer, over the same sets M_j,
+
+    u = (1/n) sum_j ( e_j(theta_old) - e_j(reference) )          K = u^2 / 2   (`estimator`: k1, k2, k3 of log p = u, log p_ref = 0)
+
+and K of the present policy, which would join all n graphs, is replaced by its tangent at the old one, linear in each sample:
+
+    beta ( K(u) + K'(u) (1/n) sum_j d_j )
+
+On-policy value and gradient are those of K; off-policy it lies below K, which is convex. u costs a pass of the reference (and,
+on-policy, one of the policy) without a graph. K' and the d_j are of the same sets: for a model of independent tokens the expected
+on-policy gradient of k2 is 1 + (H_L - 1) / n times that of KL(policy || reference), H_L = 1 + 1/2 + .. + 1/L; that of k1 is 0.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vantage.advantages.groups import group_mean
+from vantage.core.context import Context
+from vantage.core.errors import UserError
 from vantage.core.method import Method
+from vantage.core.protocols import Evaluation
+from vantage.core.trajectories import Trajectories
 from vantage.methods.claim import Claim
 from vantage.methods.generative.elbo_grpo import PAPER as BGPO_PAPER
 from vantage.methods.generative.elbo_grpo import elbo_grpo
 from vantage.methods.registry import method
-from vantage.objectives.elbo import LinearBound
+from vantage.objectives.elbo import LinearBound, sample_difference
+from vantage.regularizers.penalties import divergence
+
+ESTIMATORS = ("k1", "k2", "k3")
+
+
+@dataclass(frozen=True)
+class ReferenceGap:
+    """Selection: fills `reference_gap` [N], in nats, the page's u of each row's answer. No gradient.
+
+    The rows are samples (columns `answer` [N] and `masked_weight` [N, T], which both policies are judged with). The old policy is
+    read from `logp_old` where that is there, and is the present one otherwise.
+    """
+
+    policies = frozenset({"reference"})
+
+    def __call__(self, batch: Trajectories, context: Context) -> Trajectories:
+        """Return the batch with the column."""
+        old = batch.get("logp_old")
+        old = context.judge(batch) if old is None else old
+        reference = context.judge(batch, "logp", context.named("reference"))
+        gap = torch.where(batch.mask, old - reference, 0.0).sum(-1)
+        return batch.replace(reference_gap=group_mean(gap, batch["answer"]))
+
+
+@dataclass(frozen=True)
+class LinearKL:
+    """coefficient * (K(u) + K'(u) d_j), a loss per row [N]: the page's KL; gradient flows through d_j alone.
+
+    Attributes:
+        coefficient: beta, at least 0.
+        estimator: "k1", "k2" or "k3" of the bounds' gap; see `vantage.regularizers.penalties.divergence`.
+        by_length: u / T and d_j / T in place of u and d_j.
+    """
+
+    coefficient: float = 0.04
+    estimator: str = "k2"
+    by_length: bool = False
+    wants = frozenset({"logp"})
+    unit = "row"
+    label = "kl"
+
+    def __post_init__(self) -> None:
+        if self.estimator not in ESTIMATORS:
+            raise UserError(f"LinearKL.estimator={self.estimator!r} is not known: {', '.join(ESTIMATORS)}")
+        if not self.coefficient >= 0:
+            raise UserError(f"LinearKL.coefficient={self.coefficient} is out of range: at least 0")
+
+    def __call__(self, evaluation: Evaluation, batch: Trajectories, context: Context) -> Tensor:
+        """Return the term per sample; records the estimate at the old policy."""
+        scale = batch.steps if self.by_length else 1
+        value, slope = tangent(batch["reference_gap"] / scale, self.estimator)
+        context.record("kl/reference", value.mean())
+        return self.coefficient * (value + slope * sample_difference(evaluation, batch) / scale)
+
+
+def tangent(gap: Tensor, estimator: str) -> tuple[Tensor, Tensor]:
+    """Return (K, K') of a divergence estimate at gaps logp - logp_ref, both of the gaps' shape, without gradient."""
+    with torch.enable_grad():
+        at = gap.detach().requires_grad_()
+        value = divergence(at, torch.zeros_like(at), estimator)
+        (slope,) = torch.autograd.grad(value.sum(), at)
+    return value.detach(), slope
 
 
 @method(id="S078", family="generative", papers=BGPO_PAPER)
@@ -37,12 +122,18 @@ def bgpo_boundary(
     temperature: float = 1.0,
     by_length: bool = False,
     limit: float | None = None,
+    beta: float = 0.0,
+    estimator: str = "k2",
     weight_decay: float = 0.0,
     max_grad_norm: float = 1.0,
     micro_batch: int | None = None,
 ) -> Method:
-    """Compose BGPO; `samples` is n, `micro_batch` the rows (answer, sample) whose graphs are held at once."""
-    return elbo_grpo(
+    """Compose BGPO; `samples` is n, `micro_batch` the rows (answer, sample) whose graphs are held at once.
+
+    `beta=0` leaves the reference policy out altogether.
+    """
+    penalty = LinearKL(beta, estimator, by_length)
+    composed = elbo_grpo(
         prompts,
         group_size,
         samples,
@@ -54,6 +145,9 @@ def bgpo_boundary(
         max_grad_norm=max_grad_norm,
         micro_batch=micro_batch or max(prompts * group_size // minibatches, 1),
     ).replace(objective=LinearBound(by_length, limit))
+    if not beta:
+        return composed
+    return composed.replace(selection=(*composed.selection, ReferenceGap()), regularizers=(penalty,))
 
 
 claim = (

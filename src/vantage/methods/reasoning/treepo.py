@@ -10,8 +10,9 @@ the path, so that it sees the choice at each fork:
 
 arXiv 2508.17445, as in the authors' code: segments, forks, cut back leaves with their whole path, eps 1e-8 inside the root. Prompts
 whose answers all score the same are dropped and sampled again. A single answer to a prompt has a = r. Here an answer ends with its
-end token alone (theirs also at a boxed answer or repetition), room is shared equally and cuts are uniform (their
-options by log-probability are not here). Not the segment advantage of SPO, which is in that code too.
+end token alone (theirs also at a boxed answer or repetition). Room is shared equally and cuts are uniform, as in their runs;
+their options by log-probability are `share` and `cut` (`Trees` defines them). Not the segment advantage of SPO, which is in
+that code too.
 """
 
 from __future__ import annotations
@@ -102,6 +103,10 @@ def treepo(
     weights: str = "average",
     differing: bool = False,
     cut_path: bool = False,
+    share: str = "equal",
+    share_temperature: float = 1.0,
+    cut: str = "random",
+    block: int = 128,
     rounds: int = 3,
     eps_low: float = 0.2,
     eps_high: float = 0.28,
@@ -113,7 +118,20 @@ def treepo(
     micro_batch: int | None = None,
 ) -> Method:
     """Compose TreePO; `overlong_buffer` is in tokens (512 in the paper), `rounds` bounds sampling again."""
-    trees = Trees(prompts, group_size, temperature, segment, depth, branching, (first_least, first_most), cut_path)
+    trees = Trees(
+        prompts,
+        group_size,
+        temperature,
+        segment,
+        depth,
+        branching,
+        (first_least, first_most),
+        cut_path,
+        share,
+        share_temperature,
+        cut,
+        block,
+    )
     return dapo(
         prompts,
         group_size,
