@@ -13,8 +13,9 @@ import vantage
 from tests.harness import context, loss_of
 from tests.methods.operations.test_pomo import SMALL, tours
 from vantage.core import Schedule, Trainer, Trajectories, UserError
-from vantage.methods.operations.poppy import WinnerTakesAll, winners
+from vantage.methods.operations.poppy import WinnerTakesAll, search, winners
 from vantage.policies.routing import RoutingPolicy
+from vantage.rollouts.routing import construct
 
 
 def made(score: Tensor, steps: int = 2) -> Trajectories:
@@ -215,6 +216,76 @@ def test_the_second_phase_can_begin_from_a_saved_folder(tmp_path: Path) -> None:
     assert not torch.equal(policy.decoder["read"][0], policy.decoder["read"][1])
 
 
+def test_weight_decay_is_the_encoders_alone_and_that_of_adamw() -> None:
+    plain, decayed = trainer(1, weight_decay=0.0), trainer(1, weight_decay=0.5)
+    before = {name: p.detach().clone() for name, p in plain.context.policy.named_parameters()}
+    plain.step()
+    decayed.step()
+    other = dict(decayed.context.policy.named_parameters())
+    for name, p in plain.context.policy.named_parameters():
+        shrunk = 0.0 if name.startswith("decoder.") else 1e-2 * 0.5
+        torch.testing.assert_close(other[name], p - shrunk * before[name], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("warm", [0.0, 0.5])
+def test_a_frozen_encoder_learns_in_the_first_phase_alone(warm: float) -> None:
+    run = trainer(4, warm=warm, freeze_encoder=True, weight_decay=0.5)
+    encoder = run.context.policy.embed.weight
+    held = [encoder.detach().clone()]
+    decoders = []
+    for _ in range(4):
+        run.step()
+        held.append(encoder.detach().clone())
+        decoders.append(run.context.policy.decoder["read"].detach().clone())
+    moved = [not torch.equal(a, b) for a, b in itertools.pairwise(held)]
+    assert moved == ([True, True, False, False] if warm else [False] * 4)
+    assert not torch.equal(decoders[2], decoders[3])
+
+
+def test_a_frozen_encoder_resumes(tmp_path: Path) -> None:
+    task = vantage.task("tsp:nodes=6", options=SMALL)
+    method = vantage.method("poppy", agents=2, prompts=2, warm=0.5, freeze_encoder=True)
+    runs = []
+    for folder, stops in (("a", (6,)), ("b", (4, 6))):
+        for stop in stops:
+            policy = task.make_policy(seed=0)
+            run = Trainer(method, task, policy, task.make_engine(policy), Schedule(6), seed=0, folder=tmp_path / folder)
+            if stop != stops[0]:
+                run.restore(lambda text: None)
+            while run.context.step < stop:
+                run.step()
+            run.save()
+        runs.append(run.context.policy.state_dict())
+    for name, tensor in runs[0].items():
+        assert torch.equal(tensor, runs[1][name]), name
+
+
+@pytest.mark.parametrize("spec", ["tsp:nodes=6", "cvrp:nodes=6,capacity=12"])
+def test_the_search_starts_from_the_best_pairs_and_never_loses_to_them(spec: str) -> None:
+    policy, batch, _ = tours(vantage.method("poppy", agents=2, prompts=4), spec)
+    torch.manual_seed(1)
+    for parameter in policy.decoder.values():
+        parameter.data += 0.3 * torch.randn_like(parameter)
+    nodes = batch.observation[:: len(batch) // 4]
+    greedy, none = search(policy, nodes, rollouts=0)
+    built = construct(policy, nodes, 6, forced=True).costs(policy.problem).view(4, 12)
+    assert torch.equal(greedy, none)
+    assert torch.equal(greedy, built.amin(1))
+    found = [
+        search(policy, nodes, rollouts=size, pairs=pairs, generator=torch.Generator().manual_seed(0))[1]
+        for size, pairs in ((20, 0), (20, 0), (400, 12))
+    ]
+    assert torch.equal(found[0], found[1])
+    assert (found[0] <= greedy + 1e-6).all()
+    assert found[2].sum() < greedy.sum()
+    if "tsp" in spec:
+        # With so many draws nothing shorter is left: all 120 round trips of 6 nodes.
+        orders = torch.tensor([(0, *rest) for rest in itertools.permutations(range(1, 6))])
+        stops = nodes[..., :2][:, orders]
+        shortest = (stops - stops.roll(-1, 2)).norm(dim=-1).sum(-1).amin(1)
+        torch.testing.assert_close(found[2], shortest, rtol=1e-5, atol=1e-5)
+
+
 def test_bad_settings() -> None:
     with pytest.raises(UserError, match="margin, baseline, own"):
         vantage.method("poppy", credit="best")
@@ -222,3 +293,7 @@ def test_bad_settings() -> None:
         vantage.method("poppy", warm=1.0)
     with pytest.raises(UserError, match="agents=0"):
         vantage.method("poppy", agents=0)
+    with pytest.raises(UserError, match=r"EncoderDecay\.rate=-1"):
+        vantage.method("poppy", weight_decay=-1.0)
+    with pytest.raises(UserError, match="pairs=13"):
+        search(vantage.task("tsp:nodes=6", options=SMALL).make_policy(agents=2), torch.rand(1, 6, 2), pairs=13)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -54,6 +55,34 @@ def test_streams_restart_and_go_on_after_a_resume() -> None:
     resumed = other.advance(3, 6, elsewhere)
     for name in ("observation", "action", "demand", "reward", "truncated"):
         assert torch.equal(following[name], resumed[name])
+
+
+class Snowball(torch.nn.Module):
+    """Orders half as much again as it has and 15 more, which 50 periods are too few to punish with an overflow."""
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__()
+        self.share = torch.nn.Parameter(torch.full((outputs,), 1.5))
+
+    def distribution_of(self, observation: torch.Tensor) -> Any:
+        return SimpleNamespace(mode=(observation.clamp(min=0).sum(-1, keepdim=True) + 10) * self.share)
+
+
+@pytest.mark.parametrize(
+    ("spec", "outputs"),
+    [("inventory:lost=true", 1), ("inventory:lead_time=2", 1), ("inventory:stores=2,policy=symmetry-aware", 3)],
+)
+def test_a_policy_that_feeds_on_its_stock_is_judged_by_a_large_number(spec: str, outputs: int) -> None:
+    """1.5 to the power of 1100 periods is no float: without a limit on orders inf - inf, and a score that is not a number."""
+    judged = make_task(spec).evaluate(Snowball(outputs), samples=4, seed=0)
+    assert all(math.isfinite(value) for value in judged.values())
+    assert judged["cost"] > 10_000
+
+
+def test_ordinary_orders_are_rounded_and_not_limited() -> None:
+    store = make_task("inventory").system
+    decisions = torch.tensor([[-9.0], [11.4], [4990.0], [6000.0]])
+    assert store.whole(torch.zeros(4, 3), decisions)[:, 0].tolist() == [0, 12, 4991, 5000]
 
 
 def test_rows_with_an_end_inside_are_not_replayed() -> None:

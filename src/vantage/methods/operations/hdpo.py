@@ -8,9 +8,22 @@ on the demand that came, and its cost differentiated through every period: no sc
 with full gradient through orders and inventories; max and min have subgradient 0 or 1. The orders of a network are
 softplus(output + 1); a base-stock policy (the task's option `policy=base-stock`) orders max(S - position, 0).
 
+With one warehouse and K stores (`inventory:stores=5,lost=true`) cost is summed over all, and what the warehouse holds limits
+what it sends: in proportion to the orders, or by a softmax over the stores and what is kept. `policy=network` is the paper's
+vanilla network (one perceptron of all stocks and pipelines, softmax); `policy=symmetry-aware` its network that all stores
+share, beside a context (proportional). See `tasks/inventory/warehouse.py` and `policies/store_network.py`.
+
 Rewards here are -cost over the cost of a period without stock, a constant that Adam does not see. The paper trains on a fixed
-set of scenarios with early stopping; here every step draws new ones, which the known demand allows. Of the paper's systems
-the single store is here (waiting or lost demand, any lead time); its networks and their graph policy are not. arXiv 2306.11246.
+set of scenarios with early stopping; here every step draws new ones, which the known demand allows. Its defaults for a store
+stand here: 8192 scenarios a step, Adam at 3e-3, no clipping; for the vanilla network of a warehouse it takes 3e-4 and 1024
+scenarios, for the symmetry-aware one 1e-3. Weights begin orthogonal, the last layer's small, instead of torch's default.
+
+A policy that orders more when it has more makes the gradient grow by a factor every period it is carried back. With few
+scenarios a step one such gradient (millions of times the usual norm) fills Adam's second moment, and the run stands still for
+the thousand steps that it takes to be forgotten: small batches need `max_grad_norm` (the released graph network has 1.0).
+
+Of the paper's systems there are the single store and the single warehouse; chains, several warehouses and the graph policy
+that later replaced the symmetry-aware network are not. arXiv 2306.11246.
 """
 
 from __future__ import annotations
@@ -66,10 +79,11 @@ claim = (
         against="reinforce",
         metric="gap",
         direction="lower",
-        settings={"scenarios": 32, "lr": 1e-2, "anneal": True},
+        settings={"scenarios": 32, "lr": 1e-2, "anneal": True, "max_grad_norm": 1.0},
         against_settings={"episodes": 64, "gamma": 0.9, "lr": 3e-3},
         note="The authors: near the optimum wherever it is known, and more robust than score functions. The gap is the cost above"
-        " the best base-stock level's, on the same demands.",
+        " the best base-stock level's, on the same demands. REINFORCE has the best of three learning rates: 1e-3 ends at 0.18 on"
+        " average, 3e-3 at 0.08, and with 1e-2 two of five seeds end with stock that grows without end.",
     ),
     Claim(
         name="ppo",
@@ -77,7 +91,7 @@ claim = (
         against="ppo",
         metric="gap",
         direction="lower",
-        settings={"scenarios": 32, "lr": 1e-2, "anneal": True},
+        settings={"scenarios": 32, "lr": 1e-2, "anneal": True, "max_grad_norm": 1.0},
         against_settings={
             "rows": 64, "length": 50, "epochs": 4, "minibatches": 8, "gamma": 0.9, "lr": 1e-3,
         },

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -11,6 +12,17 @@ from vantage.core.errors import UserError
 
 TAIL = 1e-12
 """Probability of a Poisson demand that is cut off."""
+
+
+class Draws(Protocol):
+    """Demand that can be drawn; `Demand` is that of one product, `Demands` that of several."""
+
+    mean: float
+    """Of a product in a period, on average over the products."""
+
+    def draw(self, uniform: Tensor) -> Tensor:
+        """Turn uniform numbers in [0, 1) into demands of the same shape; the last axis may be the products'."""
+        ...
 
 
 class Demand:
@@ -70,3 +82,43 @@ class Demand:
         """Turn uniform numbers in [0, 1) of any shape into demands, of the same floating type."""
         cuts = self._cuts.setdefault(uniform.device, self.cdf[:-1].to(uniform.device))
         return torch.searchsorted(cuts.to(uniform.dtype), uniform.contiguous(), right=True).to(uniform.dtype)
+
+
+class Demands:
+    """Demands of several products in a period, [..., K], each with a distribution of its own.
+
+    Products may move together: of K uniform numbers the normal quantiles are mixed into K normals of which any two have the
+    given correlation, and their shares are read off each product's distribution (a Gaussian copula). The correlation of
+    the demands themselves is somewhat smaller.
+
+    Args:
+        each: the demand of each product, at least one.
+        correlation: of any two normals, at least 0 and below 1.
+
+    Raises:
+        UserError: there is no product, or the correlation is out of range.
+    """
+
+    def __init__(self, each: tuple[Demand, ...], correlation: float = 0.0) -> None:
+        if not each:
+            raise UserError("demand: there is no product")
+        if not 0 <= correlation < 1:
+            raise UserError(f"demand: correlation={correlation} is out of range: at least 0 and below 1")
+        self.each = each
+        self.correlation = correlation
+        self.mean = sum(demand.mean for demand in each) / len(each)
+        count = len(each)
+        equal = torch.full((count, count), correlation, dtype=torch.float64).fill_diagonal_(1.0)
+        self._mix = torch.linalg.cholesky(equal)
+
+    def draw(self, uniform: Tensor) -> Tensor:
+        """Turn uniform numbers [..., K] in [0, 1), or [..., periods * K] with the products of a period side by side, into
+        demands of the same shape and floating type."""
+        count = len(self.each)
+        tables = uniform.unflatten(-1, (-1, count))
+        if self.correlation:
+            # Away from 0 and 1, where the quantile is infinite.
+            normal = torch.special.ndtri(tables.double().clamp(TAIL, 1 - TAIL)) @ self._mix.T.to(uniform.device)
+            tables = torch.special.ndtr(normal).clamp(max=1 - 2.0**-24).to(uniform.dtype)
+        drawn = [demand.draw(tables[..., k]) for k, demand in enumerate(self.each)]
+        return torch.stack(drawn, -1).view(uniform.shape)

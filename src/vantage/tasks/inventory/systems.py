@@ -20,15 +20,18 @@ from torch import Tensor
 
 from vantage.core.errors import UserError
 from vantage.policies.spaces import Actions, Observations
-from vantage.tasks.inventory.demand import Demand
+from vantage.tasks.inventory.demand import Demand, Draws
+
+MOST = 1000.0
+"""Mean demands up to which an order is carried out where a policy is judged."""
 
 
 class System(Protocol):
     """What the engine and the solvers ask of a system."""
 
     @property
-    def demand(self) -> Demand:
-        """Of a product in a period."""
+    def demand(self) -> Draws:
+        """Of every product in a period."""
         ...
 
     @property
@@ -149,6 +152,14 @@ class Store:
         """Return the orders [N] that decisions [N, 1] stand for."""
         decision = action.squeeze(-1)
         return decision.clamp(min=0) if self.direct else F.softplus(decision + 1.0)
+
+    def whole(self, state: Tensor, action: Tensor) -> Tensor:
+        """Return the orders [N, 1] that decisions stand for, in whole units, at most `MOST` mean demands.
+
+        A policy that orders the more, the more it has, grows its stock by a factor every period. The limit leaves the cost of a
+        long run with it what it is, enormous, and keeps it a number.
+        """
+        return self.order(action).round().clamp(max=round(MOST * self.demand.mean)).unsqueeze(-1)
 
     def decide(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         """Place the order; it costs nothing by itself."""

@@ -18,12 +18,14 @@ from vantage.core.protocols import Prompts
 from vantage.core.trajectories import Trajectories
 from vantage.policies.base_stock import BaseStockPolicy
 from vantage.policies.control import ControlPolicy
+from vantage.policies.store_network import StoreNetworkPolicy
 from vantage.tasks.inventory.demand import Demand
 from vantage.tasks.inventory.engine import SimulatorEngine, scenarios, simulate
 from vantage.tasks.inventory.optimum import Optimum, optimum
 from vantage.tasks.inventory.systems import LotSizing, Store
+from vantage.tasks.inventory.warehouse import Warehouse, several, stores_alone
 
-POLICIES = ("network", "base-stock")
+POLICIES = ("network", "base-stock", "symmetry-aware")
 EVALUATION = 2**31
 """Added to the seeds of evaluations, so that their scenarios do not meet those of training."""
 
@@ -35,7 +37,8 @@ class InventoryTask:
         name: of the task.
         system: the simulator.
         periods: of an episode in training.
-        policy: 'network' (a perceptron) or 'base-stock' (one level; stores alone).
+        policy: 'network' (a perceptron), 'base-stock' (one level; one store alone) or 'symmetry-aware' (one network for all the
+            stores of a warehouse).
         evaluated, burn_in: periods of an evaluation, and how many of them, at its start, are not counted.
         **options: of the policy (`hidden`, `activation`, `log_std`, ...; `level`, `cap` of base stock).
 
@@ -49,7 +52,7 @@ class InventoryTask:
     def __init__(
         self,
         name: str,
-        system: Store | LotSizing,
+        system: Store | Warehouse | LotSizing,
         *,
         periods: int,
         policy: str = "network",
@@ -61,8 +64,10 @@ class InventoryTask:
             raise unknown("policy", policy, POLICIES, f"task {name}")
         if policy == "base-stock":
             if not isinstance(system, Store):
-                raise UserError(f"task {name}: policy=base-stock goes with a store, not with machines")
+                raise UserError(f"task {name}: policy=base-stock goes with a store, not with machines or a warehouse")
             system = replace(system, direct=True)
+        if policy == "symmetry-aware" and not isinstance(system, Warehouse):
+            raise UserError(f"task {name}: policy=symmetry-aware goes with a warehouse: inventory:stores=3")
         self.name = name
         self.system = system
         self.periods = periods
@@ -78,7 +83,12 @@ class InventoryTask:
     @cached_property
     def best(self) -> Optimum | None:
         """The best policy and its cost, where it can be computed."""
-        return optimum(self.system, self.evaluated)
+        return None if isinstance(self.system, Warehouse) else optimum(self.system, self.evaluated)
+
+    @cached_property
+    def bound(self) -> float | None:
+        """What the stores of a warehouse would cost a period, at best, if it were without limit and free; None elsewhere."""
+        return stores_alone(self.system) if isinstance(self.system, Warehouse) else None
 
     def prompts(self, ids: Tensor) -> Prompts:
         """Return scenarios; the id decides everything."""
@@ -109,6 +119,9 @@ class InventoryTask:
         try:
             if self.policy == "base-stock":
                 return BaseStockPolicy(**given)
+            if isinstance(self.system, Warehouse) and self.policy == "symmetry-aware":
+                system = self.system
+                return StoreNetworkPolicy(system.features, system.places, system.lead_time + 1, seed=seed, **given)
             return ControlPolicy(self.system.observations, self.system.actions, seed=seed, **given)
         except TypeError as error:
             raise UserError(f"task {self.name}: {error}") from None
@@ -120,6 +133,15 @@ class InventoryTask:
             if self.policy != "base-stock":
                 raise UserError(f"the policy in {folder} orders up to a level: give the option policy=base-stock")
             return BaseStockPolicy.load(folder)
+        if kind == "symmetry-aware":
+            network = StoreNetworkPolicy.load(folder)
+            own = self.system
+            if not isinstance(own, Warehouse) or self.policy != kind:
+                raise UserError(f"the policy in {folder} is for a warehouse: give the options stores and policy={kind}")
+            made = (network.features.tolist(), network.places, network.config["warehouse_places"])
+            if made != (torch.tensor(own.features).tolist(), own.places, own.lead_time + 1):
+                raise UserError(f"the policy in {folder} was made for another system than {self.name}")
+            return network
         policy = ControlPolicy.load(folder)
         if (policy.observations, policy.actions) != (self.system.observations, self.system.actions):
             raise UserError(f"the policy in {folder} was made for another system than {self.name}")
@@ -146,17 +168,21 @@ class InventoryTask:
     def evaluate(self, policy: Any, *, samples: int, seed: int) -> dict[str, float]:
         """Run `samples` scenarios with the most likely decisions, orders rounded to whole units.
 
+        An evaluation is longer than an episode of training, so a policy that feeds on its own stock may look harmless there and
+        grow out of every bound here: orders are limited (see `Store.whole`), and its cost is a large number, not an overflow.
+
         Returns:
             `cost` a period, `return` (-cost times the periods counted), and where the best policy is known `gap`: the
-            cost above the best one's on the same demands, over the best one's exact cost.
+            cost above the best one's on the same demands, over the best one's exact cost. With a warehouse `over_bound`: the
+            cost over that of the stores alone at their best (see `stores_alone`), less 1, where that is known.
         """
         device = next(policy.parameters()).device
         system, act = self.system, lambda seen, state: policy.distribution_of(seen).mode
-        if isinstance(system, Store):
-            system, order = replace(system, direct=True), system.order
+        if isinstance(system, Store | Warehouse):
+            system, whole = replace(system, direct=True), system.whole
 
             def act(seen: Tensor, state: Tensor) -> Tensor:
-                return order(policy.distribution_of(seen).mode).round().unsqueeze(-1)
+                return whole(state, policy.distribution_of(seen).mode)
 
         ids = torch.arange(samples, device=device)
         start, demand = scenarios(system, ids, self.evaluated, EVALUATION + seed)
@@ -167,14 +193,19 @@ class InventoryTask:
             best, left = self.best, iter(range(self.evaluated, 0, -1))
             ideal = simulate(best.system, lambda seen, state: best.act(state, next(left)), start, demand)["cost"]
             judged["gap"] = float(cost - ideal[:, self.burn_in :].double().mean()) / best.cost
+        if self.bound is not None:
+            judged["over_bound"] = float(cost) / self.bound - 1
         return judged
 
 
 def task_from_spec(spec: str, options: Mapping[str, Any] | None = None) -> InventoryTask:
-    """Return the task of `inventory`, `inventory:lead_time=2,lost=true` or `lot-sizing:items=3`.
+    """Return the task of `inventory`, `inventory:lead_time=2,lost=true`, `inventory:stores=3` or `lot-sizing:items=3`.
 
     `inventory` takes the attributes of `Store` and `mean` (of the Poisson demand); `lot-sizing` those of `LotSizing` and
-    `highest` (of the uniform demand).
+    `highest` (of the uniform demand). With `stores` a warehouse delivers so many of them: `varied=true` makes them differ (see
+    `several`), `warehouse_lead_time` and `warehouse_holding` are the warehouse's, and `purchase`, `allocation`, `most` and
+    `correlation` are attributes of `Warehouse`. Unless given, `allocation` is what the paper combines with the policy:
+    "proportional" with `policy=symmetry-aware`, "softmax" with `policy=network`.
 
     Raises:
         UserError: an option is not known or out of range.
@@ -189,31 +220,47 @@ def task_from_spec(spec: str, options: Mapping[str, Any] | None = None) -> Inven
     kind: Any = Store if name == "inventory" else LotSizing
     own = [f.name for f in fields(kind) if f.name != "demand"]
     settings = {key: given.pop(key) for key in own if key in given}
+    policy = given.get("policy", "network")
     if name == "inventory":
+        own.append("mean")
         settings["demand"] = Demand.poisson(given.pop("mean", 5.0))
         defaults: dict[str, Any] = {"periods": 50, "evaluated": 1100, "burn_in": 100}
-        if given.get("policy", "network") == "network":
-            defaults |= {"hidden": (32, 32, 32), "activation": "elu"}
+        if policy == "network":
+            defaults |= {"hidden": (512,) * 3 if "stores" in given else (32,) * 3, "activation": "elu"}
     else:
+        own.append("highest")
         settings["demand"] = Demand.uniform(0, given.pop("highest", 3))
         defaults = {"periods": 100}
-    known = {
-        "periods",
-        "policy",
-        "evaluated",
-        "burn_in",
-        "hidden",
-        "activation",
-        "shared",
-        "state_dependent_std",
-        "log_std",
-    }
-    known |= {"level", "cap"}
+    system = kind(**settings)
+    if name == "inventory":
+        own.append("stores")
+    if name == "inventory" and "stores" in given:
+        own += _WAREHOUSE
+        system = _warehouse(system, given, policy)
     for key in given:
-        if key not in known:
-            near = nearest(key, [*own, *known])
-            raise UserError(f"task {name} has no option {key!r}{near} (options: {', '.join([*own, *sorted(known)])})")
-    return InventoryTask(name, kind(**settings), **{**defaults, **given})
+        if key not in _OPTIONS:
+            near = nearest(key, [*own, *_OPTIONS])
+            raise UserError(f"task {name} has no option {key!r}{near} (options: {', '.join([*own, *_OPTIONS])})")
+    return InventoryTask(name, system, **{**defaults, **given})
+
+
+_OPTIONS = (
+    "activation", "burn_in", "cap", "context", "evaluated", "hidden", "level", "log_std", "periods", "policy", "shared",
+    "state_dependent_std", "warehouse_hidden",
+)  # fmt: skip
+_WAREHOUSE = (
+    "varied", "warehouse_lead_time", "warehouse_holding", "purchase", "allocation", "most", "correlation",
+)  # fmt: skip
+
+
+def _warehouse(store: Store, given: dict[str, Any], policy: str) -> Warehouse:
+    """Take a warehouse's options out of `given` and return it with stores like this one."""
+    count, varied = given.pop("stores"), given.pop("varied", False)
+    taken = {key: given.pop(key) for key in _WAREHOUSE if key in given}
+    settings = {key.removeprefix("warehouse_"): value for key, value in taken.items()}
+    settings.setdefault("allocation", "proportional" if policy == "symmetry-aware" else "softmax")
+    stores = several(store, count, varied=varied)
+    return Warehouse(stores, direct=store.direct, **settings)
 
 
 def _plain(text: str) -> Any:
