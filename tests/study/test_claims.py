@@ -195,7 +195,7 @@ def test_a_result_is_stale_when_code_claim_or_arena_has_changed(
     assert claims.stale(one, moved).startswith("changed since: vantage.core.loss")
     other = replace(one, claim=replace(one.claim, margin=0.1))
     assert claims.stale(other, result) == "the claim or its arena has changed"
-    assert claims.stale(replace(one, claim=replace(one.claim, note="more words")), result) == ""
+    assert claims.stale(replace(one, claim=replace(one.claim, note="more words", seen="and more")), result) == ""
     (tmp_path / "toy.toml").write_text(ARENA.format(function="learn").replace("100", "200"))
     assert claims.stale(one, result) == "the claim or its arena has changed"
 
@@ -208,14 +208,21 @@ def test_check_tells_older_code_missing_results_and_strays(
     folder = tmp_path / "claims"
     result = claims.judge(both[0], claims.contest_of(both[0]).study(), both[0].code())
     claims.store(folder, both[0].page, result)
-    problems, missing = claims.check(folder)
+    problems, missing, unseen = claims.check(folder)
     assert problems == []
     assert missing == [f"{both[0].page.name}/worse"]
+    assert result.verdict == "not shown"  # nothing was run
+    assert unseen == [f"{both[0].page.name}/better"]
     assert main(["claims", "check", "--folder", str(folder)]) == 0
-    assert "made by the code that is here" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "made by the code that is here" in said
+    assert "1 results do not hold" in said
+    told = replace(both[0], claim=replace(both[0].claim, seen="Nothing was run."))
+    monkeypatch.setattr(claims, "all_stated", lambda: [told, both[1]])
+    assert claims.check(folder)[2] == []
     claims.store(folder, both[0].page, replace(result, code={"vantage.core.trainer": "0"}))
     (folder / "toys/ghost.json").write_text("{}")
-    problems, _ = claims.check(folder)
+    problems, *_ = claims.check(folder)
     assert len(problems) == 2
     assert "no page makes these claims" in problems[0]
     assert f"run `vantage claims run {both[0].page.name}/better`" in problems[1]
@@ -239,7 +246,12 @@ def test_the_table_holds_every_system_and_every_page_with_its_verdict(tmp_path: 
     result = claims.judge(one, claims.contest_of(one).study(), one.code())
     figures = {"verdict": "holds", "effect": 1.5, "interval": (-2.0, 5.0), "date": "2031-01-02T03:04:05+00:00"}
     claims.store(tmp_path, one.page, replace(result, **figures))
-    text = markdown(rows(tmp_path))
+    found = rows(tmp_path)
+    told = [replace(row, verdict="not shown", seen="One seed fell.") if row.result else row for row in found]
+    assert "- ppo, return on cartpole-100k" in markdown(told)
+    assert "(not shown): One seed fell.\n" in markdown(told)
+    assert "What looking at" not in markdown(found)
+    text = markdown(found)
     line = next(line for line in text.splitlines() if "cartpole-100k" in line)
     assert "[ppo](../src/vantage/methods/control/ppo.py) S043" in line
     assert "| **holds** | +1.5 [-2, +5] | 5 | 2031-01-02 |" in line

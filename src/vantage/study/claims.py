@@ -166,11 +166,12 @@ class Stated:
         return f"{metric} on {where.name} {claim.direction} than {claim.against}'s{margin}"
 
     def asked(self) -> str:
-        """Digest of what the claim asks: its data without the note, and its arena."""
-        held = dataclasses.replace(self.claim, note="", name="", seeds=2)
+        """Digest of what the claim asks: its data without what is written for readers, and its arena."""
+        held = encode(dataclasses.replace(self.claim, note="", name="", seeds=2))
+        del held["seen"]
         ours, theirs = self.sides
         settings = [dict(side.settings) for side in (ours, theirs)]
-        return fingerprint.digest_of([encode(held), self.arena.decides(), plain(settings, self.page.name)])
+        return fingerprint.digest_of([held, self.arena.decides(), plain(settings, self.page.name)])
 
     def code(self) -> dict[str, str]:
         """Digests of the code of both sides."""
@@ -372,13 +373,14 @@ def stale(one: Stated, result: Result) -> str:
     return ""
 
 
-def check(folder: Path) -> tuple[list[str], list[str]]:
+def check(folder: Path) -> tuple[list[str], list[str], list[str]]:
     """Compare all stored results with the code that is here.
 
     Returns:
-        Problems, one line each; and the names of claims that have no result yet.
+        Problems, one line each; the names of claims that have no result yet; and those of results that do not hold and of
+        which the page does not say why (`Claim.seen`).
     """
-    problems, missing = [], []
+    problems, missing, unseen = [], [], []
     by_page: dict[Path, list[Stated]] = {}
     for one in all_stated():
         by_page.setdefault(Results.path(folder, one.page), []).append(one)
@@ -401,4 +403,6 @@ def check(folder: Path) -> tuple[list[str], list[str]]:
             reason = stale(one, held[one.claim.label])
             if reason:
                 problems.append(f"{name}: {reason}; run `vantage claims run {name}`")
-    return problems, missing
+            if held[one.claim.label].verdict != "holds" and not one.claim.seen:
+                unseen.append(name)
+    return problems, missing, unseen

@@ -154,11 +154,13 @@ class Claims:
     def _check(self) -> int:
         from vantage.study import claims
 
-        problems, missing = claims.check(Path(self.folder))
+        problems, missing, unseen = claims.check(Path(self.folder))
         for problem in problems:
             print(problem)
         if missing:
             print(f"{len(missing)} claims have no result yet: {', '.join(missing)}")
+        if unseen:
+            print(f"{len(unseen)} results do not hold and their page does not say why (seen=...): {', '.join(unseen)}")
         if not problems:
             print("every stored result was made by the code that is here")
         return 1 if problems else 0

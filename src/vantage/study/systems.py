@@ -39,6 +39,7 @@ class Row:
         claim: in words, "" where there is none.
         result: what is stored.
         older: whether the result was made by code that has since changed.
+        seen: why a result does not hold, as far as looking at its runs showed.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Row:
     claim: str = ""
     result: Result | None = None
     older: bool = False
+    seen: str = ""
 
 
 def systems() -> list[System]:
@@ -95,7 +97,7 @@ def _of_page(page: registry.Page, system: System | None, folder: Path) -> Iterat
         if result is None:
             yield Row(*known, where, NOT_RUN, one.words)
         else:
-            yield Row(*known, where, result.verdict, one.words, result, bool(stale(one, result)))
+            yield Row(*known, where, result.verdict, one.words, result, bool(stale(one, result)), one.claim.seen)
 
 
 def write_table(path: Path, folder: Path) -> int:
@@ -129,7 +131,12 @@ def markdown(found: Iterable[Row]) -> str:
             "| System | | Claim | Verdict | Difference | Seeds | Date |",
             "|---|---|---|---|---|---|---|",
         ]
-        lines += [_line(row) for row in found if row.family == family]
+        own = [row for row in found if row.family == family]
+        lines += [_line(row) for row in own]
+        looked = [row for row in own if row.result is not None and row.verdict != "holds" and row.seen]
+        if looked:
+            lines += ["", "What looking at the runs showed where a claim does not hold:", ""]
+            lines += [f"- {row.name}, {_text(row.claim)} ({row.verdict}): {row.seen}" for row in looked]
     return "\n".join(lines) + "\n"
 
 
