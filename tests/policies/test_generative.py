@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from vantage.core import Trajectories
 from vantage.core.errors import UserError
-from vantage.policies.diffusion import INNER, Diffusion
+from vantage.policies.diffusion import ETA, INNER, Diffusion
 from vantage.policies.flow_control import LOSSES, Flow
 from vantage.policies.generative import GenerativePolicy, Networks
 from vantage.policies.spaces import Actions, Observations
@@ -167,6 +168,116 @@ def test_bounds_of_noise_likelihood_and_prediction() -> None:
     assert float(process.log_prob_of_step(policy.networks, seen[:1], pair, torch.tensor([2]))) == -5.0
 
 
+@pytest.mark.parametrize("steps", [2, 3, 10])
+def test_ddim_with_eta_one_is_the_posterior_of_the_forward_process(steps: int) -> None:
+    """Bayes: the prior N(sqrt(b) x0, 1 - b) of the next state times the likelihood N(sqrt(a / b) x', 1 - a / b) of this one."""
+    table = Diffusion(steps=20, tuned=1, noise=1e-9, ddim_steps=steps).schedule
+    kept = table[:, -1]
+    expected = Diffusion(steps=20, tuned=1).levels[[j * (20 // steps) for j in range(steps)]]
+    torch.testing.assert_close(kept, expected)
+    for j in range(1, steps):
+        a, b = float(kept[j]), float(kept[j - 1])
+        precision = 1 / (1 - b) + (a / b) / (1 - a / b)
+        from_x0, from_x = b**0.5 / (1 - b) / precision, (a / b) ** 0.5 / (1 - a / b) / precision
+        assert table[j, 2:5].tolist() == pytest.approx([from_x0, from_x, precision**-0.5])
+
+
+def test_ddim_with_all_steps_and_eta_one_is_ddpm() -> None:
+    plain = Diffusion(steps=8, tuned=5, noise=0.1)
+    other = replace(plain, ddim_steps=8, eta=1.0)
+    torch.testing.assert_close(other.schedule, plain.schedule, atol=1e-9, rtol=0)
+    policy = GenerativePolicy(SEEN, DONE, plain).double()
+    torch.manual_seed(0)
+    # Far from [-1, 1] the clamp of x0 is at work too.
+    seen, noise = torch.randn(50, 3).double(), 2 * torch.randn(50, plain.noise_width(2)).double()
+    chains = [process.sample(policy.networks, seen, noise) for process in (plain, other)]
+    torch.testing.assert_close(chains[0], chains[1])
+    logs = [process.log_prob(policy.networks, seen, chains[0]) for process in (plain, other)]
+    torch.testing.assert_close(logs[0], logs[1])
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
+def test_ddim_keeps_the_marginals_whatever_eta(eta: float) -> None:
+    """From x = sqrt(a) x0 + sqrt(1 - a) e with e known, the next state has mean sqrt(b) x0 and variance 1 - b."""
+    table = Diffusion(steps=12, tuned=1, noise=0.0, ddim_steps=6, eta=eta).schedule
+    kept, before = table[1:, -1], table[:-1, -1]
+    _, _, from_x0, from_x, std, _ = table[1:].unbind(-1)
+    torch.testing.assert_close(from_x0 + from_x * kept.sqrt(), before.sqrt())
+    torch.testing.assert_close(from_x.square() * (1 - kept) + std.square(), 1 - before)
+
+
+def test_ddim_with_eta_zero_is_deterministic() -> None:
+    process = Diffusion(steps=10, tuned=5, noise=0.0, ddim_steps=5, eta=0.0)
+    policy = GenerativePolicy(SEEN, DONE, process)
+    torch.manual_seed(0)
+    seen, noise = torch.randn(20, 3), torch.randn(20, process.noise_width(2))
+    other = torch.cat([noise[:, :2], torch.randn(20, process.noise_width(2) - 2)], -1)
+    first = process.sample(policy.networks, seen, noise)
+    assert torch.equal(first, process.sample(policy.networks, seen, other))
+    assert float(process.schedule[:, 4].abs().max()) == 0.0
+    noisy = replace(process, eta=0.5)
+    assert not torch.equal(noisy.sample(policy.networks, seen, noise), noisy.sample(policy.networks, seen, other))
+    with pytest.raises(UserError, match="noise=0"):
+        process.log_prob(policy.networks, seen, first)
+
+
+@pytest.mark.parametrize("learnt", [False, True])
+def test_log_probabilities_of_ddim_are_gaussian_densities(learnt: bool) -> None:
+    process = Diffusion(10, 4, 0.05, exact=True, ddim_steps=5, eta=0.7, learn_eta=learnt)
+    policy = GenerativePolicy(SEEN, DONE, process).double()
+    torch.manual_seed(0)
+    seen, pair = torch.randn(30, 3).double(), torch.randn(30, 4).double()
+    inner = torch.arange(30) % 4
+    found = process.log_prob_of_step(policy.networks, seen, pair, inner)
+    for n in range(30):
+        place = 3 - int(inner[n])
+        t = place * 2
+        a, b = float(process.levels[t]), float(process.levels[t - 2]) if place else 1.0
+        angles = torch.tensor(float(t)).double() * 1e4 ** (-torch.arange(8).double() / 7)
+        features = torch.cat([angles.sin(), angles.cos()])
+        eps = policy.actor(pair[n, :2], features, seen[n])
+        x0 = (pair[n, :2] - (1 - a) ** 0.5 * eps) / a**0.5
+        sig = 0.7 * ((1 - b) / (1 - a) * (1 - a / b)) ** 0.5
+        mean = b**0.5 * x0 + max(1 - b - sig**2, 0.0) ** 0.5 * eps
+        density = torch.distributions.Normal(mean, max(sig, 0.05)).log_prob(pair[n, 2:])
+        assert float(found[n].detach()) == pytest.approx(float(density.mean().detach()), abs=1e-6)
+
+
+def test_a_learnt_eta_begins_where_it_should_stays_in_its_bounds_and_learns(tmp_path: Path) -> None:
+    process = Diffusion(8, 3, 0.02, exact=True, ddim_steps=4, eta=0.6, learn_eta=True, least_eta=0.1, most_eta=1.0)
+    policy = GenerativePolicy(SEEN, DONE, process).double()
+    assert float(process.eta_of(policy.networks).detach()) == pytest.approx(0.6)
+    for number, bound in ((-50.0, 0.1), (50.0, 1.0)):
+        with torch.no_grad():
+            policy.actor.own.fill_(number)
+        assert float(process.eta_of(policy.networks).detach()) == pytest.approx(bound)
+    torch.manual_seed(0)
+    seen, pair, inner = torch.randn(40, 3).double(), torch.randn(40, 4).double(), torch.arange(40) % 3
+
+    def mean_at(number: float) -> torch.Tensor:
+        with torch.no_grad():
+            policy.actor.own.fill_(number)
+        return process.log_prob_of_step(policy.networks, seen, pair, inner).mean()
+
+    (slope,) = torch.autograd.grad(mean_at(0.2), policy.actor.own)
+    with torch.no_grad():
+        finite = float(mean_at(0.2 + 1e-5) - mean_at(0.2 - 1e-5)) / 2e-5
+    assert abs(finite) > 1e-3
+    assert float(slope) == pytest.approx(finite, rel=1e-5)
+    names = {name for name, parameter in policy.named_parameters() if parameter.requires_grad}
+    assert "actor.own" in names
+    assert "early.own" not in names
+    policy = policy.float()
+    policy.save(tmp_path)
+    again = GenerativePolicy.load(tmp_path)
+    assert again.process == process
+    assert torch.equal(again.actor.own, policy.actor.own)
+    batch = Trajectories({"observation": torch.zeros(1, 2, 3), "action": torch.zeros(1, 2, 8)})
+    told = again.evaluate(batch, frozenset({"logp", ETA})).extras[ETA]
+    assert told.shape == (1, 2)
+    assert told.requires_grad
+
+
 def test_frozen_steps_neither_learn_nor_move_until_settled() -> None:
     policy = GenerativePolicy(SEEN, DONE, Diffusion(steps=4, tuned=2))
     assert policy.early is not None
@@ -240,6 +351,17 @@ def test_refusals() -> None:
         GenerativePolicy(SEEN, Actions("discrete", (), (2,), (0,)), Flow())
     with pytest.raises(UserError, match="tuned=3"):
         Diffusion(steps=2, tuned=3)
+    for wrong, said in (
+        ({"ddim_steps": 9}, "ddim_steps=9"),
+        ({"ddim_steps": 2, "tuned": 3}, "1 to ddim_steps=2"),
+        ({"eta": 0.5}, "DDIM"),
+        ({"learn_eta": True}, "DDIM"),
+        ({"noise": 0.0}, "noise=0"),
+        ({"ddim_steps": 4, "eta": -1.0}, "eta=-1"),
+        ({"ddim_steps": 4, "eta": 0.1, "learn_eta": True}, "least_eta"),
+    ):
+        with pytest.raises(UserError, match=said):
+            Diffusion(**{"steps": 8, "tuned": 2, **wrong})  # type: ignore[arg-type]
     with pytest.raises(UserError, match="entropy"):
         GenerativePolicy(SEEN, DONE, Flow()).evaluate(
             Trajectories({"observation": torch.zeros(1, 1, 3)}), frozenset({"entropy"})

@@ -22,56 +22,115 @@ from vantage.policies.generative import Networks
 
 INNER = "inner"
 """Column [N, T] of a batch whose decisions are single denoising steps: 0 is the first that learns, tuned - 1 the last."""
+ETA = "eta"
+"""Name of the output [N, T] that says how much of DDPM's noise the steps of DDIM add; 1 for DDPM."""
 FREQUENCIES = 8
 
 
 @dataclass(frozen=True)
 class Diffusion:
-    """DDPM with cosine noise levels and noise prediction; diffusion time t = steps - 1 .. 0.
+    """DDPM or DDIM with cosine noise levels and noise prediction; DDPM's diffusion time is t = steps - 1 .. 0.
 
         x0 = sqrt(1 / abar_t) x^t - sqrt(1 / abar_t - 1) eps(x^t, t, s), clamped to [-1, 1]
         mu = beta_t sqrt(abar_{t-1}) / (1 - abar_t) x0 + (1 - abar_{t-1}) sqrt(alpha_t) / (1 - abar_t) x^t
         x^{t-1} = mu + max(sqrt(var_t), noise) clip(n, -3, 3)
         logp = mean over coordinates of clamp(log N(x^{t-1}; mu, max(sqrt(var_t), noise)^2), -5, 2)
 
+    DDIM (Song et al., arXiv 2010.02502, eq. 12 and 16) needs fewer steps of the same network: `ddim_steps` = S of them, at the
+    times t = j (K // S), j = S - 1 .. 0. With abar' the level of the next one, 1 after the last,
+
+        sig = eta sqrt((1 - abar') / (1 - abar) (1 - abar / abar'))          eta times DDPM's deviation
+        mu = sqrt(abar') x0 + sqrt(1 - abar' - sig^2) e                      e: the noise that x^t holds beside x0
+
+    and again max(sig, noise). `e` follows from the clamped x0, so that S = K and eta = 1 is DDPM; eta = 0 adds no noise.
+    With `learn_eta` one number z of the actor's own is learnt beside its weights, 0 at first:
+
+        eta = least_eta + (most_eta - least_eta) (1 + tanh(z0 + z)) / 2,     z0 such that `eta` is what it begins with
+
     A decision is kept as the chain [x^tuned, ..., x^0]. `logp` of a whole chain is the sum over its learned steps; in a batch
     with the column `inner`, `action` is [x^t, x^{t-1}] and `logp` that of the one step.
 
     Attributes:
-        steps: K, at least 1.
-        tuned: K', last steps that learn, 1 to K; the others are a frozen copy's.
+        steps: K, at least 1: the noise levels that the network is taught, and DDPM's steps.
+        tuned: K', last steps that learn, 1 to K (with DDIM to S); the others are a frozen copy's.
         noise: least standard deviation of a step, in sampling and in the likelihood. Below 0.054 the log-density of a likely step
-            is above 2, where the clamp takes its gradient away.
+            is above 2, where the clamp takes its gradient away. With DDIM it may be 0: to sample without a likelihood.
         exact: no clamps on the likelihood and the noise, and none on x0.
+        ddim_steps: S, 1 to K; 0 for DDPM.
+        eta: of DDIM, at least 0; 1 for as much noise as DDPM.
+        learn_eta: whether eta is learnt; the gradient reaches it through the means and deviations of the steps.
+        least_eta, most_eta: bounds of a learnt eta; `eta` lies between them.
     """
 
     steps: int = 20
     tuned: int = 10
     noise: float = 0.1
     exact: bool = False
+    ddim_steps: int = 0
+    eta: float = 1.0
+    learn_eta: bool = False
+    least_eta: float = 0.1
+    most_eta: float = 2.0
     kind = "diffusion"
     proxy = False
-    outputs = frozenset[str]()
+    outputs = frozenset({ETA})
     time_features = 2 * FREQUENCIES
 
     def __post_init__(self) -> None:
-        if not 1 <= self.tuned <= self.steps:
-            raise UserError(f"diffusion: tuned={self.tuned} is out of range: 1 to steps={self.steps}")
-        if not self.noise > 0:
+        if not 0 <= self.ddim_steps <= self.steps:
+            raise UserError(f"diffusion: ddim_steps={self.ddim_steps} is out of range: 0 (DDPM) to steps={self.steps}")
+        if not 1 <= self.tuned <= self.length:
+            name = "ddim_steps" if self.ddim_steps else "steps"
+            raise UserError(f"diffusion: tuned={self.tuned} is out of range: 1 to {name}={self.length}")
+        if not (self.noise > 0 or (self.ddim_steps and self.noise == 0)):
             raise UserError(f"diffusion: noise={self.noise} is out of range: above 0")
+        if not self.ddim_steps and (self.learn_eta or self.eta != 1):
+            raise UserError("diffusion: eta is DDIM's: give ddim_steps too")
+        if not self.eta >= 0:
+            raise UserError(f"diffusion: eta={self.eta} is out of range: at least 0")
+        if self.learn_eta and not 0 <= self.least_eta < self.eta < self.most_eta:
+            raise UserError(
+                f"diffusion: eta={self.eta} is learnt from a start between its bounds, above least_eta={self.least_eta} (at"
+                f" least 0) and below most_eta={self.most_eta}"
+            )
+
+    @property
+    def length(self) -> int:
+        """Steps of a chain: S, or K."""
+        return self.ddim_steps or self.steps
 
     @property
     def frozen_steps(self) -> int:
-        """K - K'."""
-        return self.steps - self.tuned
+        """Steps before the last K'."""
+        return self.length - self.tuned
+
+    @property
+    def own_numbers(self) -> int:
+        """What is learnt beside the network: eta, or nothing."""
+        return int(self.learn_eta)
+
+    @cached_property
+    def _beta(self) -> Tensor:
+        place = torch.arange(self.steps + 1, dtype=torch.float64) / self.steps
+        level = torch.cos((place + 0.008) / 1.008 * math.pi / 2).square()
+        return (1 - level[1:] / level[:-1]).clamp(max=0.999)
+
+    @cached_property
+    def levels(self) -> Tensor:
+        """abar by t, [K] float64."""
+        return (1 - self._beta).cumprod(0)
+
+    @cached_property
+    def times(self) -> Tensor:
+        """The diffusion time t of each place in the chain, the last step's first: [S] or [K] int64."""
+        return torch.arange(self.length) * (self.steps // self.length)
 
     @cached_property
     def schedule(self) -> Tensor:
-        """By t, [K, 5]: factors of x^t and eps in x0, of x0 and x^t in mu, and the standard deviation."""
-        place = torch.arange(self.steps + 1, dtype=torch.float64) / self.steps
-        level = torch.cos((place + 0.008) / 1.008 * math.pi / 2).square()
-        beta = (1 - level[1:] / level[:-1]).clamp(max=0.999)
-        kept = (1 - beta).cumprod(0)
+        """By place, [S or K, 6]: factors of x^t and eps in x0, of x0 and x^t in mu, the standard deviation, and abar."""
+        if self.ddim_steps:
+            return self.implicit(torch.tensor(self.eta, dtype=torch.float64))
+        beta, kept = self._beta, self.levels
         before = torch.cat([torch.ones(1, dtype=torch.float64), kept[:-1]])
         var = beta * (1 - before) / (1 - kept)
         columns = (
@@ -83,22 +142,53 @@ class Diffusion:
         )
         return torch.stack([*columns, kept], -1)
 
+    def implicit(self, eta: Tensor) -> Tensor:
+        """Return DDIM's `schedule` [S, 6] for an eta []; gradient flows to eta."""
+        kept = self.levels[self.times]
+        before = torch.cat([torch.ones(1, dtype=torch.float64), kept[:-1]])
+        sig = eta * ((1 - before) / (1 - kept) * (1 - kept / before)).sqrt()
+        # The bound keeps the root's slope finite at the last step, where there is nothing under it.
+        along = (1 - before - sig.square()).clamp(min=1e-20).sqrt()
+        from_x = along / (1 - kept).sqrt()
+        columns = (
+            (1 / kept).sqrt(),
+            (1 / kept - 1).sqrt(),
+            before.sqrt() - from_x * kept.sqrt(),
+            from_x,
+            sig.clamp(min=self.noise),
+        )
+        return torch.stack([*columns, kept], -1)
+
+    def eta_of(self, networks: Networks) -> Tensor:
+        """Return eta, [] float64; where it is learnt, with gradient."""
+        if not self.learn_eta:
+            return torch.tensor(self.eta, dtype=torch.float64)
+        span = self.most_eta - self.least_eta
+        start = math.atanh(2 * (self.eta - self.least_eta) / span - 1)
+        return self.least_eta + span * (1 + torch.tanh(start + networks.actor.own[0].double())) / 2
+
+    def table(self, networks: Networks) -> Tensor:
+        """Return `schedule`, of the learnt eta where there is one."""
+        return self.implicit(self.eta_of(networks).cpu()) if self.learn_eta else self.schedule
+
     def noise_width(self, width: int) -> int:
-        """x^K and a draw a step."""
-        return (self.steps + 1) * width
+        """The noise that the chain begins with, and a draw a step."""
+        return (self.length + 1) * width
 
     def stored_width(self, width: int) -> int:
         """The learned part of the chain."""
         return (self.tuned + 1) * width
 
     def step(self, networks: Networks, observation: Tensor, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean [..., width] and standard deviation [..., 1] of x^{t-1} given x^t, at times t [...] below `tuned`."""
-        return self._step(networks.actor, observation, x, t)
+        """Return mean [..., width] and standard deviation [..., 1] of x^{t-1} given x^t, at places t [...] below `tuned`."""
+        return self._step(networks.actor, self.table(networks), observation, x, t)
 
-    def _step(self, network: torch.nn.Module, observation: Tensor, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        table = self.schedule.to(x.device, x.dtype)[t].unsqueeze(-1)
-        to_x0, to_eps, from_x0, from_x, std, _ = table.unbind(-2)
-        eps = network(x, time_features(t, x.dtype), observation)
+    def _step(
+        self, network: torch.nn.Module, table: Tensor, observation: Tensor, x: Tensor, t: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        row = table.to(x.device, x.dtype)[t].unsqueeze(-1)
+        to_x0, to_eps, from_x0, from_x, std, _ = row.unbind(-2)
+        eps = network(x, time_features(self.times.to(x.device)[t], x.dtype), observation)
         x0 = to_x0 * x - to_eps * eps
         if not self.exact:
             x0 = x0.clamp(-1, 1)
@@ -106,21 +196,27 @@ class Diffusion:
 
     def sample(self, networks: Networks, observation: Tensor, noise: Tensor) -> Tensor:
         """Run the chain; keep its learned part."""
-        draws = noise.unflatten(-1, (self.steps + 1, -1)).unbind(1)
-        x = draws[0]
+        draws = noise.unflatten(-1, (self.length + 1, -1)).unbind(1)
+        x, table = draws[0], self.table(networks)
         chain: list[Tensor] = []
-        for t, draw in zip(range(self.steps - 1, -1, -1), draws[1:], strict=True):
+        for t, draw in zip(range(self.length - 1, -1, -1), draws[1:], strict=True):
             if t < self.tuned and not chain:
                 chain.append(x)
             network = networks.actor if t < self.tuned or networks.early is None else networks.early
-            mean, std = self._step(network, observation, x, torch.full((len(x),), t, device=x.device))
+            mean, std = self._step(network, table, observation, x, torch.full((len(x),), t, device=x.device))
             x = mean + std * (draw if self.exact else draw.clamp(-3, 3))
             if t < self.tuned:
                 chain.append(x)
         return torch.cat(chain, -1)
 
     def log_prob_of_step(self, networks: Networks, observation: Tensor, pair: Tensor, inner: Tensor) -> Tensor:
-        """Return the mean log-density [...] of one step [x^t, x^{t-1}] [..., 2 width], with t = tuned - 1 - inner [...]."""
+        """Return the mean log-density [...] of one step [x^t, x^{t-1}] [..., 2 width], at place t = tuned - 1 - inner [...].
+
+        Raises:
+            UserError: `noise` is 0, so that the last step has no density.
+        """
+        if not self.noise:
+            raise UserError("diffusion: noise=0 has no likelihood to learn from; give a noise above 0")
         x, after = pair.chunk(2, -1)
         mean, std = self.step(networks, observation, x, self.tuned - 1 - inner)
         log = -0.5 * ((after - mean) / std).square() - std.log() - LOG_SQRT_TWO_PI
@@ -141,17 +237,21 @@ class Diffusion:
     def evaluate(
         self, networks: Networks, observation: Tensor, batch: Trajectories, want: frozenset[str]
     ) -> Evaluation:
-        """`logp` of the chain, or with the column `inner` of the step."""
+        """`logp` of the chain, or with the column `inner` of the step; eta [N, T], one number, is in `extras`."""
         inner = batch.get(INNER)
         if inner is None:
-            return Evaluation(logp=self.log_prob(networks, observation, batch.action))
-        return Evaluation(logp=self.log_prob_of_step(networks, observation, batch.action, inner))
+            logp = self.log_prob(networks, observation, batch.action)
+        else:
+            logp = self.log_prob_of_step(networks, observation, batch.action, inner)
+        return Evaluation(
+            logp=logp, extras={ETA: self.eta_of(networks).to(logp).expand_as(logp)} if ETA in want else {}
+        )
 
     def imitation(self, networks: Networks, observation: Tensor, action: Tensor, generator: torch.Generator) -> Tensor:
         """Noise prediction on the actions, t uniform over all steps."""
         t = torch.randint(self.steps, (len(action),), generator=generator)
         eps = torch.randn(action.shape, generator=generator, dtype=action.dtype)
-        kept = self.schedule.to(action.dtype)[t, -1:]
+        kept = self.levels.to(action.dtype)[t].unsqueeze(-1)
         x = kept.sqrt() * action + (1 - kept).sqrt() * eps
         return (networks.actor(x, time_features(t, x.dtype), observation) - eps).square().mean(-1)
 

@@ -49,6 +49,7 @@ class Flow:
     proxy = True
     outputs = frozenset({LOSSES})
     frozen_steps = 0
+    own_numbers = 0
     time_features = 2 * FREQUENCIES
 
     def __post_init__(self) -> None:

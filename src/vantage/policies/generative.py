@@ -46,6 +46,11 @@ class Process(Protocol):
         """First steps of the process that a frozen copy of the network takes; 0 for none."""
         ...
 
+    @property
+    def own_numbers(self) -> int:
+        """Numbers that the process learns beside the network, 0 at first; it finds them in `Denoiser.own`."""
+        ...
+
     def noise_width(self, width: int) -> int:
         """Standard normal numbers that one decision needs."""
         ...
@@ -78,7 +83,12 @@ class Process(Protocol):
 
 
 class Denoiser(nn.Module):
-    """A perceptron of (noisy action, time features, observation); its output, [..., width], is scaled by `scale`."""
+    """A perceptron of (noisy action, time features, observation); its output, [..., width], is scaled by `scale`.
+
+    `own` holds the `own` numbers that the process learns beside it, where there are any.
+    """
+
+    own: Tensor
 
     def __init__(
         self,
@@ -89,8 +99,11 @@ class Denoiser(nn.Module):
         activation: str,
         scale: float,
         generator: torch.Generator,
+        own: int = 0,
     ) -> None:
         super().__init__()
+        if own:
+            self.register_parameter("own", nn.Parameter(torch.zeros(own)))
         self.mlp = MLP([width + times + observation, *hidden, width], activation, 1.0, generator)
         self.scale = scale
         self.outputs = observation
@@ -172,10 +185,10 @@ class GenerativePolicy(ControlPolicy):
         self.log_std = None
         generator = torch.Generator().manual_seed(seed)
         shape = (observations.width, width, process.time_features, hidden, activation, output_scale)
-        self.actor = Denoiser(*shape, generator)  # type: ignore[assignment]
+        self.actor = Denoiser(*shape, generator, process.own_numbers)  # type: ignore[assignment]
         self.early: Denoiser | None = None
         if process.frozen_steps:
-            self.early = Denoiser(*shape, generator).requires_grad_(False)
+            self.early = Denoiser(*shape, generator, process.own_numbers).requires_grad_(False)
             self.settle()
         self.noise_width = process.noise_width(width)
         self.config = {

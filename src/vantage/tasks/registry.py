@@ -28,6 +28,7 @@ class TaskInfo:
 _LANGUAGE = "vantage.tasks.language.task"
 _CALCULATOR = "vantage.tasks.language.calculator"
 _CONTROL = "vantage.tasks.control.task"
+_LAKE = "vantage.tasks.control.lake"
 _FLOW = "vantage.tasks.generative.task"
 _PAIRS = "vantage.tasks.language.preference"
 _PREFERENCE = "vantage.tasks.preference.bandit"
@@ -57,6 +58,7 @@ TASKS: dict[str, TaskInfo] = {
         TaskInfo("hopper", "control", "one-legged hopping in MuJoCo (Hopper-v5)", _CONTROL),
         TaskInfo("halfcheetah", "control", "two-legged running in MuJoCo (HalfCheetah-v5)", _CONTROL),
         TaskInfo("grid", "control", "find the goal of a grid with a sparse reward", _CONTROL),
+        TaskInfo("lake", "control", "cross a frozen lake on which each step may slip further", _LAKE, "lake:size=4,slip=0.5"),
         TaskInfo("two-goals", "control", "reach either of two goals in the plane", _CONTROL),
         TaskInfo("detour", "control", "get round an obstacle by chunks of moves, after two demonstrated routes", _CONTROL),
         TaskInfo("inventory", "inventory", "order for a store under random demand", _INVENTORY, "inventory:lead_time=2,lost=true"),

@@ -9,9 +9,9 @@ import vantage
 from tests.harness import context
 from vantage.core import Evaluation, Trajectories
 from vantage.core.errors import UserError
-from vantage.methods.control.dppo import InnerClip, InnerSteps
+from vantage.methods.control.dppo import EtaBonus, InnerClip, InnerSteps
 from vantage.objectives.surrogates import Clip
-from vantage.policies.diffusion import INNER, Diffusion
+from vantage.policies.diffusion import ETA, INNER, Diffusion
 from vantage.policies.generative import GenerativePolicy
 from vantage.policies.spaces import Actions, Observations
 
@@ -84,6 +84,40 @@ def test_it_runs_on_the_control_road_from_demonstrations() -> None:
     assert len(steps) == 2
     assert all(abs(line["kl/old"]) < 1e-6 for line in steps)
     assert {"eval/share/strayed", "eval/rarest"} <= set(run.outcome.history[-1])
+
+
+def test_with_ddim_it_takes_fewer_steps_and_eta_learns() -> None:
+    settings = {
+        "rows": 2,
+        "length": 8,
+        "epochs": 2,
+        "minibatches": 2,
+        "denoising_steps": 8,
+        "tuned": 2,
+        "ddim_steps": 4,
+    }
+    learnt = {**settings, "learn_eta": True, "eta": 0.9, "eta_coefficient": 0.1, "lr": 1e-2}
+    run = vantage.train("dppo", "pendulum", steps=32, settings=learnt, evaluate_samples=2)
+    process = run.policy.process
+    assert (process.length, process.frozen_steps, process.noise_width(1)) == (4, 2, 5)
+    steps = [line for line in run.outcome.history if "loss/policy" in line]
+    assert len(steps) == 2
+    assert float(run.policy.actor.own.detach()) != 0.0
+    assert 0.1 < float(process.eta_of(run.policy.networks).detach()) < 2.0
+    assert steps[0]["eta"] == pytest.approx(0.9, abs=0.05)
+    fixed = vantage.train("dppo", "pendulum", steps=16, settings={**settings, "eta": 0.5}, evaluate_samples=2)
+    assert fixed.policy.process.eta == 0.5
+    assert not hasattr(fixed.policy.actor, "own")
+    with pytest.raises(UserError, match="ddim_steps"):
+        vantage.train("dppo", "pendulum", steps=16, settings={"learn_eta": True}, evaluate_samples=0)
+
+
+def test_the_bonus_of_eta_is_its_coefficient() -> None:
+    eta = torch.full((2, 3), 0.4, requires_grad=True)
+    term = EtaBonus(0.5)(Evaluation(extras={ETA: eta}), Trajectories({"mask": torch.ones(2, 3)}), context())
+    assert term.flatten().tolist() == pytest.approx([-0.2] * 6)
+    (slope,) = torch.autograd.grad(term.sum(), eta)
+    assert torch.equal(slope, torch.full((2, 3), -0.5))
 
 
 def test_on_pendulum_a_run_is_kept_in_its_folder(tmp_path) -> None:  # type: ignore[no-untyped-def]

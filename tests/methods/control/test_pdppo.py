@@ -98,6 +98,25 @@ def test_with_an_idle_split_and_shared_weights_it_is_one_critic() -> None:
         torch.testing.assert_close(a.grad + b.grad, c.grad)
 
 
+def test_decisions_that_lead_to_one_state_have_one_value() -> None:
+    """On the lake: from the cells around cell 10 to cell 10, and V_x is a function of that cell alone."""
+    task = make_task("lake", options={"hidden": [8]})
+    policy = task.make_policy(seed=0)
+    critic = DualCritic("post")
+    critic.prepare(context(policy=policy))
+    cell, move = torch.tensor([[6, 9, 14, 6]]), torch.tensor([[1, 2, 3, 2]])
+    batch = Trajectories(
+        {
+            "observation": cell,
+            "post_observation": task.ice.aimed[cell, move],
+            "mask": torch.ones(1, 4, dtype=torch.bool),
+        }
+    )
+    (found,) = critic.baselines(batch, policy)
+    assert batch["post_observation"].tolist() == [[10, 10, 10, 7]]
+    assert found[0, 0] == found[0, 1] == found[0, 2] != found[0, 3]
+
+
 def test_one_choice_is_ppos_surrogate_and_several_are_each_their_own() -> None:
     torch.manual_seed(0)
     logits, old = torch.randn(6, 1, 3).double(), torch.randn(6, 1, 3).double()

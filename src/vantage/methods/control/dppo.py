@@ -12,7 +12,13 @@ with ratio_i = exp of the mean over coordinates of the Gaussian log-ratios. GAE 
 of actions) with a value of the observation alone. The first K - K' steps are a frozen copy's: pretrain, then
 `policy.settle()`, as the task's option `warm_start` does. With K' = 1 the authors' u is 0 / 0; the width is then eps. The
 critic is fitted on its own (the authors have a second optimiser); the first `critic_warmup` iterations leave the actor as it
-is. DDPM steps, no learned eta. arXiv 2409.00588.
+is.
+
+`ddim_steps` takes fewer steps of the same pretrained network, by DDIM, with `eta` times DDPM's noise; `learn_eta` learns eta
+between bounds, and `eta_coefficient` * mean eta is then taken off the loss, so that noise is not given up too soon. It is
+one number for all states and learns with the actor's optimiser; the authors' modules for it have an optimiser of their own, and
+variants by state and by coordinate. Their variant of one number is read out in a way that cuts its gradient, and begins
+on a bound, where the slope is 0; here it begins inside and learns. arXiv 2409.00588.
 """
 
 from __future__ import annotations
@@ -33,7 +39,7 @@ from vantage.core.trajectories import Trajectories
 from vantage.methods.claim import Claim
 from vantage.methods.registry import Paper, method
 from vantage.objectives.surrogates import clipped_surrogate, log_ratio
-from vantage.policies.diffusion import INNER, Diffusion
+from vantage.policies.diffusion import ETA, INNER, Diffusion
 from vantage.rewards.mixing import Total
 from vantage.rollouts.plans import Shuffled, Steps
 from vantage.updates.gradient import GradientUpdate
@@ -50,16 +56,21 @@ PAPER = Paper(
 
 @dataclass(frozen=True)
 class DiffusionRollout(Steps):
-    """`Steps` with a policy that acts by a diffusion of `steps` denoising steps, the last `tuned` of which learn."""
+    """`Steps` with a policy that acts by a diffusion: `denoising_steps` of DDPM or `ddim_steps` of DDIM, the last `tuned` learn."""
 
     denoising_steps: int = 20
     tuned: int = 10
     noise: float = 0.1
+    ddim_steps: int = 0
+    eta: float = 1.0
+    learn_eta: bool = False
 
     @property
     def policy_options(self) -> frozenset[tuple[str, object]]:
         """What the task should make the policy of, where the user does not say."""
         options = {"policy": "diffusion", "steps": self.denoising_steps, "tuned": self.tuned, "noise": self.noise}
+        if self.ddim_steps or self.learn_eta or self.eta != 1:
+            options |= {"ddim_steps": self.ddim_steps, "eta": self.eta, "learn_eta": self.learn_eta}
         return frozenset(options.items())
 
     def prepare(self, context: Context) -> None:
@@ -130,6 +141,21 @@ class InnerClip:
 
 
 @dataclass(frozen=True)
+class EtaBonus:
+    """-coefficient * eta at each inner step; gradient flows to a learnt eta."""
+
+    coefficient: float = 0.01
+    wants = frozenset({ETA})
+    label = "eta"
+
+    def __call__(self, evaluation: Evaluation, batch: Trajectories, context: Context) -> Tensor:
+        """Return the term per inner step [N, T]."""
+        eta = evaluation.extras[ETA]
+        context.record("eta", eta.detach().mean())
+        return -self.coefficient * eta
+
+
+@dataclass(frozen=True)
 class DecisionCritic(FittedCritic):
     """`FittedCritic` on one inner step a decision: the others repeat its observation."""
 
@@ -158,17 +184,22 @@ def dppo(
     noise: float = 0.1,
     critic_warmup: int = 0,
     target_kl: float | None = 1.0,
+    ddim_steps: int = 0,
+    eta: float = 1.0,
+    learn_eta: bool = False,
+    eta_coefficient: float = 0.0,
 ) -> Method:
-    """Compose DPPO; the settings are those of the Gym experiments."""
+    """Compose DPPO; the settings are those of the Gym experiments, which take DDPM's steps."""
     return Method(
         prompts=Shuffled(),
-        rollout=DiffusionRollout(rows, length, denoising_steps, tuned, noise),
+        rollout=DiffusionRollout(rows, length, denoising_steps, tuned, noise, ddim_steps, eta, learn_eta),
         rewards=(Total(),),
         values=DecisionCritic(epochs, critic_minibatch, critic_lr),
         advantage=GAE(gamma, lam),
         selection=(InnerSteps(),),
         objective=InnerClip(eps, eps_base, curve, denoising_discount, critic_warmup),
         averaging="token",
+        regularizers=(EtaBonus(eta_coefficient),) if learn_eta else (),
         update=GradientUpdate(
             optimizer=Adam(lr),
             epochs=epochs,
@@ -184,7 +215,8 @@ _OURS = {
     "rows": 16, "length": 25, "minibatches": 4, "denoising_steps": 10, "tuned": 5, "critic_minibatch": 100, "lr": 3e-4,
     "eps": 0.03, "eps_base": 0.01, "critic_warmup": 3,
 }  # fmt: skip
-_THEIRS = {"rows": 16, "length": 25, "epochs": 5, "minibatches": 4, "lr": 3e-4}
+_THEIRS = {"rows": 16, "length": 25, "epochs": 5, "minibatches": 4, "lr": 1e-3}
+_RATES = " Each side's rate is the best of 1e-4, 3e-4 and 1e-3 by the metric in 7,000 steps of one further seed"
 
 claim = (
     Claim(
@@ -193,7 +225,9 @@ claim = (
         against="ppo",
         settings=_OURS,
         against_settings=_THEIRS,
-        note="Both start from policies cloned from the same slow demonstrations of two routes; the return pays arriving and speed.",
+        note="Both start from policies cloned from the same slow demonstrations of two routes; the return pays arriving and speed."
+        + _RATES
+        + " (DPPO: 0.763, 0.777, 0.751; PPO: 0.755, 0.761, 0.778).",
     ),
     Claim(
         name="on route",
@@ -203,6 +237,8 @@ claim = (
         direction="lower",
         settings=_OURS,
         against_settings=_THEIRS,
-        note="Share of visited places farther than 0.1 from both demonstrated routes, over the whole run.",
+        note="Share of visited places farther than 0.1 from both demonstrated routes, over the whole run."
+        + _RATES
+        + " (DPPO: 0.076, 0.071, 0.119; PPO: 0.040, 0.038, 0.029).",
     ),
 )  # fmt: skip

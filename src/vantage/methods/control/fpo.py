@@ -14,7 +14,8 @@ acc <- delta + gamma lam acc, V_target = V + acc and A = r + gamma V_target' - V
 (Brax's form, not the textbook's); an advantage is 0 where a time limit cut. Then A is standardised (population std).
 Observations keep the normalisation that they were seen with, so that the first ratio is 1; in the authors' code the
 statistics move in between. The entropy is nowhere held up: from a saddle between two equal goals the flow went to one of them
-in the runs that this page was written with.
+in the runs that this page was written with, at each of three learning rates; with 64 rows a batch
+a Gaussian policy trained by PPO kept both for longer.
 """
 
 from __future__ import annotations
@@ -172,15 +173,21 @@ def fpo(
     )
 
 
+_RATES = (
+    "Each side's rate is the best of 3e-4, 1e-3 and 3e-3 by the rarer goal's share at the end of one further seed"
+    " (FPO: 0.00, 0.06, 0.01; PPO: 0.37, 0.21, 0.18), where all succeeded in 98 % of the episodes or more."
+)
+
 claim = (
     Claim(
         name="both goals",
         arena="two-goals",
         against="ppo",
         metric="rarest",
-        settings={"rows": 16, "length": 50, "epochs": 8, "minibatches": 4, "lr": 1e-3},
-        against_settings={"rows": 16, "length": 50, "epochs": 8, "minibatches": 4, "gamma": 0.995, "lr": 1e-3},
-        note="Share of sampled episodes that end at the goal visited more rarely: the authors' flow keeps both, a Gaussian one.",
+        settings={"lr": 1e-3},
+        against_settings={"lr": 3e-4},
+        note="Share of sampled episodes that end at the goal visited more rarely: the authors' flow keeps both, a Gaussian one. "
+        + _RATES,
     ),
     Claim(
         name="success",
@@ -188,7 +195,8 @@ claim = (
         against="ppo",
         direction="no worse",
         margin=0.05,
-        settings={"rows": 16, "length": 50, "epochs": 8, "minibatches": 4, "lr": 1e-3},
-        against_settings={"rows": 16, "length": 50, "epochs": 8, "minibatches": 4, "gamma": 0.995, "lr": 1e-3},
+        settings={"lr": 1e-3},
+        against_settings={"lr": 3e-4},
+        note="Share of sampled episodes that end at either goal. " + _RATES,
     ),
 )

@@ -1,0 +1,240 @@
+"""A frozen lake on which the walker slips after its step: each move has a known half and a random one (`vantage/Lake-v0`).
+
+A decision names a neighbour, and the walker comes to the cell that it aims at; against the edge it stays. Then chance has its
+turn: on ice, with probability `slip`, the walker slides one cell further, in any of the four directions alike. A hole ends the
+episode, and so does the goal, which alone pays: 1. The state between the halves, the cell aimed at, is what a second critic
+values in post-decision PPO (Felizardo et al., arXiv 2504.05150). In the usual frozen lake the slip depends on the cell
+left and on the direction taken, so that the cell aimed at does not tell what follows; moving first and slipping then is the
+authors' form. Their lake also draws other directions for each cell and pays for every cell by how near the goal it is;
+here the return is the chance to arrive, and dynamic programming gives the best one.
+
+This module needs gymnasium (`pip install 'vantage[control]'`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vantage.core.context import Context
+from vantage.core.errors import UserError, unknown
+from vantage.core.protocols import Prompts
+from vantage.core.trajectories import Trajectories
+from vantage.policies.control import ControlPolicy
+from vantage.rollouts.environments import EnvironmentEngine
+from vantage.tasks.control.task import ControlTask
+
+ENV_ID = "vantage/Lake-v0"
+LIMIT = 100
+MOVES = ((0, -1), (1, 0), (0, 1), (-1, 0))
+"""Left, down, right, up: rows and columns."""
+MAPS = {
+    4: ("SFFF", "FHFH", "FFFH", "HFFG"),
+    8: ("SFFFFFFF", "FFFFFFFF", "FFFHFFFF", "FFFFFHFF", "FFFHFFFF", "FHHFFFHF", "FHFFHFHF", "FFFHFFFG"),
+}
+"""The two usual lakes: S start, F ice, H hole, G goal."""
+
+
+def register() -> None:
+    """Make the environment known to Gymnasium; once is enough."""
+    if ENV_ID not in gymnasium.registry:
+        gymnasium.register(ENV_ID, entry_point=f"{__name__}:Lake", max_episode_steps=LIMIT)
+
+
+@dataclass(frozen=True)
+class Ice:
+    """The rules as tables over S = size^2 cells, numbered row by row.
+
+    Attributes:
+        size: 4 or 8.
+        slip: probability of sliding on, 0 to 1.
+    """
+
+    size: int = 4
+    slip: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.size not in MAPS:
+            raise unknown("size", str(self.size), [str(size) for size in MAPS], "lake")
+        if not 0 <= self.slip <= 1:
+            raise UserError(f"lake: slip={self.slip} is out of range: 0 to 1")
+
+    @property
+    def cells(self) -> str:
+        """A letter for each cell, [S]."""
+        return "".join(MAPS[self.size])
+
+    @cached_property
+    def over(self) -> Tensor:
+        """Whether an episode ends in a cell, [S] bool."""
+        return torch.tensor([letter in "HG" for letter in self.cells])
+
+    @cached_property
+    def goal(self) -> Tensor:
+        """1 at the goal, [S] float64."""
+        return torch.tensor([letter == "G" for letter in self.cells], dtype=torch.float64)
+
+    @cached_property
+    def aimed(self) -> Tensor:
+        """The known half: the cell that a move from a cell comes to, [S, 4] int64."""
+        cell, edge = torch.arange(self.size**2), self.size - 1
+        row, column = cell // self.size, cell % self.size
+        moved = [((row + d).clamp(0, edge), (column + r).clamp(0, edge)) for d, r in MOVES]
+        return torch.stack([down * self.size + right for down, right in moved], 1)
+
+    @cached_property
+    def chance(self) -> Tensor:
+        """The random half: the probability of each next cell given the cell aimed at, [S, S] float64, rows summing to 1."""
+        count = self.size**2
+        slid = torch.zeros(count, count, dtype=torch.float64)
+        slid.scatter_add_(1, self.aimed, torch.full(self.aimed.shape, 0.25, dtype=torch.float64))
+        stays = torch.eye(count, dtype=torch.float64)
+        return torch.where(self.over.unsqueeze(1), stays, (1 - self.slip) * stays + self.slip * slid)
+
+    def value(self, policy: Tensor, steps: int) -> Tensor:
+        """Return the probability [S] of reaching the goal within `steps` moves from each cell; at the goal itself it is 1.
+
+        Args:
+            policy: probability of each move in each cell, [S, 4].
+            steps: moves, at least 0.
+        """
+        policy, value = policy.double(), self.goal
+        for _ in range(steps):
+            # [S] of cells aimed at, then [S, 4] of moves.
+            ahead = (self.chance @ value)[self.aimed]
+            value = torch.where(self.over, self.goal, (policy * ahead).sum(-1))
+        return value
+
+    def best(self, steps: int) -> Tensor:
+        """Return what `value` is for the best policy, which may depend on the moves left, [S]: backward induction."""
+        value = self.goal
+        for _ in range(steps):
+            value = torch.where(self.over, self.goal, (self.chance @ value)[self.aimed].amax(-1))
+        return value
+
+
+class Lake(gymnasium.Env[Any, Any]):
+    """One walker from the upper left corner. Observation: the cell's number; moves: left, down, right, up.
+
+    Args:
+        size, slip: as `Ice`.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012 - Gymnasium declares it so
+    render_mode = None
+
+    def __init__(self, size: int = 4, slip: float = 0.5) -> None:
+        self.ice = Ice(size, slip)
+        self.observation_space = spaces.Discrete(size * size)
+        self.action_space = spaces.Discrete(4)
+        self.cell = 0
+        self._aimed: NDArray[np.int64] = self.ice.aimed.numpy()
+        self._ends = self.ice.cells
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[int, dict[str, Any]]:
+        """Begin in the corner."""
+        super().reset(seed=seed)
+        self.cell = 0
+        return self.cell, {}
+
+    def step(self, action: Any) -> tuple[int, float, bool, bool, dict[str, Any]]:
+        """Move, then perhaps slide."""
+        self.cell = int(self._aimed[self.cell, int(action)])
+        if self._ends[self.cell] not in "HG" and self.np_random.random() < self.ice.slip:
+            self.cell = int(self._aimed[self.cell, self.np_random.integers(4)])
+        found = self._ends[self.cell] == "G"
+        return self.cell, float(found), found or self._ends[self.cell] == "H", False, {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return place and random state."""
+        return {"cell": self.cell, "random": self.np_random.bit_generator.state}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take them back."""
+        self.cell = int(state["cell"])
+        self.np_random.bit_generator.state = state["random"]
+
+
+class PostDecisionEngine(EnvironmentEngine):
+    """`EnvironmentEngine` on a lake; its batches also hold `post_observation` [N, T], the cell that each decision aimed at."""
+
+    def __init__(self, ice: Ice, **options: Any) -> None:
+        super().__init__(ENV_ID, options={"size": ice.size, "slip": ice.slip}, **options)
+        self.ice = ice
+
+    def advance(self, rows: int, steps: int, context: Context) -> Trajectories:
+        """As `EnvironmentEngine.advance`."""
+        return self._with_post(super().advance(rows, steps, context))
+
+    def sample(self, prompts: Prompts, count: int, context: Context, *, greedy: bool = False) -> Trajectories:
+        """As `EnvironmentEngine.sample`."""
+        return self._with_post(super().sample(prompts, count, context, greedy=greedy))
+
+    def _with_post(self, batch: Trajectories) -> Trajectories:
+        aimed = self.ice.aimed.to(batch.device)
+        return batch.replace(post_observation=aimed[batch.observation.long(), batch.action.long()])
+
+
+class LakeTask(ControlTask):
+    """The lake as a control task that offers post-decision states, and whose best policy is known.
+
+    Args:
+        size, slip: as `Ice`.
+        **options: as `ControlTask`.
+
+    Raises:
+        UserError: an option is not known or out of range.
+    """
+
+    def __init__(self, size: int = 4, slip: float = 0.5, **options: Any) -> None:
+        self.ice = Ice(size, slip)
+        register()
+        super().__init__(ENV_ID, size=size, slip=slip, **options)
+        self.name = "lake"
+
+    def make_engine(self, policy: ControlPolicy, seed: int = 0, **options: Any) -> PostDecisionEngine:
+        """Return an engine that runs the policy in copies of the environment."""
+        return PostDecisionEngine(self.ice, seed=seed, **{**self.engine_options, **options})
+
+    @torch.no_grad()
+    def evaluate(self, policy: Any, *, samples: int, seed: int) -> dict[str, float]:
+        """As `ControlTask.evaluate`, with what needs no samples: `success`, the chance to arrive, and `gap` to the best one.
+
+        `success` is exact for a policy whose moves are drawn; `success_greedy` for one that takes the most likely move.
+        """
+        judged = super().evaluate(policy, samples=samples, seed=seed)
+        distribution = policy.distribution_of(torch.arange(self.ice.size**2, device=policy.device))
+        drawn = distribution.log_probs.exp().cpu()
+        greedy = torch.nn.functional.one_hot(distribution.mode.cpu(), 4)
+        best = float(self.ice.best(LIMIT)[0])
+        judged["success"], judged["success_greedy"] = (
+            float(self.ice.value(each, LIMIT)[0]) for each in (drawn, greedy)
+        )
+        judged["gap"] = best - judged["success"]
+        return judged
+
+
+def task_from_spec(spec: str, options: Mapping[str, Any] | None = None) -> LakeTask:
+    """Return the task of `lake` or `lake:size=8,slip=0.3`.
+
+    Raises:
+        UserError: an option is not known or out of range.
+    """
+    from vantage.config import parse_value
+
+    given: dict[str, Any] = dict(options or {})
+    for pair in filter(None, spec.partition(":")[2].split(",")):
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise UserError(f"task {spec}: {pair!r} is no key=value")
+        given[key] = parse_value(value)
+    return LakeTask(**given)
