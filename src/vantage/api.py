@@ -15,7 +15,7 @@ import torch
 
 from vantage.config import RunConfig, is_run, parse_settings, read_config
 from vantage.core.checkpoint import checkpoints
-from vantage.core.errors import UserError
+from vantage.core.errors import UserError, require
 from vantage.core.method import Method, configure
 from vantage.core.runlog import read_metrics
 from vantage.core.trainer import Listener, Outcome, Schedule, Trainer
@@ -82,6 +82,7 @@ def train(
     device: str = "cpu",
     threads: int = 0,
     wandb: str = "",
+    engine: str = "",
     force: bool = False,
     listeners: Sequence[Listener] = (),
     policy: Any = None,
@@ -105,6 +106,7 @@ def train(
         device: where the policy lives.
         threads: CPU threads, 0 leaves them.
         wandb: Weights & Biases project, "" for none.
+        engine: what samples completions: "" for the task's own engine, or "vllm" (see `vantage.integrations.vllm`).
         force: overwrite a run in `out`.
         listeners: called after each step.
         policy: what learns, instead of one that the task makes.
@@ -142,7 +144,9 @@ def train(
         device=device,
         threads=threads,
         wandb=wandb,
+        engine=engine,
     )
+    _check_engine(engine, made)
     folder = _claim_folder(Path(out), force) if out is not None else None
     return _run(config, built, made, folder, listeners, policy, resume=False)
 
@@ -166,6 +170,7 @@ def resume(
         )
     built = method if method is not None else build_method(config.method, config.settings)
     made = _make_task(config.task, config.data, config.verifier, config.options)
+    _check_engine(config.engine, made)
     return _run(config, built, made, folder, listeners, None, resume=True, report=report)
 
 
@@ -220,6 +225,18 @@ def _claim_folder(folder: Path, force: bool) -> Path:
     return folder
 
 
+def _check_engine(engine: str, task: Any) -> None:
+    """Refuse an engine that is not known, not installed, or not for the task's decisions, before anything is loaded."""
+    if engine not in ("", "vllm"):
+        raise UserError(f"engine={engine!r} is not known: '' for the task's own, or 'vllm'")
+    if engine == "vllm":
+        from vantage.tasks.language.task import LanguageTask
+
+        if not isinstance(task, LanguageTask):
+            raise UserError(f"engine=vllm samples completions of a language model: the task {task.name} has none")
+        require("vllm", "vllm")
+
+
 def _run(
     config: RunConfig,
     built: Method,
@@ -254,6 +271,10 @@ def _run(
         policy = built.policy_for(task, model=config.model, seed=config.seed)
     policy = policy.to(device)
     engine = task.make_engine(policy, seed=config.seed)
+    if config.engine == "vllm":
+        from vantage.integrations.vllm import VllmEngine
+
+        engine = VllmEngine(policy, sampling=engine.sampling)  # the task's own goes on judging
     writers = [task.writer(folder)] if folder is not None and hasattr(task, "writer") else []
     if config.wandb:
         from vantage.integrations.wandb import WandbListener

@@ -7,7 +7,7 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -53,6 +53,8 @@ class Train:
     """CPU threads; 0 leaves them as they are."""
     wandb: str = ""
     """Weights & Biases project to report to."""
+    engine: Literal["", "vllm"] = ""
+    """What samples completions: the task's own engine, or vllm (the extra of that name)."""
     force: bool = False
     """Overwrite the run in --out."""
 
@@ -90,6 +92,7 @@ class Train:
                 device=self.device,
                 threads=self.threads,
                 wandb=self.wandb,
+                engine=self.engine,
                 force=self.force,
                 listeners=listeners,
             ),

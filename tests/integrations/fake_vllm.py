@@ -6,11 +6,13 @@ refuses arguments that the real one does not have.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 
 
@@ -30,6 +32,8 @@ class SamplingParams:
     max_tokens: int | None = 16
     logprobs: int | None = None
     detokenize: bool = True
+    skip_special_tokens: bool = True
+    spaces_between_special_tokens: bool = True
 
 
 @dataclass
@@ -75,6 +79,8 @@ class LLM:
     """Added to every second logit before sampling: an inference engine whose numerics are off."""
     silent: tuple[int, ...] = ()
     """Positions of a completion of which no log-probability is reported."""
+    keeps_cache = False
+    """Refuse to drop the cache of prompts, as with requests under way."""
 
     def __init__(
         self,
@@ -93,12 +99,14 @@ class LLM:
         assert logprobs_mode == "processed_logprobs"
         config = AutoConfig.from_pretrained(model)
         assert config.architectures
+        random.seed(1234)
+        np.random.seed(1234)  # noqa: NPY002 - as vLLM does
         torch.manual_seed(1234)  # weights of its own until some are pushed
         self.model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype)).eval()
         self.tokenizer = AutoTokenizer.from_pretrained(model)
         self.sleepy = enable_sleep_mode
         self.calls = Calls()
-        self._worker = SimpleNamespace(model_runner=SimpleNamespace(model=self))
+        self._worker = SimpleNamespace(model_runner=SimpleNamespace(model=self), device=torch.device("cuda"))
 
     def load_weights(self, weights: Sequence[tuple[str, torch.Tensor]]) -> set[str]:
         """What the models in vLLM's worker have."""
@@ -122,7 +130,7 @@ class LLM:
 
     def reset_prefix_cache(self) -> bool:
         self.calls.resets += 1
-        return True
+        return not self.keeps_cache
 
     def sleep(self, level: int = 1) -> None:
         assert self.sleepy
@@ -172,12 +180,16 @@ class LLM:
             )
             ids.append(token)
             reported.append({} if place in self.silent else {token: Logprob(float(logp[token]), 1)})
-            text = self.tokenizer.decode(ids[len(prompt) :]) if chosen.detokenize else ""
+            drawn = ids[len(prompt) :]
+            text = (
+                self.tokenizer.decode(drawn, skip_special_tokens=chosen.skip_special_tokens)
+                if chosen.detokenize
+                else ""
+            )
             if token in (chosen.stop_token_ids or ()) or any(stop in text for stop in chosen.stop or ()):
                 reason = "stop"
                 break
-        drawn = tuple(ids[len(prompt) :])
-        return CompletionOutput(0, text, drawn, None, reported if chosen.logprobs is not None else None, reason)
+        return CompletionOutput(0, text, tuple(drawn), None, reported if chosen.logprobs is not None else None, reason)
 
 
 def module() -> ModuleType:

@@ -1,10 +1,13 @@
-"""The bridge to vLLM against a stand-in with the real interface's shapes. vLLM itself is not run here."""
+"""The bridge to vLLM against a stand-in with the real interface's shapes; `test_vllm_itself.py` runs vLLM."""
 
 from __future__ import annotations
 
+import random
 import sys
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,10 +15,10 @@ import vantage
 from tests.integrations import fake_vllm
 from tests.policies.language_tools import make
 from vantage.core.context import Context
-from vantage.core.errors import UserError
+from vantage.core.errors import TrainingError, UserError
 from vantage.core.protocols import Prompts
 from vantage.core.trainer import Schedule, Trainer
-from vantage.integrations.vllm import VllmEngine
+from vantage.integrations.vllm import VllmEngine, load_into
 from vantage.policies.lora import LoraSettings
 from vantage.rollouts.tokens.sampling import Sampling
 from vantage.selection.importance import TruncatedImportance
@@ -28,6 +31,7 @@ def _vllm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "vllm", fake_vllm.module())
     monkeypatch.setattr(fake_vllm.LLM, "noise", 0.0)
     monkeypatch.setattr(fake_vllm.LLM, "silent", ())
+    monkeypatch.setattr(fake_vllm.LLM, "keeps_cache", False)
 
 
 def context_of(policy: Any, engine: Any) -> Context:
@@ -88,6 +92,7 @@ def test_settings_are_mapped() -> None:
     assert (chosen.max_tokens, chosen.stop, chosen.detokenize) == (4, ["ab"], True)
     assert chosen.stop_token_ids == sorted({*policy.stop_tokens, 17})
     assert (chosen.logprobs, chosen.ignore_eos) == (0, True)
+    assert (chosen.skip_special_tokens, chosen.spaces_between_special_tokens) == (False, False)
     engine.sample(PROMPTS, 1, context, greedy=True, limit=2)
     chosen = engine.tokens.llm.calls.parameters[-1]
     assert (chosen.temperature, chosen.max_tokens) == (0.0, 2)
@@ -120,6 +125,91 @@ def test_weights_are_pushed_when_they_changed_and_only_then() -> None:
     policy.load_state_dict({name: value * 0.5 for name, value in policy.state_dict().items()})
     engine.sample(PROMPTS, 1, context)
     assert llm.calls.pushes == 3
+
+
+def test_an_engine_that_two_policies_share_is_given_the_weights_of_the_one_that_acts() -> None:
+    policy, engine, _ = made()
+    other = make(dtype=torch.float32)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(1.5)
+    second = VllmEngine(other, sampling=Sampling(max_new_tokens=7), llm=engine.tokens.llm)
+    for _ in range(2):
+        for acting, owner in ((engine, policy), (second, other)):
+            batch = acting.sample(PROMPTS, 1, context_of(owner, acting))
+            torch.testing.assert_close(batch.logp_sampling, batch.logp_old, atol=5e-5, rtol=0)
+    assert engine.tokens.llm.calls.pushes == 4
+
+
+def test_a_cache_of_the_old_weights_is_not_gone_on_with() -> None:
+    _, engine, context = made()
+    fake_vllm.LLM.keeps_cache = True
+    for _ in range(2):
+        with pytest.raises(TrainingError, match="cache of prompts"):
+            engine.sample(PROMPTS, 1, context)
+    fake_vllm.LLM.keeps_cache = False
+    engine.sample(PROMPTS, 1, context)
+    assert engine.tokens.llm.calls.pushes == 3
+
+
+def test_weights_that_are_packed_for_cpu_are_packed_anew() -> None:
+    """As in vLLM: linear layers keep an empty weight beside the packed copy, an output layer that is tied is passed over."""
+
+    class Packed(torch.nn.Module):
+        def __init__(self, weight: torch.nn.Parameter, keeps: bool) -> None:
+            super().__init__()
+            self.weight, self.quant_method = weight, self
+            self.keeps = keeps
+            self.process_weights_after_loading(self)
+
+        def process_weights_after_loading(self, layer: Any) -> None:
+            packed = layer.weight.detach().clone()
+            layer.cpu_linear = lambda x: x @ packed.T
+            if not layer.keeps:
+                layer.weight = torch.nn.Parameter(torch.empty(0))
+
+    embedding = torch.nn.Parameter(torch.eye(2))
+    model = torch.nn.ModuleDict(
+        {
+            "norm": torch.nn.LayerNorm(2),
+            "linear": Packed(torch.nn.Parameter(torch.eye(2)), keeps=False),
+            "head": Packed(embedding, keeps=True),
+        }
+    )
+
+    def reload_weights(weights_iterator: Any) -> None:
+        for name, value in weights_iterator:
+            if name == "embedding":
+                embedding.data.copy_(value)
+            else:
+                model[name].weight = torch.nn.Parameter(value)
+                model[name].process_weights_after_loading(model[name])
+
+    worker = SimpleNamespace(
+        device=torch.device("cpu"), model_runner=SimpleNamespace(model=model), reload_weights=reload_weights
+    )
+    load_into(worker, [("linear", torch.full((2, 2), 2.0)), ("embedding", torch.full((2, 2), 3.0))])
+    one = torch.ones(1, 2)
+    assert model["linear"].cpu_linear(one).tolist() == [[4.0, 4.0]]
+    assert model["head"].cpu_linear(one).tolist() == [[6.0, 6.0]]
+
+
+def test_random_states_are_as_before_vllm_was_made() -> None:
+    policy = make(dtype=torch.float32)
+
+    def drawn() -> tuple[float, float, float]:
+        return random.random(), float(np.random.random()), float(torch.rand(()))  # noqa: NPY002 - the state that vLLM seeds
+
+    def seed() -> None:
+        random.seed(1)
+        np.random.seed(2)  # noqa: NPY002
+        torch.manual_seed(3)
+
+    seed()
+    expected = drawn()
+    seed()
+    VllmEngine(policy)
+    assert drawn() == expected
 
 
 def test_adapters_are_multiplied_into_what_is_pushed() -> None:
@@ -229,3 +319,25 @@ def test_grpo_learns_through_the_bridge_with_the_correction() -> None:
         assert 0.5 < line["importance/weight"] < 1.5
         # The ratio of the objective compares the learner with the learner: before its first update it is 1.
         assert line["kl/old"] < 1e-6
+
+
+def test_a_run_asks_for_it_by_name(tmp_path: Any) -> None:
+    options = {"max_new_tokens": 4, "evaluated": 4}
+    settings = {"prompts": 2, "group_size": 2}
+    run = vantage.train(
+        "grpo", "addition:digits=1", steps=2, out=tmp_path / "run", settings=settings, options=options, engine="vllm"
+    )
+    assert run.outcome.status == "finished"
+    assert any("mismatch/logp" in row for row in run.metrics)
+    assert any("eval/pass@1" in row for row in run.metrics)
+
+
+def test_it_is_refused_before_anything_is_made(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="'vlm' is not known"):
+        vantage.train("grpo", "addition", engine="vlm", out=tmp_path / "a")
+    with pytest.raises(UserError, match="task cartpole has none"):
+        vantage.train("ppo", "cartpole", engine="vllm", out=tmp_path / "b")
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    with pytest.raises(ImportError, match=r"pip install 'vantage\[vllm\]'"):
+        vantage.train("grpo", "addition", engine="vllm", out=tmp_path / "c")
+    assert list(tmp_path.iterdir()) == []
