@@ -135,7 +135,7 @@ def train(
         model=str(model),
         data=str(data),
         verifier=verifier,
-        options=dict(options or {}),
+        options={**(options or {}), **({"engine": engine} if engine else {})},
         steps=steps if steps is not None else getattr(made, "default_steps", 100),
         seed=seed,
         save_every=save_every,
@@ -144,9 +144,8 @@ def train(
         device=device,
         threads=threads,
         wandb=wandb,
-        engine=engine,
     )
-    _check_engine(engine, made)
+    _check_engine(config.options.get("engine", ""), made)
     folder = _claim_folder(Path(out), force) if out is not None else None
     return _run(config, built, made, folder, listeners, policy, resume=False)
 
@@ -170,7 +169,7 @@ def resume(
         )
     built = method if method is not None else build_method(config.method, config.settings)
     made = _make_task(config.task, config.data, config.verifier, config.options)
-    _check_engine(config.engine, made)
+    _check_engine(config.options.get("engine", ""), made)
     return _run(config, built, made, folder, listeners, None, resume=True, report=report)
 
 
@@ -200,7 +199,9 @@ def evaluate(
 def _make_task(spec: str, data: str, verifier: str, options: Mapping[str, Any] | None) -> Any:
     from vantage.tasks.registry import make_task
 
-    return make_task(spec, data=data, verifier=verifier, options=options)
+    # The engine's name is stored among the options, and is not the task's: see `train`.
+    own = {name: value for name, value in (options or {}).items() if name != "engine"}
+    return make_task(spec, data=data, verifier=verifier, options=own)
 
 
 def _claim_folder(folder: Path, force: bool) -> Path:
@@ -271,7 +272,7 @@ def _run(
         policy = built.policy_for(task, model=config.model, seed=config.seed)
     policy = policy.to(device)
     engine = task.make_engine(policy, seed=config.seed)
-    if config.engine == "vllm":
+    if config.options.get("engine") == "vllm":
         from vantage.integrations.vllm import VllmEngine
 
         engine = VllmEngine(policy, sampling=engine.sampling)  # the task's own goes on judging

@@ -37,7 +37,6 @@ class RunConfig:
         device: where the policy lives.
         threads: CPU threads of the run, 0 leaves them as they are.
         wandb: name of a Weights & Biases project, "" for none.
-        engine: what samples completions: "" for the task's own engine, or "vllm".
     """
 
     method: str
@@ -55,7 +54,6 @@ class RunConfig:
     device: str = "cpu"
     threads: int = 0
     wandb: str = ""
-    engine: str = ""
 
     def write(self, folder: Path, status: str = "running") -> None:
         """Write `config.json`."""

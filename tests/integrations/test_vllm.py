@@ -14,6 +14,7 @@ import torch
 import vantage
 from tests.integrations import fake_vllm
 from tests.policies.language_tools import make
+from vantage.config import read_config
 from vantage.core.context import Context
 from vantage.core.errors import TrainingError, UserError
 from vantage.core.protocols import Prompts
@@ -330,6 +331,10 @@ def test_a_run_asks_for_it_by_name(tmp_path: Any) -> None:
     assert run.outcome.status == "finished"
     assert any("mismatch/logp" in row for row in run.metrics)
     assert any("eval/pass@1" in row for row in run.metrics)
+    # The run's folder knows it, for those who go on with it or judge it.
+    assert read_config(tmp_path / "run").options["engine"] == "vllm"
+    assert "pass@1" in vantage.evaluate(tmp_path / "run", samples=1)
+    assert isinstance(vantage.resume(tmp_path / "run", report=lambda _: None).outcome.status, str)
 
 
 def test_it_is_refused_before_anything_is_made(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
