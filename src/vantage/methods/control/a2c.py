@@ -62,6 +62,8 @@ def a2c(
 claim = Claim(
     arena="cartpole",
     against="reinforce",
+    settings={"lr": 3e-3},
     against_settings={"lr": 1e-2},
-    note="A learned value and steps before the episode's end; the plain policy gradient has the best of three learning rates.",
+    note="A learned value and steps before the episode's end. Both have the best of three learning rates, A2C of 7e-4 (the"
+    " paper's), 3e-3 and 1e-2 on two seeds (78, 158 and 150).",
 )
