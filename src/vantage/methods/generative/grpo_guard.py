@@ -116,6 +116,10 @@ claim = (
         metric="gold",
         note="Mean log-density under the data at the end of equal training on a flawed reward; the authors report markedly less"
         " over-optimisation at no loss of the proxy, which the claim `proxy` holds beside this one.",
+        seen="Both start at -2.6 and end near -3.5. GRPO-Guard climbs the flawed reward in half of the steps (1.05 against"
+        " 0.75 then), with less than half the share of clipped decisions, and on its way there falls much deeper, to"
+        " between -4.8 and -8.1, before it comes back; the reward is exhausted by both before the end. Less over-"
+        " optimisation at an equal reward is not what was seen.",
     ),
     Claim(name="proxy", arena="flow-proxy", against="flow-grpo", direction="no worse", margin=0.1),
     Claim(
