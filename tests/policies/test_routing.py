@@ -77,7 +77,9 @@ def test_gradients_agree_whether_rows_come_whole_or_in_no_order() -> None:
         gradients.append(torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None]))
     assert torch.isfinite(gradients[0]).all()
     assert gradients[0].abs().sum() > 0
-    assert torch.allclose(*gradients, rtol=1e-3, atol=1e-3)
+    # Sums of thousands of terms that cancel: what is small in them is rounding of what is large.
+    scale = float(gradients[0].abs().max())
+    assert float((gradients[0] - gradients[1]).abs().max()) < 1e-5 * scale
 
 
 @pytest.mark.parametrize("problem", ["tsp", "cvrp"])
