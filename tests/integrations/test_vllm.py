@@ -334,7 +334,9 @@ def test_a_run_asks_for_it_by_name(tmp_path: Any) -> None:
     # The run's folder knows it, for those who go on with it or judge it.
     assert read_config(tmp_path / "run").options["engine"] == "vllm"
     assert "pass@1" in vantage.evaluate(tmp_path / "run", samples=1)
-    assert isinstance(vantage.resume(tmp_path / "run", report=lambda _: None).outcome.status, str)
+    again = vantage.resume(tmp_path / "run", report=lambda _: None)
+    assert again.outcome.status == "finished"
+    assert again.metrics == run.metrics
 
 
 def test_it_is_refused_before_anything_is_made(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -119,6 +119,6 @@ claim = Claim(
     note="Accuracy over samples, four passes a batch; the authors report up to 17 % over clipping baselines.",
     seen="It ends at 0.42 (GRPO 0.46) and is behind all the way: the first tenth costs more of the warm start (0.35 to 0.26;"
     " GRPO to 0.30). The multiplier does hold the divergence from the old policy level, at 0.018 from first to last, while"
-    " with clipping it grows from 0.014 to 0.02: at four passes a batch and this rate, the clip's smaller steps at the"
-    " beginning are the better ones.",
+    " with clipping it begins at 0.014 and grows to 0.02; whether the smaller steps at the beginning are what helps GRPO"
+    " was not tested apart.",
 )

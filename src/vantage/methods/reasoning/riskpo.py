@@ -218,6 +218,6 @@ claim = Claim(
     note="The authors report higher pass@1 and pass@k; the miniature asks that pass@8 does not fall.",
     seen="It unlearns: pass@1 goes from 0.35 to between 0.14 and 0.24 in the first tenth and to between 0.01 and 0.15 at the"
     " end. With the easy-math script's baseline no paper's advantage is above 0, so every step makes what was drawn less"
-    " likely (gradients of 5 to 9, GRPO's are near 2); at the authors' rate of 1e-6 that is slow, at this arena's 3e-4 it"
-    " is not. Their hard-math script has no baseline; that one was not run.",
+    " likely (gradients begin at 5 to 9, GRPO's at 2); the authors' rate is 1e-6, this arena's 3e-4. Their hard-math"
+    " script has no baseline; that one was not run.",
 )

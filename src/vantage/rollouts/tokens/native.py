@@ -1,6 +1,6 @@
 """The decode steps of small float32 models on the CPU in C (`decode.c`), compiled at first use, where a compiler is at hand.
 
-Without one the same steps run operation by operation, some three times slower for models of a few million parameters and
+Without one the same steps run operation by operation, some two times slower for models of a few million parameters and
 with the same draws but for rounding. `VANTAGE_NATIVE=0` turns the compiled path off.
 """
 
