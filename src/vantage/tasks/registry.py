@@ -44,6 +44,7 @@ TASKS: dict[str, TaskInfo] = {
         TaskInfo("calculator", "language", "sums with a calculator, in several turns", _CALCULATOR, "calculator:terms=3"),
         TaskInfo("countdown", "language", "reach a target with given numbers and + - *", _LANGUAGE, "countdown:numbers=3"),
         TaskInfo("counting", "language", "count down, with short answers and few long ones", _LANGUAGE, "counting:most=40"),
+        TaskInfo("drafted", "language", "additions, some with a draft that may be wrong", _LANGUAGE, "drafted:digits=2"),
         TaskInfo("hinted", "language", "easy additions and hard ones that come with hints", _LANGUAGE, "hinted:digits=3"),
         TaskInfo("modular", "language", "chained modular arithmetic", _LANGUAGE, "modular:length=3"),
         TaskInfo("sorting", "language", "sort a list of digits", _LANGUAGE, "sorting:length=5"),

@@ -91,15 +91,11 @@ def igrpo(
 
 
 claim = Claim(
-    arena="arithmetic",
+    arena="drafted",
     against="grpo",
     direction="no worse",
     margin=0.03,
     settings={"drafts": 4, "group_size": 4, "template": "{draft};{prompt}"},
     against_settings={"beta": 0.0},
-    note="4 drafts and 4 answers against 8; the draft stands before the question, in the arena's own characters.",
-    seen="The arena does not give the method its chance: the model was warm-started on questions alone and does not read a"
-    " draft before one. Rewards on the prompts with drafts begin near 0.15 and 99 % of their groups score all alike, so"
-    " what little is learnt there takes the plain questions with it (0.35 to below 0.03). A warm start that has seen"
-    " drafts, as the arena hinted has seen hints, is what the claim needs.",
+    note="4 drafts and 4 answers against 8; the draft stands before the question, as the start policy has learnt to read it.",
 )

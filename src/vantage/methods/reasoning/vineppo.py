@@ -186,7 +186,9 @@ claim = Claim(
     against="grpo",
     direction="no worse",
     margin=0.03,
-    settings={"prompts": 8, "count": 4, "separator": "", "temperature": 1.0, "minibatches": 1},
+    settings={"prompts": 8, "count": 4, "separator": "", "temperature": 1.0, "minibatches": 1, "lr": 3e-5},
     against_settings={"beta": 0.0},
-    note="Each character is a step. The authors compare at equal updates; here continuations count as samples, so there are fewer.",
+    note="Each character is a step. The authors compare at equal updates; here continuations count as samples, so that a step is 64"
+    " answers and there are fewer steps. Each side's rate is the best of three by pass@1 of one further seed (VinePPO: 0.392 at"
+    " 3e-5, 0.375 at 1e-4, and at 3e-4 it unlearns; GRPO: 0.441 at 1e-4, 0.497 at 3e-4, 0.357 at 1e-3).",
 )

@@ -16,6 +16,7 @@ from vantage.rewards.specs import build, parse
 from vantage.tasks.language.arithmetic import Addition, ModularChain, Sorting
 from vantage.tasks.language.countdown import Countdown
 from vantage.tasks.language.counting import Counting
+from vantage.tasks.language.drafted import Drafted
 from vantage.tasks.language.hinted import Hinted
 from vantage.tasks.language.mixed import Mixed
 from vantage.tasks.language.problem import SPLITS, Problem, ProblemSet
@@ -26,6 +27,7 @@ __all__ = [
     "Addition",
     "Countdown",
     "Counting",
+    "Drafted",
     "Hinted",
     "Mixed",
     "ModularChain",
@@ -41,6 +43,7 @@ PROBLEM_SETS: Mapping[str, Callable[..., ProblemSet]] = MappingProxyType(
         "addition": Addition,
         "countdown": Countdown,
         "counting": Counting,
+        "drafted": Drafted,
         "hinted": Hinted,
         "modular": ModularChain,
         "sorting": Sorting,

@@ -1,0 +1,79 @@
+"""Additions, some of which come with a draft of the answer that may be wrong."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+
+from vantage.rewards.specs import within
+from vantage.tasks.language import space
+from vantage.tasks.language.arithmetic import Addition, graded
+from vantage.tasks.language.problem import Problem
+
+
+@dataclass(frozen=True)
+class Drafted:
+    """The additions of `Addition`, with a draft before a share of the training problems: "115;58+67=" has the answer "125".
+
+    A wrong draft has one digit of the answer replaced. A policy that imitates the solutions of these learns to read a draft, and
+    that it cannot be trusted blindly. Held out are plain additions, so that what is judged is the answer to the question alone.
+
+    Attributes:
+        digits: of each number, 1 to 18.
+        shown: share of the training problems that come with a draft, 0 to 1.
+        right: share of the drafts that are right, 0 to 1.
+    """
+
+    digits: int = 2
+    shown: float = 0.5
+    right: float = 0.5
+
+    def __post_init__(self) -> None:
+        within("drafted", "digits", self.digits, 1, 18)
+        within("drafted", "shown", self.shown, 0.0, 1.0)
+        within("drafted", "right", self.right, 0.0, 1.0)
+
+    @property
+    def name(self) -> str:
+        """The name, settings included."""
+        return f"drafted:digits={self.digits},shown={self.shown:g},right={self.right:g}"
+
+    @property
+    def description(self) -> str:
+        """One line for people."""
+        return f"add two numbers of {self.digits} digits, some with a draft of the answer"
+
+    @cached_property
+    def _plain(self) -> Addition:
+        return Addition(self.digits)
+
+    def size(self, split: str) -> int:
+        """Number of problems in a split."""
+        return self._plain.size(split)
+
+    def problem(self, split: str, index: int) -> Problem:
+        """Return problem `index` of a split; `fields` is the addition's, and has `draft` where one is shown."""
+        found = self._plain.problem(split, index)
+        prompt, fields = str(found.prompt), {**found.fields, "task": "drafted"}
+        # Whether one is shown, and which, follows from the problem's own text, so that it is the same in every process.
+        if split == "train" and space.held_out(f"draft {prompt}", self.shown):
+            wrong = not space.held_out(f"right {prompt}", self.right)
+            fields["draft"] = _blurred(prompt, found.answer) if wrong else found.answer
+            prompt = f"{fields['draft']};{prompt}"
+        return Problem(prompt, found.answer, found.solution, fields)
+
+    def score(self, problem: Problem, completion: str) -> dict[str, float]:
+        """Return {"correct": 1.0 or 0.0}."""
+        return graded(problem, completion)
+
+    def alphabet(self) -> str:
+        """Every character that a prompt, a draft or a solution can hold."""
+        return "0123456789+=;"
+
+
+def _blurred(prompt: str, answer: str) -> str:
+    """Return the answer with one digit replaced by another, chosen by the prompt's text."""
+    chosen = int.from_bytes(hashlib.blake2b(prompt.encode(), digest_size=8).digest(), "little")
+    place, shift = chosen % len(answer), chosen // len(answer) % 9 + 1
+    return answer[:place] + str((int(answer[place]) + shift) % 10) + answer[place + 1 :]
