@@ -16,6 +16,7 @@ from vantage.methods.claim import Claim, claims_of
 from vantage.study import claims
 from vantage.study.cache import Cache
 from vantage.study.claims import Results, Stated, decide, measure, of_page, stated
+from vantage.study.results import Point, Run
 from vantage.study.systems import NO_CLAIM, NO_PAGE, NOT_RUN, markdown, rows, systems
 
 from .synthetic import build
@@ -183,6 +184,52 @@ def test_a_claim_is_run_judged_and_stored_beside_the_others(page: str, tmp_path:
     assert json.loads(path.read_text())["claims"]["same"]["verdict"] == "not shown"
     with pytest.raises(UserError, match="did you mean worse"):
         stated(f"{page}/wors")
+
+
+def test_runs_are_shown_seed_by_seed(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("VANTAGE_CACHE", str(tmp_path / "cache"))
+    one = stated(f"{page}/better")[0]
+    assert main(["claims", "show", f"{page}/better"]) == 0
+    assert "none of its 6 runs is kept here: vantage claims run" in capsys.readouterr().out
+    claims.run(one, claims.contest_of(one, 2), tmp_path / "claims", cache=Cache(tmp_path / "cache"), jobs=2)
+    assert main(["claims", "show", f"{page}/better", "--figures", "entropy"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split()[:5] == ["side", "seed", "after", "pulls", "0"]
+    scores = {tuple(line.split()[:3]): line.split()[3:] for line in lines[2:]}
+    assert len(scores) == 10  # two runs a side with a score and a figure each, and the third, which was not run
+    assert sum(line.split()[-3:] == ["not", "kept", "here"] for line in lines[2:]) == 2
+    for name, seed, figure in scores:
+        if figure == "gain" and seed != "2":
+            run = next(
+                r
+                for side, s, r in claims.kept(one, Cache(tmp_path / "cache"))
+                if (side.arm.name, str(s)) == (name, seed)
+            )
+            assert run is not None
+            assert [float(cell) for cell in scores[name, seed, figure]] == pytest.approx(
+                [point.score for point in run.curve], rel=5e-3
+            )
+    assert main(["claims", "show", f"{page}/better", "--figures", "entrop"]) == 2
+    assert "did you mean entropy" in capsys.readouterr().err
+    assert main(["claims", "check", "--figures", "entropy"]) == 2
+    assert main(["claims", "show"]) == 2
+
+
+def test_the_course_of_a_figure_is_its_mean_between_columns() -> None:
+    run = Run(
+        "a",
+        0,
+        "ok",
+        (Point(0, 1.0), Point(10, 2.0), Point(20, 4.0)),
+        {"score": 4.0},
+        {"x": ((4, 1.0), (8, 3.0), (30, 9.0))},
+    )
+    assert claims.course(run, "", [0, 10, 20]) == [1.0, 2.0, 4.0]
+    assert claims.course(run, "", [10, 20]) == [1.5, 4.0]
+    assert claims.course(run, "x", [0, 10, 20]) == [None, 2.0, None]
+    assert claims.course(run, "y", [0, 10]) == [None, None]
 
 
 def test_a_result_is_stale_when_code_claim_or_arena_has_changed(

@@ -27,7 +27,7 @@ from vantage.methods import registry
 from vantage.methods.claim import Claim, claims_of
 from vantage.study import fingerprint
 from vantage.study.arenas import Arena, arena
-from vantage.study.cache import Cache, code_of_job, default_folder
+from vantage.study.cache import Cache, code_of_job, default_folder, key_of_job
 from vantage.study.comparison import compare
 from vantage.study.contest import Contest, Entrant, entrant, seeds_of
 from vantage.study.curves import area_under_curve, samples_to_threshold
@@ -308,6 +308,35 @@ def decide(
         "seeds_needed": needed if needed is not None and math.isfinite(needed) else None,
     }
     return verdict, "", figures
+
+
+def kept(one: Stated, cache: Cache, seeds: int | None = None) -> list[tuple[Entrant, int, Run | None]]:
+    """Return the runs that a claim compares, the baseline's first; None where the cache has none made by the code that is here."""
+    found = []
+    for side in contest_of(one, seeds).entrants:
+        for seed in seeds_of(one.claim.seeds if seeds is None else seeds):
+            job = side.job(one.arena, seed)
+            record = cache.load(key_of_job(job, code_of_job(job)))
+            found.append((side, seed, record.run if record else None))
+    return found
+
+
+def course(run_: Run, name: str, columns: Sequence[float]) -> list[float | None]:
+    """Return how a figure went: the mean of its values after the last column and up to this one; None where there are none.
+
+    Args:
+        run_: the run.
+        name: a diagnostic; "" is the score.
+        columns: increasing samples.
+    """
+    points = [(point.samples, point.score) for point in run_.curve] if not name else run_.diagnostics.get(name, ())
+    means: list[float | None] = []
+    before = -math.inf
+    for column in columns:
+        inside = [value for samples, value in points if before < samples <= column]
+        means.append(sum(inside) / len(inside) if inside else None)
+        before = column
+    return means
 
 
 def measure(run_: Run, metric: str, study: Study) -> float:

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from vantage.core.errors import UserError
+from vantage.core.errors import UserError, unknown
 
 Text = tyro.conf.Positional[str]
 Texts = tyro.conf.Positional[tuple[str, ...]]
@@ -101,12 +101,15 @@ class Arenas:
 
 @dataclass
 class Claims:
-    """Run the claims of method pages, tabulate the results, or check that they were made by the code that is here."""
+    """Run the claims of method pages, look at their runs, tabulate the results, or check that this code made them."""
 
-    action: tyro.conf.Positional[Literal["run", "table", "check"]]
-    """run: run and store claims; table: write the table of all systems; check: fail if a result is of older code."""
+    action: tyro.conf.Positional[Literal["run", "show", "table", "check"]]
+    """run: run and store claims; show: how each finished run went, seed by seed; table: write the table of all systems; check:
+    fail if a result is of older code."""
     names: Texts = ()
-    """For `run`: methods (ppo), single claims (ppo/hopper), or all."""
+    """For `run` and `show`: methods (ppo), single claims (ppo/hopper), or, for `run`, all."""
+    figures: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")] = ()
+    """For `show`: diagnostics to print beside the score (length entropy ...); any unknown one lists them."""
     seeds: int | None = None
     """Runs of each side. Default: the claim's, 5 as a rule."""
     jobs: int | None = None
@@ -122,9 +125,11 @@ class Claims:
 
     def __call__(self) -> int:
         """Run the command."""
-        if self.action != "run" and self.names:
+        if self.action in ("table", "check") and self.names:
             raise UserError(f"claims {self.action} takes no names; it looks at all results")
-        return {"run": self._run, "table": self._table, "check": self._check}[self.action]()
+        if self.action != "show" and self.figures:
+            raise UserError(f"--figures goes with claims show; claims {self.action} prints none")
+        return {"run": self._run, "show": self._show, "table": self._table, "check": self._check}[self.action]()
 
     def _run(self) -> int:
         from vantage.study import claims
@@ -141,6 +146,38 @@ class Claims:
             with Live(label, contest.works, self.jobs) as live:
                 result = claims.run(one, contest, folder, jobs=self.jobs, fresh=self.fresh, out=out, watchers=[live])
             print(claims.sentence(label, result))
+        return 0
+
+    def _show(self) -> int:
+        from vantage.cli import _table
+        from vantage.study import claims
+        from vantage.study.cache import Cache, default_folder
+
+        if not self.names:
+            raise UserError("nothing to show: give methods (ppo) or single claims (ppo/hopper)")
+        cache = Cache(default_folder())
+        for one in [each for name in self.names for each in claims.stated(name)]:
+            label, runs = f"{one.page.name}/{one.claim.label}", claims.kept(one, cache, self.seeds)
+            there = [run for _, _, run in runs if run is not None]
+            print(f"{label}: {one.words}")
+            if not there:
+                print(f"none of its {len(runs)} runs is kept here: vantage claims run {label}")
+                continue
+            known = sorted({name for run in there for name in run.diagnostics})
+            for name in self.figures:
+                if name not in known:
+                    raise unknown("figure", name, known, label)
+            columns = [point.samples for point in max((run.curve for run in there), key=len)]
+            rows = []
+            for side, seed, run in runs:
+                if run is None:
+                    rows.append([side.arm.name, str(seed), "", "not kept here"])
+                    continue
+                for name in ("", *self.figures):
+                    cells = ["" if x is None else f"{x:.3g}" for x in claims.course(run, name, columns)]
+                    rows.append([side.arm.name, str(seed), name or one.arena.scoring.metric, *cells])
+            heads = [f"{column:,.0f}" for column in columns]
+            _table(["side", "seed", f"after {one.arena.budget.unit}", *heads], rows)
         return 0
 
     def _table(self) -> int:
