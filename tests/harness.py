@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vantage.core import Evaluation, Method, Trajectories
+import vantage
+from vantage.core import Evaluation, Method, Schedule, Trainer, Trajectories
+from vantage.core.checkpoint import load_tensors
 from vantage.core.context import Metrics
 from vantage.core.loss import method_loss, weighted
 
@@ -28,7 +31,16 @@ class Leaf:
 def context(**fields: Any) -> Any:
     """A context that records metrics and holds what a part asks for."""
     metrics = Metrics()
-    return SimpleNamespace(record=metrics.record, metrics=metrics, generator=torch.Generator().manual_seed(0), **fields)
+    made = SimpleNamespace(record=metrics.record, metrics=metrics, generator=torch.Generator().manual_seed(0), **fields)
+
+    def under(prefix: str) -> SimpleNamespace:
+        def record(name: str, value: Any, weight: float = 1.0) -> None:
+            metrics.record(f"{prefix}/{name}", value, weight)
+
+        return SimpleNamespace(**{**vars(made), "record": record})
+
+    made.under = under
+    return made
 
 
 def loss_of(method: Method, batch: Trajectories, **outputs: Tensor) -> Tensor:
@@ -69,3 +81,29 @@ def new_logp(batch: Trajectories, seed: int = 1, scale: float = 0.3) -> Tensor:
     """Log-probabilities near the old ones, some ratios beyond the usual clip; a leaf that takes gradient."""
     noise = torch.randn(batch.logp_old.shape, generator=torch.Generator().manual_seed(seed), dtype=batch.logp_old.dtype)
     return (batch.logp_old + scale * noise).requires_grad_()
+
+
+def assert_resumes(folder: Path, method: Method, spec: str, options: dict[str, Any] | None = None) -> None:
+    """A run that is dropped after its second step of four and resumed is, to the last bit, the run that never stopped."""
+
+    def runner(name: str) -> Trainer:
+        task = vantage.task(spec, options={**method.policy_options, **(options or {})})
+        policy = task.make_policy(seed=0)
+        schedule = Schedule(4, save_every=1, evaluate_samples=0, keep=10)
+        return Trainer(method, task, policy, task.make_engine(policy), schedule, seed=3, folder=folder / name)
+
+    for name in ("whole", "broken"):
+        (folder / name).mkdir(parents=True)
+    runner("whole").run()
+    first = runner("broken")
+    first.listeners.append(lambda report: setattr(first, "_interrupted", report.step == 2))
+    assert first.run().status == "interrupted"
+    again = runner("broken")
+    assert again.restore() == 2
+    again.run()
+    one, other = (folder / name for name in ("whole", "broken"))
+    assert (one / "metrics.jsonl").read_bytes() == (other / "metrics.jsonl").read_bytes()
+    weights = [load_tensors(part / "checkpoints/step-00000004/policy.safetensors") for part in (one, other)]
+    begun = load_tensors(one / "checkpoints/step-00000002/policy.safetensors")
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+    assert any(not torch.equal(weights[0][key], begun[key]) for key in begun)

@@ -17,6 +17,8 @@ SMALL = {"prompts": 2, "group_size": 4, "rows": 4, "length": 8, "minibatches": 1
          "rounds": 1, "lr": 1e-3, "temperature": 1.0}  # fmt: skip
 OWN = {"spo-single-stream": {"samples": 0}, "disco": {"right_at": 20.0}}
 """An episode of the pole scores its length: what counts as right must lie between a short and a long one."""
+WITHOUT = {"brrl": {"temperature"}}
+"""Settings of another form of the page than the one that runs here, which refuses them."""
 FLOW = "samples a flow model step by step"
 MASKED = "masked diffusion"
 # What these need that completions of a language model, or episodes of the pole, do not have; the error must say so.
@@ -52,6 +54,7 @@ LANGUAGE_ONLY = {
     "oblr-po": "logits",
     "prefix-grouper": "prompts that rows could share",
     "scaf-grpo": "",
+    "spo-single-stream": "range 0 to 1",
     "sft": "worked solutions",
     "t-ppo": "middle of a row",
     "treepo": "middle of a row",
@@ -61,9 +64,11 @@ ROAD = [name for name in registry.names() if isinstance(registry.page(name).make
 
 
 def small(name: str) -> vantage.Method:
-    known = registry.page(name).settings()
+    known = set(registry.page(name).settings())
     chosen = {**SMALL, **OWN.get(name, {})}
-    return vantage.method(name, **{key: value for key, value in chosen.items() if key in known})
+    return vantage.method(
+        name, **{key: value for key, value in chosen.items() if key in known - WITHOUT.get(name, set())}
+    )
 
 
 def test_a_page_of_a_field_without_a_rollout_loop_says_that_it_cannot_be_trained() -> None:

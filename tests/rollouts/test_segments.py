@@ -17,6 +17,7 @@ def rows(*actions: list[int]) -> Trajectories:
             "action": torch.tensor([[*row, *[9] * (longest - len(row))] for row in actions]),
             "mask": torch.tensor([[True] * len(row) + [False] * (longest - len(row)) for row in actions]),
             "length": torch.tensor([len(row) for row in actions]),
+            "terminated": torch.zeros(len(actions), longest, dtype=torch.bool),
         }
     )
 
@@ -33,6 +34,16 @@ def test_a_step_ends_with_its_token_and_a_run_ends_one() -> None:
     start, count = first_places(segment, batch.length)
     assert count.tolist() == [3, 1, 2, 1]
     assert start.tolist() == [[0, 3, 6], [0, 7, 7], [0, 1, 7], [0, 7, 7]]
+
+
+def test_the_end_token_belongs_to_the_last_step() -> None:
+    batch = rows([1, 9, 2, 9, 5], [1, 9, 2, 9, 5], [1, 9, 5])
+    over = torch.zeros(3, 5, dtype=torch.bool)
+    over[0, 4] = over[2, 2] = True  # the second was cut: its last token begins a step
+    segment = StepsByToken(ids=(9,))(batch.replace(terminated=over), NOWHERE)
+    assert segment[0].tolist() == [0, 0, 1, 1, 1]
+    assert segment[1].tolist() == [0, 0, 1, 1, 2]
+    assert segment[2, :3].tolist() == [0, 0, 0]
 
 
 def test_ends_are_found_by_their_text() -> None:

@@ -20,6 +20,12 @@ def test_text_and_messages_are_rewritten() -> None:
     assert chat[3]["content"] == "second"
 
 
+def test_a_template_is_checked_before_it_is_filled() -> None:
+    Template("{draft[0]}, {prompt!r:>8} {{literal}}").check("here", ("prompt", "draft"))
+    with pytest.raises(UserError, match=r"here: .* lacks \{draft\}; it must have \{prompt\}, \{draft\}"):
+        Template("{prompt}").check("here", ("prompt", "draft"))
+
+
 def test_what_cannot_be_filled_is_refused() -> None:
     with pytest.raises(UserError, match="given are: prompt, draft"):
         Template("{prompt} {hint}")("a", draft="b")

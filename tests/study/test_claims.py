@@ -17,6 +17,7 @@ from vantage.study import claims
 from vantage.study.cache import Cache
 from vantage.study.claims import Results, Stated, decide, measure, of_page, stated
 from vantage.study.results import Point, Run
+from vantage.study.schema import encode, write_atomically
 from vantage.study.systems import NO_CLAIM, NO_PAGE, NOT_RUN, markdown, rows, systems
 
 from .synthetic import build
@@ -247,6 +248,56 @@ def test_a_result_is_stale_when_code_claim_or_arena_has_changed(
     assert claims.stale(one, result) == "the claim or its arena has changed"
 
 
+def test_a_result_of_older_code_is_verified_by_running_a_part_again(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("VANTAGE_CACHE", str(tmp_path / "cache"))
+    cache, folder = Cache(tmp_path / "cache"), tmp_path / "claims"
+    one = stated(f"{page}/better")[0]
+    claims.run(one, claims.contest_of(one), folder, cache=cache, jobs=2)
+    path = Results.path(folder, registry.page(page))
+    fresh = Results.load(path).claims["better"]
+
+    def aged(**changes: object) -> claims.Result:
+        older = replace(fresh, code={**fresh.code, "tests.study.hooks": "0" * 16}, **changes)
+        claims.store(folder, one.page, older)
+        assert claims.stale(one, older) == "changed since: tests.study.hooks"
+        return older
+
+    command = ["claims", "verify", f"{page}/better", "--folder", str(folder)]
+    # The same again: the digests are those of the code that is here, and the result says how that is known.
+    aged()
+    assert main(command) == 0
+    held = Results.load(path).claims["better"]
+    assert not claims.stale(one, held)
+    assert held.again.startswith("seeds 0 of both sides gave the same again on ")
+    assert replace(held, again="") == fresh
+    # Another value: refused, and the stored result is left as it was.
+    other = aged(ours=replace(fresh.ours, values=(0.75, *fresh.ours.values[1:])))
+    assert main(command) == 1
+    assert "gives 1.0 where 0.75 is stored; run `vantage claims run" in capsys.readouterr().out
+    assert Results.load(path).claims["better"] == other
+    # A seed that is not run again is not looked at; two seeds look further.
+    aged(ours=replace(fresh.ours, values=(*fresh.ours.values[:1], 0.75, *fresh.ours.values[2:])))
+    assert main([*command, "--seeds", "2"]) == 1
+    # The old run is still there and took another course to the same value.
+    older = aged()
+    job = one.sides[0].job(one.arena, 0)
+    record = cache.load(claims.key_of_job(job, claims.code_of_job(job)))
+    assert record is not None
+    bent = replace(record, run=replace(record.run, curve=(Point(0.0, 0.25), *record.run.curve[1:])))
+    key = claims.key_of_job(job, {name: older.code[name] for name in claims.code_of_job(job)})
+    write_atomically(cache.record_path(key), json.dumps(encode(bent)))
+    assert main(command) == 1
+    assert "takes another course" in capsys.readouterr().out
+    # What cannot be verified says why.
+    claims.store(folder, one.page, replace(fresh, asked="other"))
+    assert main(command) == 0
+    assert "the claim or its arena has changed; run it" in capsys.readouterr().out
+    assert main(["claims", "verify", f"{page}/same", "--folder", str(folder)]) == 0
+    assert "has no result yet" in capsys.readouterr().out
+
+
 def test_check_tells_older_code_missing_results_and_strays(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -272,7 +323,7 @@ def test_check_tells_older_code_missing_results_and_strays(
     problems, *_ = claims.check(folder)
     assert len(problems) == 2
     assert "no page makes these claims" in problems[0]
-    assert f"run `vantage claims run {both[0].page.name}/better`" in problems[1]
+    assert f"run `vantage claims verify {both[0].page.name}/better`" in problems[1]
     assert main(["claims", "check", "--folder", str(folder)]) == 1
 
 

@@ -76,7 +76,7 @@ class FittedCritic:
 
     Attributes:
         epochs: passes over the batch (vf_iters).
-        minibatch: decisions a step.
+        minibatch: decisions a step; rows, with a policy that has memory.
         lr: learning rate of Adam.
     """
 
@@ -94,7 +94,7 @@ class FittedCritic:
         add_critic(context)
         module: Any = context.policy
         parameters = list(module.critic_parameters())
-        self._memory["optimizer"] = torch.optim.Adam(parameters, lr=self.lr)
+        self._memory.update(parameters=parameters, optimizer=torch.optim.Adam(parameters, lr=self.lr))
 
     def fit(self, batch: Trajectories, context: Context) -> None:
         """Fit to `returns` with shuffled minibatches."""
@@ -109,7 +109,8 @@ class FittedCritic:
                 error = value_loss(value, part.returns)
                 loss = (error * part.mask).sum() / part.mask.sum()
                 optimizer.zero_grad()
-                loss.backward()
+                # The trunk's gradients, where the critic reads a trunk that it does not move, would cost time and be thrown away.
+                loss.backward(inputs=self._memory["parameters"])
                 optimizer.step()
                 context.record("loss/value", loss)
 

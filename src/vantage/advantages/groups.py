@@ -27,16 +27,33 @@ def group_sums(score: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
     return sums[index], sizes[index]
 
 
+def group_level(score: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (level, flat), both [N]: one score of each row's group, and whether all its scores are exactly that one.
+
+    A mean of equal numbers that was added up in float32 differs from them in the last place, which a division by a spread as
+    small would turn into an advantage.
+    """
+    index, count = group_index(group)
+    valid = ~torch.isnan(score)
+    number = score.float()
+    low = number.new_full((count,), torch.inf).scatter_reduce(0, index, number.masked_fill(~valid, torch.inf), "amin")
+    high = number.new_full((count,), -torch.inf).scatter_reduce(
+        0, index, number.masked_fill(~valid, -torch.inf), "amax"
+    )
+    return low[index], (low == high)[index]
+
+
 def group_mean(score: Tensor, group: Tensor) -> Tensor:
-    """Return each row's group mean [N]; 0 for a group without scores."""
+    """Return each row's group mean [N], exact where all scores are equal; 0 for a group without scores."""
     sums, sizes = group_sums(score, group)
-    return sums / sizes.clamp(min=1)
+    level, flat = group_level(score, group)
+    return torch.where(flat, level, sums / sizes.clamp(min=1))
 
 
 def group_moments(
     score: Tensor, group: Tensor, ddof: int = 1, extra: tuple[float, int] | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Return (mean, std) of each row's group, both [N]; the std of a group of one is 0.
+    """Return (mean, std) of each row's group, both [N]; the std of a group of one, or of equal scores, is exactly 0.
 
     Args:
         score: [N], may hold NaN for a missing score.
@@ -48,6 +65,10 @@ def group_moments(
     value, count = extra if extra is not None else (0.0, 0)
     sizes = sizes + count
     mean = (sums + value * count) / sizes.clamp(min=1)
+    level, flat = group_level(score, group)
+    if count:
+        flat = flat & (level == value)
+    mean = torch.where(flat, level, mean)
     # Squares of the centred scores: the textbook form, exact where the difference of two large sums is not.
     squares, _ = group_sums((score.float() - mean).square(), group)
     squares = squares + count * (value - mean).square()
@@ -87,7 +108,8 @@ def leave_one_out_mean(score: Tensor, group: Tensor) -> Tensor:
     sums, sizes = group_sums(score, group)
     own = torch.nan_to_num(score.float(), nan=0.0)
     others = sizes - (~torch.isnan(score)).float()
-    return (sums - own) / others.clamp(min=1)
+    level, flat = group_level(score, group)
+    return torch.where(flat & (others > 0), level, (sums - own) / others.clamp(min=1))
 
 
 @dataclass(frozen=True)

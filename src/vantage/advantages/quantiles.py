@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vantage.core.errors import UserError
+
 LEVELS = tuple(round(0.05 * step, 2) for step in range(1, 20))
 
 
@@ -22,13 +24,17 @@ class QuantileTracker:
     whose fixed point is P(score < q_a) = a.
 
     Attributes:
-        rate: of the steps, in units of the score, above 0.
+        rate: of the steps, in units of the score, above 0 to 1.
         levels: a, each in (0, 1).
     """
 
     rate: float = 0.1
     levels: tuple[float, ...] = LEVELS
     _memory: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.rate <= 1:
+            raise UserError(f"QuantileTracker.rate={self.rate} is out of range: above 0 to 1")
 
     @property
     def started(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -47,6 +47,17 @@ class Metrics:
         return collected
 
 
+class _Under(Metrics):
+    """Records in other metrics, under names that begin with a prefix."""
+
+    def __init__(self, whole: Metrics, prefix: str) -> None:
+        super().__init__()
+        self._whole, self._prefix = whole, prefix
+
+    def record(self, name: str, value: Tensor | float, weight: float = 1.0) -> None:
+        self._whole.record(f"{self._prefix}/{name}", value, weight)
+
+
 @dataclass
 class Context:
     """Policy, named frozen policies, engine, task, progress, randomness and metrics, shared by all parts of a run."""
@@ -78,6 +89,10 @@ class Context:
     def record(self, name: str, value: Tensor | float, weight: float = 1.0) -> None:
         """Record a metric of this step (a weighted mean over its calls)."""
         self.metrics.record(name, value, weight)
+
+    def under(self, prefix: str) -> Context:
+        """Return this context for rows that are gathered beside those that are learnt from: its metrics go under `prefix/`."""
+        return replace(self, metrics=_Under(self.metrics, prefix))
 
     def named(self, name: str) -> Policy:
         """Return a named frozen policy.

@@ -263,20 +263,19 @@ class LanguagePolicy(nn.Module):
         """Return (value, next_value), each [N, T] float32, 0 where the mask is False; no gradient.
 
         The state after a decision is the one before the policy's next decision, past any inserted tokens; after the last one
-        it is 0, or in a truncated row the value of the whole row.
+        it is 0, in a truncated row too: it does not go on, and its outcome is in its rewards.
         """
-        cut = batch.truncated.any(-1)
-        judged = torch.nn.functional.pad(batch.mask, (0, 1))
-        judged.scatter_(1, batch.length.unsqueeze(-1), cut.unsqueeze(-1))
+        judged = batch.mask
         layout = inputs(batch, judged)
         with self._precision(batch.device):
             hidden = self._hidden(layout)
         value = layout.spread(self._critic()(hidden.float()).squeeze(-1))
         width = judged.shape[1]
         place = torch.where(judged, torch.arange(width, device=judged.device), width)
-        follower = place.flip(1).cummin(1).values.flip(1)[:, 1:]
+        # The next place of each that is judged; none is `width`, whose value is 0.
+        follower = torch.nn.functional.pad(place.flip(1).cummin(1).values.flip(1)[:, 1:], (0, 1), value=width)
         following = torch.nn.functional.pad(value, (0, 1)).gather(1, follower)
-        return value[:, :-1] * batch.mask, following * batch.mask
+        return value * batch.mask, following * batch.mask
 
     def _critic(self) -> nn.Linear:
         if self.value_head is None:

@@ -31,8 +31,8 @@ class Multiplier:
         bound: of the constraint, above 0.
         rate: of the ascent, at least 0.
         mode: "log", "add" or "fixed".
-        limit: largest lambda.
-        least: smallest lambda of "log", which could not come back from 0.
+        limit: largest lambda, above 0.
+        least: smallest lambda of "log", which could not come back from 0; above 0.
     """
 
     start: float = 1.0
@@ -46,8 +46,9 @@ class Multiplier:
     def __post_init__(self) -> None:
         if self.mode not in _MODES:
             raise UserError(f"Multiplier.mode={self.mode!r} is not known: {', '.join(_MODES)}")
-        if not self.bound > 0:
-            raise UserError(f"Multiplier.bound={self.bound} is out of range: above 0")
+        for name in ("bound", "limit", "least"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"Multiplier.{name}={getattr(self, name)} is out of range: above 0")
         for name in ("start", "rate"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"Multiplier.{name}={getattr(self, name)} is out of range: at least 0")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vantage.core.context import Context
+from vantage.core.errors import UserError
 from vantage.core.trajectories import Trajectories, concatenate
 from vantage.objectives.preference import FRESH, STORED
 from vantage.rewards.mixing import Total
@@ -115,12 +116,13 @@ class Duels:
     """Answers of the policy to `prompts` prompts, each judged against an answer of a named frozen policy.
 
     `win` [N] is the probability that the policy's answer is preferred: the task's own `prefer(first, second, context)` where
-    it has one, else sigmoid of the difference of the two scores. Only the policy's rows come back.
+    it has one, else sigmoid of the difference of the two scores. Only the policy's rows come back; what is recorded of the
+    opponent's stands under `opponent/`.
 
     Attributes:
         prompts: prompts a step, at least 1.
         size: answers, and duels, of each.
-        temperature: of both policies.
+        temperature: of both policies, above 0.
         opponent: the named policy.
     """
 
@@ -132,6 +134,8 @@ class Duels:
     def __post_init__(self) -> None:
         for name in ("prompts", "size"):
             at_least(f"Duels.{name}", getattr(self, name), 1)
+        if not self.temperature > 0:
+            raise UserError(f"Duels.temperature={self.temperature} is out of range: above 0")
 
     @property
     def policies(self) -> frozenset[str]:
@@ -146,15 +150,17 @@ class Duels:
         """Sample both sides and judge them."""
         prompts = context.next_prompts(self.prompts)
         own = context.engine.sample(prompts, self.size, context)
+        # The metrics of the step are those of the policy's own answers.
+        aside = context.under("opponent")
         with acting_as(context, self.opponent):
-            other = context.engine.sample(prompts, self.size, context)
+            other = context.engine.sample(prompts, self.size, aside)
         prefer = getattr(context.task, "prefer", None)
         if prefer is not None:
             win = prefer(own, other, context)
             own = own.replace(rewards=_nothing(len(own), own.device))
         else:
             own = context.verify(own)
-            win = torch.sigmoid(_score(own, context) - _score(context.verify(other), context))
+            win = torch.sigmoid(_score(own, context) - _score(aside.verify(other), aside))
         context.record("duels/win", win.mean())
         return own.replace(win=win.to(torch.float32))
 

@@ -16,7 +16,8 @@ from vantage.core.trajectories import Trajectories
 class StepsByToken:
     """Number of the step that each decision belongs to: a step ends with a token that ends steps.
 
-    A run of such tokens ends one step, with its last. A token in which a step ends and another begins belongs to the first.
+    A run of such tokens ends one step, with its last. A token in which a step ends and another begins belongs to the first, and the
+    token that terminates a row belongs to the last step, unless each token is one.
 
     Attributes:
         text: a token ends a step if its text holds this; asked of the policy's tokenizer once. "": each token is a step.
@@ -35,7 +36,7 @@ class StepsByToken:
         inside = torch.arange(batch.steps, device=batch.device) < batch.length.unsqueeze(-1)
         ends &= inside
         following = torch.zeros_like(ends)
-        following[:, :-1] = ends[:, 1:]
+        following[:, :-1] = ends[:, 1:] | (batch.terminated & inside)[:, 1:]
         last = ends & ~following
         return last.cumsum(1) - last.long()
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from string import Formatter
 from typing import Any
 
 from vantage.core.errors import UserError
@@ -38,6 +40,21 @@ class Template:
                 *item[place + 1 :],
             ]
         raise UserError(f"Template rewrites text or chat messages, not a prompt of type {type(item).__name__}")
+
+    def check(self, where: str, given: Sequence[str]) -> None:
+        """Raise a UserError unless the text names each of what it will be given, and nothing else.
+
+        Raises:
+            UserError: it does not, or is no text with fields; the message begins with `where`.
+        """
+        try:
+            names = {re.split(r"[.\[]", name)[0] for _, name, _, _ in Formatter().parse(self.text) if name is not None}
+        except ValueError as error:
+            raise UserError(f"{where}: text={self.text!r} cannot be filled ({error})") from error
+        listed = ", ".join(f"{{{name}}}" for name in given)
+        for name in (*(name for name in given if name not in names), *sorted(names - set(given))):
+            what = "lacks" if name in given else "names what is not given,"
+            raise UserError(f"{where}: text={self.text!r} {what} {{{name}}}; it must have {listed}")
 
     def _fill(self, prompt: str, fields: Mapping[str, Any]) -> str:
         try:

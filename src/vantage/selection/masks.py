@@ -24,12 +24,12 @@ class MonteCarloMasks:
         samples: n, at least 1.
         kind: "fixed" or "bernoulli"; see `draw_masks`.
         old: fill `logp_old` with what the policy gives now for the same sets. It is needed where the policy moves before the
-            batch is used up; otherwise it equals `logp`.
+            batch is used up; otherwise it equals `logp`. None asks the method's update whether it takes several steps on it.
     """
 
     samples: int = 16
     kind: str = "fixed"
-    old: bool = False
+    old: bool | None = False
 
     def __post_init__(self) -> None:
         at_least("MonteCarloMasks.samples", self.samples, 1)
@@ -43,4 +43,11 @@ class MonteCarloMasks:
         generator = torch.Generator(batch.device).manual_seed(seed)
         weight = draw_masks(len(answer), batch.steps, self.kind, generator)
         found = batch.select(answer).replace(answer=answer, masked_weight=weight, logp_old=None)
-        return found.replace(logp_old=context.judge(found)) if self.old else found
+        old = several_steps(context) if self.old is None else self.old
+        return found.replace(logp_old=context.judge(found)) if old else found
+
+
+def several_steps(context: Context) -> bool:
+    """Return whether the method's update moves the policy more than once on a batch, as it is set now."""
+    update = context.method.update
+    return bool(getattr(update, "minibatches", 1) > 1 or context.now(getattr(update, "epochs", 1)) > 1)

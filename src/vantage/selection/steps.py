@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 
 from vantage.core.context import Context
 from vantage.core.errors import UserError
@@ -31,6 +32,38 @@ class FirstSteps:
         if kept == batch.steps:
             return batch
         return batch.replace(mask=batch.mask & (torch.arange(batch.steps, device=batch.device) < kept))
+
+
+@dataclass(frozen=True)
+class RandomSteps:
+    """Learn from a random int(share * T') decisions of each row, at least one; the others are masked.
+
+    T' is the number of decisions that are drawn from: all, or all but the last.
+
+    Attributes:
+        share: in (0, 1].
+        last: whether a row's last decision may be drawn too.
+    """
+
+    share: float = 1.0
+    last: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise UserError(f"RandomSteps.share={self.share} is out of range: above 0, at most 1")
+
+    def __call__(self, batch: Trajectories, context: Context) -> Trajectories:
+        """Mask the rest."""
+        # Of a single decision none would be left.
+        steps = max(batch.steps - (not self.last), 1)
+        kept = max(int(self.share * steps), 1)
+        if kept == batch.steps:
+            return batch
+        # Drawn where the generator is, so that a run draws the same on every device.
+        generator = context.generator
+        order = torch.rand(len(batch), steps, generator=generator, device=generator.device).argsort(-1)
+        drawn = F.pad(order < kept, (0, batch.steps - steps)).to(batch.device)
+        return batch.replace(mask=batch.mask & drawn)
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,14 @@ import json
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from vantage.core.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    from vantage.study.claims import Stated
 
 Text = tyro.conf.Positional[str]
 Texts = tyro.conf.Positional[tuple[str, ...]]
@@ -103,15 +106,15 @@ class Arenas:
 class Claims:
     """Run the claims of method pages, look at their runs, tabulate the results, or check that this code made them."""
 
-    action: tyro.conf.Positional[Literal["run", "show", "table", "check"]]
-    """run: run and store claims; show: how each finished run went, seed by seed; table: write the table of all systems; check:
-    fail if a result is of older code."""
+    action: tyro.conf.Positional[Literal["run", "verify", "show", "table", "check"]]
+    """run: run and store claims; verify: for results of older code, a run of each side again, which must give the same; show: how
+    each finished run went, seed by seed; table: write the table of all systems; check: fail if a result is of older code."""
     names: Texts = ()
-    """For `run` and `show`: methods (ppo), single claims (ppo/hopper), or, for `run`, all."""
+    """For `run`, `verify` and `show`: methods (ppo), single claims (ppo/hopper), or all."""
     figures: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")] = ()
     """For `show`: diagnostics to print beside the score (length entropy ...); any unknown one lists them."""
     seeds: int | None = None
-    """Runs of each side. Default: the claim's, 5 as a rule."""
+    """Runs of each side. Default: the claim's, 5 as a rule; for `verify`, 1."""
     jobs: int | None = None
     """Runs at a time. Default: the processors that there are."""
     folder: str = "claims"
@@ -129,17 +132,30 @@ class Claims:
             raise UserError(f"claims {self.action} takes no names; it looks at all results")
         if self.action != "show" and self.figures:
             raise UserError(f"--figures goes with claims show; claims {self.action} prints none")
-        return {"run": self._run, "show": self._show, "table": self._table, "check": self._check}[self.action]()
+        actions = {
+            "run": self._run,
+            "verify": self._verify,
+            "show": self._show,
+            "table": self._table,
+            "check": self._check,
+        }
+        return actions[self.action]()
+
+    def _chosen(self) -> list[Stated]:
+        from vantage.study import claims
+
+        if not self.names:
+            raise UserError(f"nothing to {self.action}: give methods (ppo), single claims (ppo/hopper), or all")
+        if self.names == ("all",):
+            return claims.all_stated()
+        return [one for name in self.names for one in claims.stated(name)]
 
     def _run(self) -> int:
         from vantage.study import claims
         from vantage.study.live import Live
 
-        if not self.names:
-            raise UserError("nothing to run: give methods (ppo), single claims (ppo/hopper), or all")
-        chosen = claims.all_stated() if self.names == ("all",) else [s for n in self.names for s in claims.stated(n)]
         folder = Path(self.folder)
-        for one in chosen:
+        for one in self._chosen():
             label = f"{one.page.name}/{one.claim.label}"
             contest = claims.contest_of(one, self.seeds)
             out = Path(self.out) / label.replace("/", "-") if self.out else None
@@ -148,15 +164,39 @@ class Claims:
             print(claims.sentence(label, result))
         return 0
 
+    def _verify(self) -> int:
+        from vantage.study import claims
+        from vantage.study.cache import Cache, code_of_job, default_folder, key_of_job
+        from vantage.study.live import Live
+        from vantage.study.runner import run_all
+
+        folder, cache = Path(self.folder), Cache(default_folder())
+        work, others = claims.verifications(folder, self._chosen(), 1 if self.seeds is None else self.seeds)
+        for line in others:
+            print(line)
+        # All claims' runs in one pool, those that several share once; each claim then finds them in the cache.
+        every = [each for one in work for each in one.contest.works]
+        runs = list({key_of_job(each.job, code_of_job(each.job)): each for each in every}.values())
+        with Live("verify", runs, self.jobs) as live:
+            run_all(runs, cache, jobs=self.jobs, fresh=self.fresh, watchers=[live])
+        failed = 0
+        for one in work:
+            one.contest.run(cache, jobs=self.jobs)
+            result, words = one.judge(cache)
+            label = f"{one.one.page.name}/{one.one.claim.label}"
+            if result is not None:
+                claims.store(folder, one.one.page, result)
+            failed += result is None
+            print(f"{label}: {words}" + ("" if result is not None else f"; run `vantage claims run {label}`"))
+        return 1 if failed else 0
+
     def _show(self) -> int:
         from vantage.cli import _table
         from vantage.study import claims
         from vantage.study.cache import Cache, default_folder
 
-        if not self.names:
-            raise UserError("nothing to show: give methods (ppo) or single claims (ppo/hopper)")
         cache = Cache(default_folder())
-        for one in [each for name in self.names for each in claims.stated(name)]:
+        for one in self._chosen():
             label, runs = f"{one.page.name}/{one.claim.label}", claims.kept(one, cache, self.seeds)
             there = [run for _, _, run in runs if run is not None]
             print(f"{label}: {one.words}")

@@ -30,7 +30,8 @@ class GradientUpdate:
         epochs: passes over the batch; a function of the context where it changes in the run.
         minibatches: how many a pass is cut into.
         unit: what is shuffled: "decision", "row" or "group" (groups stay whole); "auto" takes the smallest that the policy
-            (decisions of one with memory stay in their row) and the loss (one over groups keeps them whole) allow.
+            (decisions of one with memory stay in their row), the averaging (one that counts rows keeps them) and the loss (one
+            over groups keeps those whole) allow.
         normalize_advantage: standardise the advantages within each minibatch (sample std, eps 1e-8).
         max_grad_norm: the gradient's global L2 norm is scaled down to this; None leaves it.
         micro_batch: rows differentiated at once; None for the whole minibatch. It changes memory, not the gradient.
@@ -116,7 +117,9 @@ class GradientUpdate:
         backward(part, context, self.micro_batch)
 
     def _unit(self, context: Context) -> str:
-        smallest = "decision" if context.policy.memoryless else "row"
+        # Loose decisions have forgotten how many a row has, and how many rows there are.
+        loose = context.policy.memoryless and context.method.averaging in ("token", "group")
+        smallest = "decision" if loose else "row"
         # A term over the whole minibatch takes any; what the other terms join must still come whole.
         joined = [unit for unit in units(context.method) if unit != "batch"]
         needed = joined[-1] if joined and joined[-1] != "decision" else smallest
@@ -125,7 +128,7 @@ class GradientUpdate:
         order = ("decision", "row", "group")
         if order.index(self.unit) < order.index(needed):
             raise UserError(
-                f"GradientUpdate.unit={self.unit!r} breaks up what the loss or the policy joins: {needed!r} at least"
+                f"GradientUpdate.unit={self.unit!r} breaks up what the loss, the averaging or the policy joins: {needed!r} at least"
             )
         return self.unit
 

@@ -42,6 +42,18 @@ class Adam:
 
 
 @dataclass(frozen=True)
+class CoupledAdam:
+    """Adam whose weight decay is added to the gradient (L2), as torch's own `Adam` has it; `Adam` here decouples it."""
+
+    lr: float
+    weight_decay: float = 0.0
+
+    def build(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
+        """Return the optimiser of these parameters."""
+        return torch.optim.Adam(list(parameters), lr=self.lr, weight_decay=self.weight_decay)
+
+
+@dataclass(frozen=True)
 class SGD:
     """Stochastic gradient descent, with momentum where it is not 0."""
 
@@ -100,14 +112,31 @@ class Linear:
 
 @dataclass(frozen=True)
 class Cosine:
-    """The learning rate falls along half a cosine to `final` of itself at the end of the run."""
+    """The learning rate falls along half a cosine to `final` of itself at the end of the run, with an optional linear warm-up.
+
+    Attributes:
+        final: share of the rate at the end, at least 0.
+        warmup: share of the run over which the rate rises, 0 to 1.
+        after: the cosine begins where the warm-up ends, at the full rate, as in transformers'
+            `get_cosine_schedule_with_warmup`. Otherwise it spans the whole run and the warm-up is a factor on it, so that the rate
+            has begun to fall before it is reached: the start models of the arenas are made so.
+    """
 
     final: float = 0.0
     warmup: float = 0.0
+    after: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.warmup <= 1:
+            raise UserError(f"Cosine.warmup={self.warmup} is out of range: 0 to 1")
+        if not self.final >= 0:
+            raise UserError(f"Cosine.final={self.final} is out of range: at least 0")
 
     def __call__(self, step: int, horizon: int) -> float:
         """Return the factor."""
-        wave = 0.5 * (1 + math.cos(math.pi * step / horizon))
+        start = self.warmup * horizon if self.after else 0.0
+        gone, whole = max(step - start, 0.0), horizon - start
+        wave = 0.5 * (1 + math.cos(math.pi * gone / whole)) if whole > 0 else 1.0
         return _warm(step, horizon, self.warmup) * (self.final + (1 - self.final) * wave)
 
 

@@ -68,6 +68,18 @@ def test_a_pattern() -> None:
         assert bool((weight.view(len(weight), -1, 4).count_nonzero(-1) == 2).all())  # type: ignore[arg-type, operator, union-attr]
 
 
+def test_a_pattern_overrides_the_sparsity() -> None:
+    network = small((8, 8, 8, 4))
+    registry.page("wanda").make({"kept": 2, "of": 4})(network, 0.9)
+    assert weight_sparsity(network) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("name", ["wanda", "magnitude"])
+def test_half_a_pattern_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match="kept=2 says nothing without `of`"):
+        registry.page(name).make({"kept": 2})
+
+
 def test_bad_settings_are_refused() -> None:
     with pytest.raises(UserError, match="samples=0"):
         registry.page("wanda").make({"samples": 0})

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 import vantage
-from tests.harness import context
+from tests.harness import assert_resumes, context
 from vantage.core import Evaluation, Trajectories
 from vantage.core.errors import UserError
 from vantage.methods.control.dppo import EtaBonus, InnerClip, InnerSteps
@@ -114,10 +116,53 @@ def test_with_ddim_it_takes_fewer_steps_and_eta_learns() -> None:
 
 def test_the_bonus_of_eta_is_its_coefficient() -> None:
     eta = torch.full((2, 3), 0.4, requires_grad=True)
-    term = EtaBonus(0.5)(Evaluation(extras={ETA: eta}), Trajectories({"mask": torch.ones(2, 3)}), context())
+    term = EtaBonus(0.5)(Evaluation(extras={ETA: eta}), Trajectories({"mask": torch.ones(2, 3)}), context(step=0))
     assert term.flatten().tolist() == pytest.approx([-0.2] * 6)
     (slope,) = torch.autograd.grad(term.sum(), eta)
     assert torch.equal(slope, torch.full((2, 3), -0.5))
+
+
+def test_warming_up_the_critic_leaves_actor_and_eta_as_they_are() -> None:
+    settings = {
+        "rows": 2,
+        "length": 8,
+        "epochs": 2,
+        "minibatches": 2,
+        "denoising_steps": 8,
+        "tuned": 2,
+        "ddim_steps": 4,
+    }
+    learnt = {"learn_eta": True, "eta": 0.9, "eta_coefficient": 0.1, "lr": 1e-2, "critic_warmup": 2}
+    task = vantage.task("pendulum", options=dict(vantage.method("dppo", **settings, **learnt).policy_options))
+    for steps, moves in ((2, False), (3, True)):
+        policy = task.make_policy(seed=0)
+        before = {name: p.detach().clone() for name, p in policy.named_parameters()}
+        vantage.train(
+            "dppo", task, steps=steps * 16, settings={**settings, **learnt}, policy=policy, evaluate_samples=0
+        )
+        moved = {name.split(".")[0] for name, p in policy.named_parameters() if not torch.equal(p, before[name])}
+        assert "critic" in moved
+        assert ("actor" in moved) == moves
+        assert (float(policy.actor.own.detach()) != float(before["actor.own"])) == moves
+
+
+def test_defaults_are_those_of_the_gym_experiments() -> None:
+    objective = vantage.method("dppo").objective
+    assert (objective.eps, objective.base) == (0.01, 0.01)
+    assert objective.width(torch.arange(10), 10).tolist() == pytest.approx([0.01] * 10)
+
+
+def test_a_resumed_run_is_the_run(tmp_path: Path) -> None:
+    settings = {
+        "rows": 2,
+        "length": 8,
+        "epochs": 2,
+        "minibatches": 2,
+        "denoising_steps": 4,
+        "tuned": 2,
+        "ddim_steps": 3,
+    }
+    assert_resumes(tmp_path, vantage.method("dppo", **settings, learn_eta=True, eta_coefficient=0.1), "pendulum")
 
 
 def test_on_pendulum_a_run_is_kept_in_its_folder(tmp_path) -> None:  # type: ignore[no-untyped-def]

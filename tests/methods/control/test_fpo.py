@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 
 import vantage
-from tests.harness import context
+from tests.harness import assert_resumes, context
 from vantage.core import Evaluation, Trajectories
 from vantage.core.errors import UserError
 from vantage.methods.control.fpo import ClipDraws, target_advantage
@@ -110,9 +111,23 @@ def test_it_runs_on_the_control_road_and_the_first_ratio_is_one(per_draw: bool) 
     assert "eval/rarest" in run.outcome.history[-1]
 
 
-def test_on_pendulum_the_policy_moves_and_resumes(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_defaults_are_a_batch_of_the_continuous_control_code() -> None:
+    method = vantage.method("fpo")
+    assert (method.rollout.length, method.update.minibatches) == (30, 32)
+    assert method.rollout.rows == 2048 * 480 // 30 == 32 * 1024
+
+
+def test_on_pendulum_the_policy_moves_and_resumes(tmp_path: Path) -> None:
     settings = {"rows": 2, "length": 10, "epochs": 2, "minibatches": 2, "draws": 2, "solver_steps": 2}
-    whole = vantage.train("fpo", "pendulum", steps=80, settings=settings, evaluate_samples=2, out=tmp_path / "run")
+    task = vantage.task("pendulum", options=dict(vantage.method("fpo", **settings).policy_options))
+    policy = task.make_policy(seed=0)
+    before = {name: p.detach().clone() for name, p in policy.named_parameters()}
+    whole = vantage.train(
+        "fpo", task, steps=80, settings=settings, policy=policy, evaluate_samples=2, out=tmp_path / "run"
+    )
+    moved = {name.split(".")[0] for name, p in policy.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == {name.split(".")[0] for name in before}
+    assert_resumes(tmp_path / "resumed", vantage.method("fpo", **settings), "pendulum")
     judged = vantage.evaluate(tmp_path / "run", samples=2, seed=1)
     assert judged["return"] == pytest.approx(whole.metrics[-1]["eval/return"])
     config = (tmp_path / "run" / "model" / "config.json").read_text()

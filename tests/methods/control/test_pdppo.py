@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 import vantage
-from tests.harness import context
+from tests.harness import assert_resumes, context
 from vantage.core import Evaluation, Trajectories
 from vantage.core.errors import UserError
-from vantage.methods.control.pdppo import POST, ClipChoices, DualCritic, StandardReturns, logp_of_choices
+from vantage.methods.control.pdppo import (
+    POST,
+    ChoiceEntropy,
+    ClipChoices,
+    DualCritic,
+    StandardReturns,
+    logp_of_choices,
+)
 from vantage.objectives.surrogates import Clip
 from vantage.policies.distributions import Categorical, MultiCategorical
+from vantage.regularizers.penalties import EntropyBonus
 from vantage.tasks.registry import make_task
 
 
@@ -136,6 +145,27 @@ def test_one_choice_is_ppos_surrogate_and_several_are_each_their_own() -> None:
     ratio = (logp_of_choices(two, both) - logp_of_choices(was, both)).exp()
     a = advantage.unsqueeze(-1)
     torch.testing.assert_close(loss, -torch.minimum(a * ratio, a * ratio.clamp(0.8, 1.2)).mean(-1))
+
+
+def test_the_entropy_is_the_mean_over_choices_and_of_one_choice_the_usual_bonus() -> None:
+    torch.manual_seed(0)
+    batch = Trajectories({"mask": torch.ones(6, 1, dtype=torch.bool)})
+    logits = torch.randn(6, 1, 9)
+    three = MultiCategorical(logits, (3, 3, 3))
+    each = [Categorical(part).entropy() for part in logits.split(3, -1)]
+    where = context()
+    term = ChoiceEntropy(0.5)(Evaluation(entropy=three.entropy(), distribution=three), batch, where)
+    torch.testing.assert_close(term, -0.5 * torch.stack(each).mean(0))
+    assert where.metrics.collect()["entropy"] == pytest.approx(float(torch.stack(each).mean()))
+    for one in (MultiCategorical(logits, (9,)), Categorical(logits)):
+        found = Evaluation(entropy=one.entropy(), distribution=one)
+        assert torch.equal(ChoiceEntropy(0.3)(found, batch, where), EntropyBonus(0.3)(found, batch, where))
+    assert vantage.method("pdppo").regularizers == (ChoiceEntropy(0.012),)
+
+
+def test_a_resumed_run_is_the_run(tmp_path: Path) -> None:
+    settings = {"rows": 2, "length": 10, "epochs": 3}
+    assert_resumes(tmp_path, vantage.method("pdppo", **settings), "lot-sizing:periods=10,machines=2")
 
 
 @pytest.mark.parametrize("critics", ["dual", "post", "pre"])

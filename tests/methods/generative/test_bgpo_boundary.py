@@ -188,6 +188,22 @@ def test_off_policy_the_same_masks_serve_both_policies() -> None:
     assert batch["answer"].tolist() == [i // 3 for i in range(36)]
 
 
+@pytest.mark.parametrize("name", ["bgpo-boundary", "elbo-grpo"])
+def test_whether_the_old_policy_is_kept_follows_the_update_however_it_was_set(name: str) -> None:
+    def kept(**changes: Any) -> bool:
+        where = trainer(vantage.method(name, **SMALL, samples=2).adapt("update", **changes))
+        batch = where.context.method.rollout(where.context)
+        return "logp_old" in where.context.method.selection[0](batch, where.context)
+
+    assert not kept()
+    assert kept(minibatches=2)
+    assert kept(epochs=2)
+    assert kept(epochs=lambda context: 2)
+    where = trainer(vantage.method(name, **SMALL, samples=2, minibatches=2).adapt("update", minibatches=1))
+    batch = where.context.method.rollout(where.context)
+    assert "logp_old" not in where.context.method.selection[0](batch, where.context)
+
+
 def test_a_divergence_and_its_tangent() -> None:
     gap = torch.tensor([0.05, -0.5], dtype=torch.float64)
     for estimator, value, slope in (

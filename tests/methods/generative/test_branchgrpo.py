@@ -162,7 +162,7 @@ def test_mixed_trees_learn_from_noisy_steps_alone() -> None:
 
 
 def test_an_update_judges_every_edge_once() -> None:
-    where = trainer(vantage.method("branchgrpo", prompts=2, lr=1e-3))
+    where = trainer(vantage.method("branchgrpo", prompts=2, lr=1e-3, minibatches=1))
     judged, evaluate = [], where.context.policy.evaluate
 
     def watch(batch: Trajectories, want: frozenset[str]) -> object:
@@ -174,8 +174,19 @@ def test_an_update_judges_every_edge_once() -> None:
     assert judged == [2 * 218]
 
 
+def test_the_default_is_a_step_every_96_edges_so_that_the_clip_acts() -> None:
+    method = vantage.method("branchgrpo")
+    edges = method.rollout.prompts * 218
+    assert edges == 16 * 218
+    assert edges / method.update.minibatches == pytest.approx(8 * 12, abs=2)
+    for minibatches, clipped in ((1, False), (method.update.minibatches, True)):
+        where = trainer(vantage.method("branchgrpo", prompts=2, lr=1e-2, minibatches=minibatches))
+        metrics, _ = where.step()
+        assert (metrics["clip_fraction/positive"] + metrics["clip_fraction/negative"] > 0) == clipped
+
+
 def test_splits_out_of_range_are_refused_and_the_run_resumes(tmp_path: Path) -> None:
     for splits in ((3, 0), (0, 20), (1, 1)):
         with pytest.raises(UserError, match="ascending steps from 0 to 19"):
             vantage.method("branchgrpo", splits=splits)
-    assert_resumes(tmp_path, vantage.method("branchgrpo", prompts=2, splits=[0, 2], steps=5, lr=1e-3))
+    assert_resumes(tmp_path, vantage.method("branchgrpo", prompts=2, splits=[0, 2], steps=5, lr=1e-3, minibatches=4))

@@ -14,6 +14,7 @@ from tests.methods.generative.flows import assert_resumes, credited, loss_and_gr
 from vantage.core import Evaluation, Trajectories, UserError
 from vantage.methods.generative.grpo_guard import GuardedClip
 from vantage.policies.flow import normal_logp
+from vantage.selection.steps import RandomSteps
 
 SMALL = {"prompts": 3, "group_size": 4, "lr": 1e-3, "steps": 5}
 
@@ -95,6 +96,7 @@ def test_at_the_old_policy_the_gradient_of_the_mean_is_the_noise_over_the_length
 def test_every_step_below_time_1_moves_the_velocity_alike() -> None:
     where = trainer(vantage.method("grpo-guard", **SMALL, trained=1.0))
     batch = credited(where)
+    batch = batch.replace(mask=torch.ones_like(batch.mask))
     v = torch.zeros(len(batch), 5, 2, requires_grad=True)
     from vantage.policies.flow import transition
 
@@ -108,6 +110,34 @@ def test_every_step_below_time_1_moves_the_velocity_alike() -> None:
     slope = v.grad / (eps / 2)
     torch.testing.assert_close(slope[:, 1:], torch.full_like(slope[:, 1:], 1.245), rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(slope[:, 0], torch.ones_like(slope[:, 0]), rtol=1e-3, atol=1e-3)
+
+
+def test_each_sample_trains_a_random_share_of_the_steps_before_the_last() -> None:
+    batch = credited(trainer(vantage.method("grpo-guard", **SMALL, trained=0.5)))
+    assert batch.mask.shape == (12, 5)
+    assert batch.mask.sum(1).tolist() == [2] * 12
+    assert not batch.mask[:, -1].any()
+    assert len(torch.unique(batch.mask, dim=0)) > 2
+    assert RandomSteps(0.6) in vantage.method("grpo-guard").selection
+
+
+def test_the_loss_is_the_mean_over_samples_and_their_trained_steps() -> None:
+    where = trainer(vantage.method("grpo-guard", **SMALL))
+    batch, policy = credited(where), moved(where)
+    _, found = loss_and_gradient(where, batch, policy)
+    part, want = where.context.method.objective, where.context.method.wants
+    mean = part(policy.evaluate(batch, want), batch, where.context)[batch.mask].mean()
+    wanted = torch.cat([g.flatten() for g in torch.autograd.grad(mean, list(policy.parameters()))])
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-6)
+
+
+def test_a_minibatch_holds_whole_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    where = trainer(vantage.method("grpo-guard", **SMALL))
+    update, seen = where.context.method.update, []
+    monkeypatch.setattr(type(update), "step", lambda self, part, run: seen.append(part))
+    where.step()
+    assert [part.mask.shape for part in seen] == [(6, 5), (6, 5)]
+    assert all(part.mask.sum(1).tolist() == [2] * 6 for part in seen)
 
 
 def test_without_its_three_changes_it_is_flow_grpo() -> None:
@@ -131,7 +161,7 @@ def test_the_step_is_metered_on_both_sides_and_the_run_resumes(tmp_path: Path) -
     metrics, _ = where.step()
     assert 0 < metrics["clip_fraction/positive"] <= 1
     assert 0 < metrics["clip_fraction/negative"] <= 1
-    assert where.context.method.averaging == "total"
+    assert where.context.method.averaging == "token"
     with pytest.raises(UserError, match="eps=-1"):
         GuardedClip(-1.0)
     assert_resumes(tmp_path, vantage.method("grpo-guard", **SMALL))

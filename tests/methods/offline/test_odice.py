@@ -148,13 +148,40 @@ def test_a_step_along_the_projected_part_leaves_the_forward_loss_to_first_order(
 
 
 def test_weights_of_cloning() -> None:
-    batch = transitions([0, 1, 2], [1, 2, 0]).replace(
-        value=torch.tensor([[0.0], [5.0], [-200.0]]), next_value=torch.tensor([[2.0], [0.0], [0.0]])
-    )
-    weight = ResidualWeight(0.5)(batch, context())
-    assert weight[:, 0].tolist() == [0.0, 0.0, 100.0]
-    weight = ResidualWeight(1.0)(batch, context())
-    assert weight[:, 0].tolist() == [1.0, 0.0, 100.0]
+    residual = torch.tensor([[[1.0, 3.0]], [[-4.0, 2.0]], [[200.0, 50.0]], [[-1.0, -2.0]]])
+    batch = Trajectories({"mask": torch.ones(4, 1, dtype=torch.bool), "residual": residual})
+    # The mean of what is left of both, not what is left of their mean.
+    assert ResidualWeight()(batch, context())[:, 0].tolist() == [2.0, 1.0, 75.0, 0.0]
+
+
+@pytest.mark.parametrize("kind", ["orthogonal", "semi", "true"])
+def test_the_residual_of_the_weight_is_that_of_each_network(kind: str) -> None:
+    batch, policy = transitions([0, 1, 2, 1], [1, 2, 0, 3], [False, True, False, False]), Table()
+    found = DiceValue(gradient=kind, gamma=0.9)(batch, context(policy=policy))["residual"]
+    assert found.shape == (4, 1, 2)
+    assert not found.requires_grad
+    now = policy.now.detach()
+    for row in range(4):
+        s, n = int(batch.observation[row]), int(batch.next_observation[row])
+        left, reward = 0.9 * float(~batch.terminated[row]), float(batch.reward[row])
+        for k in range(2):
+            following = now[k, n] if kind == "true" else policy.held[:, n].min()
+            assert float(found[row, 0, k]) == pytest.approx(reward + left * float(following) - float(now[k, s]))
+
+
+def test_weight_decay_is_the_authors_l2() -> None:
+    optimizer = vantage.method("odice", lr=0.1, weight_decay=0.5).update.optimizer
+    one, other = (torch.nn.Parameter(torch.tensor([2.0])) for _ in range(2))
+    for parameter, built in (
+        (one, optimizer.build([one])),
+        (other, torch.optim.Adam([other], lr=0.1, weight_decay=0.5)),
+    ):
+        for slope in (3.0, -1.0):
+            parameter.grad = torch.tensor([slope])
+            built.step()
+    assert torch.equal(one, other)
+    # Decoupled decay, which this is not, would have taken lr * decay of the weight itself.
+    assert vantage.method("odice").values.optimizer.weight_decay == 0
 
 
 def test_on_the_road_the_policy_moves_before_the_values_and_by_the_old_residual() -> None:
@@ -163,8 +190,10 @@ def test_on_the_road_the_policy_moves_before_the_values_and_by_the_old_residual(
     where: Any = trainer.context
     batch = where.method.values(batch_of(trainer), where)
     policy: Any = where.policy
-    wanted = torch.where(batch.terminated, 0.0, policy.v(batch.next_observation, target=True).amin(0))
-    torch.testing.assert_close(batch.next_value, wanted)
+    following = torch.where(batch.terminated, 0.0, policy.v(batch.next_observation, target=True).amin(0))
+    wanted = batch.reward + 0.99 * following - policy.v(batch.observation)
+    torch.testing.assert_close(batch["residual"], wanted.detach().movedim(0, -1))
+    assert (wanted[0] - wanted[1]).abs().max() > 1e-3
     before = {name: p.detach().clone() for name, p in policy.named_parameters()}
     trainer.step()
     moved = {name.split(".")[0] for name, p in policy.named_parameters() if not torch.equal(p, before[name])}

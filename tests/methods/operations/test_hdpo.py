@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
 import vantage
+from tests.harness import assert_resumes
+from vantage.cli import main
 from vantage.core import Trajectories
 from vantage.core.errors import UserError
 from vantage.policies.base_stock import BaseStockPolicy
@@ -104,18 +107,23 @@ def test_micro_batches_leave_the_gradient_as_it_is() -> None:
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-6)
 
 
-def test_it_runs_from_the_command_line_names_resumes_and_is_evaluated_from_its_folder(tmp_path: Path) -> None:
-    options = {"evaluated": 60, "burn_in": 10}
-    full = vantage.train(
-        "hdpo",
-        "inventory:lead_time=1,periods=10",
-        steps=240,
-        settings={"scenarios": 4},
-        options=options,
-        out=tmp_path / "a",
-    )
+def test_it_runs_from_the_command_line_and_is_evaluated_from_its_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = "inventory:lead_time=1,periods=10,evaluated=60,burn_in=10"
+    given = ["hdpo", "--task", spec, "--steps", "240", "--set", "scenarios=4", "--out", str(tmp_path / "a")]
+    assert main(["train", *given]) == 0
+    capsys.readouterr()
     judged = vantage.evaluate(tmp_path / "a", samples=4, seed=1)
-    assert judged["cost"] == pytest.approx(full.metrics[-1]["eval/cost"])
+    lines = [json.loads(line) for line in (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["step"] == 6
+    assert judged["cost"] == pytest.approx(lines[-1]["eval/cost"])
+
+
+def test_a_resumed_run_is_the_run(tmp_path: Path) -> None:
+    assert_resumes(
+        tmp_path, vantage.method("hdpo", scenarios=4), "inventory:lead_time=1,periods=10,evaluated=60,burn_in=10"
+    )
 
 
 def test_refusals() -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 import vantage
-from tests.harness import loss_of
+from tests.harness import assert_resumes, loss_of
 from vantage.core import Schedule, Trainer, Trajectories
 
 SMALL: dict[str, Any] = {"width": 16, "layers": 1, "heads": 2, "feedforward": 32, "reference": None}
@@ -56,3 +57,7 @@ def test_it_learns(spec: str) -> None:
     run = vantage.train("pomo", task, steps=12, settings={"prompts": 16, "lr": 3e-3}, evaluate_samples=0)
     lengths = [line["tour/length"] for line in run.outcome.history if "tour/length" in line]
     assert lengths[-1] < 0.9 * lengths[0]
+
+
+def test_a_resumed_run_is_the_run(tmp_path: Path) -> None:
+    assert_resumes(tmp_path, vantage.method("pomo", prompts=3, lr=1e-3), "tsp:nodes=6", SMALL)

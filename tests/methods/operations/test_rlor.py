@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 import vantage
-from tests.harness import context, loss_of
+from tests.harness import assert_resumes, context, loss_of
 from tests.methods.operations.test_pomo import SMALL
 from vantage.core import Schedule, Trainer, Trajectories, UserError
 from vantage.core.loss import weighted
@@ -112,6 +114,11 @@ def test_it_learns() -> None:
     run = vantage.train("rlor", task, steps=15, settings=settings, evaluate_samples=0)
     lengths = [line["tour/length"] for line in run.outcome.history if "tour/length" in line]
     assert lengths[-1] < 0.9 * lengths[0]
+
+
+def test_a_resumed_run_is_the_run(tmp_path: Path) -> None:
+    method = vantage.method("rlor", prompts=6, starts=5, epochs=2, minibatches=3)
+    assert_resumes(tmp_path, method, "tsp:nodes=6", SMALL)
 
 
 def test_it_needs_a_routing_task() -> None:

@@ -10,7 +10,7 @@ import torch
 import vantage
 from tests.core.toy import ToyPolicy, toy_batch
 from tests.harness import context
-from vantage.core import Evaluation, Trajectories
+from vantage.core import Evaluation, Trajectories, UserError
 from vantage.core.loss import backward
 from vantage.methods.preference.hypo import OnlineKL
 from vantage.objectives.preference import FRESH, STORED
@@ -76,6 +76,12 @@ def test_clip_bounds_the_ratio() -> None:
     batch = batch.replace(logp_ref=torch.zeros(2, 1, dtype=torch.float64))
     OnlineKL(1.0, clip=0.5)(Evaluation(logp=logp), batch, context()).sum().backward()
     assert logp.grad[:, 0].tolist() == pytest.approx([0.4, -0.4])
+
+
+def test_settings_out_of_range_are_refused() -> None:
+    for settings in ({"clip": 0.0}, {"clip": -1.0}, {"lam": -0.1}):
+        with pytest.raises(UserError, match=str(next(iter(settings.values())))):
+            vantage.method("hypo", **settings)
 
 
 def test_without_weight_it_is_dpo_and_samples_nothing() -> None:

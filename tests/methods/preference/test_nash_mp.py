@@ -10,7 +10,7 @@ import torch
 
 import vantage
 from tests.harness import context
-from tests.methods.reasoning.toys import assert_resumes, gain
+from tests.methods.reasoning.toys import assert_resumes, gain, trainer
 from vantage.core import Evaluation, Trajectories, UserError
 from vantage.methods.preference.nash_mp import ProximalDuel
 from vantage.tasks.preference import game
@@ -134,7 +134,24 @@ def test_the_opponent_is_the_copy_and_the_policy_is_put_back() -> None:
     assert policy.weight[0].tolist() == [0.0, 50.0, 0.0]
 
 
+def test_metrics_are_those_of_the_policys_own_answers() -> None:
+    # Without a pair judge the task scores both sides; the slow copy is made to be right nearly always.
+    run = trainer(vantage.method("nash-mp", prompts=24), 1)
+    copy: Any = run.context.named("target")
+    with torch.no_grad():
+        run.context.policy.head.zero_()
+        for prompt in range(6):
+            copy.embed[prompt] = 0.0
+            copy.embed[prompt, :, prompt % 5] = 9.0
+        copy.head.zero_()
+        copy.head[:5, :5] = 9.0 * torch.eye(5)
+    run.context.method.rollout(run.context)
+    metrics = run.context.metrics.collect()
+    assert metrics["opponent/score"] == metrics["opponent/reward/right"] > 0.7
+    assert metrics["score"] == metrics["reward/right"] < 0.4
+
+
 def test_settings_out_of_range_are_refused() -> None:
-    for settings in ({"beta": -1.0}, {"c": -1.0}, {"kappa": 0.0}, {"prompts": 0}):
+    for settings in ({"beta": -1.0}, {"c": -1.0}, {"kappa": 0.0}, {"prompts": 0}, {"temperature": 0.0}):
         with pytest.raises(UserError, match=str(next(iter(settings.values())))):
             vantage.method("nash-mp", **settings)

@@ -145,6 +145,17 @@ def test_it_learns_and_resumes(tmp_path: Any) -> None:
     assert_resumes(tmp_path, method)
 
 
+def test_the_optimiser_is_that_of_the_script() -> None:
+    parameter = torch.nn.Parameter(torch.ones(1))
+    found = vantage.method("rebel").update.optimizer.build([parameter])
+    theirs = torch.optim.AdamW([parameter], lr=3e-6, eps=1e-5)
+    assert type(found) is type(theirs)
+    for name in ("lr", "eps", "betas", "weight_decay"):
+        assert found.defaults[name] == theirs.defaults[name]
+
+
 def test_settings_out_of_range_are_refused() -> None:
+    with pytest.raises(UserError, match=r"kl_coef=-0\.1"):
+        vantage.method("rebel", kl_coef=-0.1)
     with pytest.raises(UserError, match="eta=0"):
         vantage.method("rebel", eta=0.0)

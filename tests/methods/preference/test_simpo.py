@@ -10,7 +10,7 @@ import torch
 import vantage
 from tests.harness import context, loss_of, new_logp, random_batch
 from tests.methods.preference.peers import trl_simpo_loss
-from vantage.core import Evaluation, Trajectories
+from vantage.core import Evaluation, Trajectories, UserError
 from vantage.methods.preference.simpo import ChosenLikelihood
 
 
@@ -97,6 +97,19 @@ def test_likelihood_term_is_the_mean_over_chosen_tokens() -> None:
     found = part(Evaluation(logp=logp), batch, context())
     chosen = torch.cat([logp[row, : int(batch.length[row])] for row in (0, 2, 4)])
     torch.testing.assert_close(found, -0.5 * chosen.mean())
+
+
+def test_settings_out_of_range_are_refused() -> None:
+    with pytest.raises(UserError, match=r"coefficient=-0\.1"):
+        vantage.method("simpo", sft_weight=-0.1)
+
+
+def test_the_rate_falls_from_its_full_height_once_it_is_reached() -> None:
+    factors = [vantage.method("simpo").update.schedule(step, 100) for step in range(100)]
+    assert factors[:10] == pytest.approx([0.1 * (step + 1) for step in range(10)])
+    assert factors[10] == 1.0
+    assert factors[55] == pytest.approx(0.5)
+    assert 0 < factors[99] < 1e-3
 
 
 def test_no_reference_is_asked_for() -> None:

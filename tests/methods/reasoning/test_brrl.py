@@ -113,6 +113,31 @@ def test_group_targets() -> None:
     assert float(alone.target_ratio) == pytest.approx(0.8 + 0.4 / (1 + 2.718281828**-3), rel=1e-4)
 
 
+@pytest.mark.parametrize("eps", [0.2, 0.3])
+def test_rounding_of_the_log_probabilities_changes_no_gradient(eps: float) -> None:
+    method = vantage.method("brrl", form="gbpo", eps=eps)
+    batch = random_batch(8, 6, dtype=torch.float32).replace(
+        score=torch.tensor([1.0, 1.0, 1.0, 0.0, 0.0, 1.0, 0.0, 0.0])
+    )
+    batch = method.advantage(batch, context())
+    noise = torch.rand(batch.logp_old.shape, generator=torch.Generator().manual_seed(3)) - 0.5
+
+    def gradient(logp_old: Tensor) -> Tensor:
+        logp = batch.logp_old.clone().requires_grad_()
+        loss_of(method, batch.replace(logp_old=logp_old), logp=logp).backward()
+        assert logp.grad is not None
+        return logp.grad
+
+    exact = gradient(batch.logp_old)
+    assert torch.equal(gradient(batch.logp_old + 4e-6 * noise.sign()), exact)
+    # The answers at the median aim at ratio 1, where they are; the others are pulled.
+    middle = torch.tensor([True, True, True, False, True, False, True, True])
+    assert exact[middle].abs().max() == 0
+    assert (exact[~middle][batch.mask[~middle]] != 0).all()
+    # Beyond the noise the error is pulled back as ever.
+    assert (gradient(batch.logp_old - 2e-4)[middle][batch.mask[middle]] > 0).all()
+
+
 def test_medians_of_groups_of_any_size() -> None:
     generator = torch.Generator().manual_seed(0)
     score = torch.rand(40, generator=generator)
@@ -165,8 +190,30 @@ def test_a_head_goes_through_a_file_and_is_taught_alone(tmp_path) -> None:
 
 
 def test_settings_out_of_range_are_refused() -> None:
-    with pytest.raises(UserError, match="form='ppo' is not known"):
-        vantage.method("brrl", form="ppo")
+    for settings, message in (
+        ({"form": "ppo"}, "form='ppo' is not known"),
+        ({"epochs": 0}, "epochs=0"),
+        ({"minibatches": 0}, "minibatches=0"),
+        ({"lr": 0.0}, r"lr=0\.0"),
+        ({"eps": -0.1}, r"BoundedRatio\.eps=-0\.1 is out of range"),
+        ({"softness": 0.0}, r"BoundedRatio\.softness=0\.0 is out of range"),
+        ({"value_coefficient": -1.0}, r"MedianCritic\.value=-1\.0"),
+        ({"median_coefficient": -1.0}, r"MedianCritic\.median=-1\.0"),
+        ({"form": "gbpo", "epochs": 0}, "epochs=0"),
+        ({"form": "gbpo", "lr": 0.0}, r"lr=0\.0"),
+        ({"form": "gbpo", "eps": 1.5}, r"GroupTarget\.eps_low=1\.5"),
+        ({"form": "gbpo", "eps_high": -0.1}, r"GroupTarget\.eps_high=-0\.1"),
+        ({"form": "gbpo", "temper": 0.0}, r"GroupTarget\.temper=0\.0"),
+    ):
+        with pytest.raises(UserError, match=message):
+            vantage.method("brrl", **settings)
+
+
+def test_settings_of_the_other_form_are_refused() -> None:
+    with pytest.raises(UserError, match=r"form='bpo' has no temper=2\.0: of form='gbpo' alone"):
+        vantage.method("brrl", temper=2.0, prompts=4)
+    with pytest.raises(UserError, match=r"form='gbpo' has no gamma=0\.9, median=False: of form='bpo' alone"):
+        vantage.method("brrl", form="gbpo", median=False, gamma=0.9)
 
 
 def test_control_and_language_from_one_page() -> None:

@@ -174,6 +174,10 @@ def test_settings_out_of_range_are_refused() -> None:
         vantage.method("disco", kind="prob")
     with pytest.raises(UserError, match="tau=0"):
         vantage.method("disco", tau=0.0)
+    with pytest.raises(UserError, match=r"beta=-1\.0"):
+        vantage.method("disco", beta=-1.0)
+    with pytest.raises(UserError, match=r"delta=-0\.1"):
+        vantage.method("disco", delta=-0.1)
     assert vantage.method("disco", kind="ratio").objective.tau == 1.0
 
 

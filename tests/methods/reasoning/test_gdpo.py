@@ -142,6 +142,16 @@ def test_a_gated_reward_is_paid_where_the_gate_is_open() -> None:
         )
     with pytest.raises(UserError, match="go together"):
         vantage.method("gdpo", gated="short")
+    with pytest.raises(UserError, match=r"eps=-1\.0"):
+        vantage.method("gdpo", eps_std=-1.0)
+
+
+def test_a_gated_reward_is_missing_where_it_or_its_gate_is() -> None:
+    nan = float("nan")
+    gate = vantage.method("gdpo", gated="short", gate="right").rewards[0]
+    batch = rewards(right=[1.0, nan, 0.0, 1.0, 0.0], short=[0.7, 0.7, nan, nan, 0.7])
+    paid = gate(batch, context()).rewards["short"]
+    torch.testing.assert_close(paid, torch.tensor([0.7, nan, nan, nan, 0.0]), equal_nan=True)
 
 
 class TwoRewards(ToyTask):

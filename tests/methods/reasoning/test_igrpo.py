@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from types import SimpleNamespace
 from typing import Any
 
@@ -106,6 +107,38 @@ def test_rows_are_judged_under_the_prompt_with_the_draft() -> None:
     torch.testing.assert_close(where.judge(batch)[batch.mask], batch.logp_old[batch.mask])
     bare = where.judge(batch.replace(observation=torch.full((24,), -1)))
     assert (bare - batch.logp_old)[batch.mask].abs().max() > 0.1
+
+
+def test_metrics_are_those_of_the_answers_and_those_of_the_drafts_stand_apart() -> None:
+    class Scored(Binary):
+        def score(self, batch: Trajectories, context: Any) -> dict[str, torch.Tensor]:
+            context.record("rows", float(len(batch)))
+            # Answers, whose prompt says a symbol, score 10 more than drafts.
+            return {"right": super().score(batch, context)["right"] + 10.0 * (batch.observation >= 0)}
+
+    run = trainer(method(drafts=4, group_size=2), 1, task=Scored())
+    metrics, _ = run.step()
+    assert metrics["score"] >= 10
+    assert metrics["reward/right"] == metrics["score"]
+    assert metrics["rows"] == 12
+    assert metrics["draft/score"] == metrics["draft/mean"] < 1
+    assert metrics["draft/reward/right"] == metrics["draft/mean"]
+    assert metrics["draft/rows"] == 24
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{prompt} Again.", "lacks {draft}"),
+        ("{draft}", "lacks {prompt}"),
+        ("{prompt} {draft} {hint[0]}", "names what is not given, {hint}"),
+        ("{prompt} {draft} {}", "names what is not given, {}"),
+        ("{prompt} {draft", "cannot be filled"),
+    ],
+)
+def test_a_template_that_cannot_hold_the_draft_is_refused(template: str, message: str) -> None:
+    with pytest.raises(UserError, match=f"BestDraft.template: .*{re.escape(message)}"):
+        vantage.method("igrpo", template=template)
 
 
 def test_what_cannot_be_done_is_refused() -> None:

@@ -87,6 +87,26 @@ def test_norms_are_those_of_the_gradient_in_the_logits() -> None:
         assert float(found[row]) == pytest.approx(float(gradient.square().sum()), rel=1e-5)
 
 
+def test_norms_are_taken_of_as_many_rows_as_the_update_differentiates() -> None:
+    sizes: list[int] = []
+
+    class Watched(ToyPolicy):
+        def evaluate(self, batch: Any, want: frozenset[str]) -> Any:
+            sizes.append(len(batch))
+            return super().evaluate(batch, want)
+
+    def norms(micro: int | None) -> torch.Tensor:
+        trained = trainer(vantage.method("oblr-po", micro_batch=micro), 1)
+        trained.context.policy = Watched()
+        sizes.clear()
+        return NormWeighted().squared_norms(toy_batch(12, 3, dtype=torch.float32), trained.context)
+
+    whole = norms(None)
+    assert sizes == [12]
+    torch.testing.assert_close(norms(5), whole)
+    assert sizes == [5, 5, 2]
+
+
 def prepared(update: SignalToNoise, **fields: Any) -> tuple[Any, ToyPolicy]:
     policy = ToyPolicy(dtype=torch.float64)
     method = vantage.method("oblr-po").replace(update=update)
@@ -146,11 +166,32 @@ def test_rate_at_no_noise_at_pure_noise_and_the_running_means() -> None:
     assert still._memory["optimizer"].param_groups[0]["lr"] == pytest.approx(0.1)
 
 
+def test_a_part_of_one_group_measures_nothing_and_has_the_rate_of_the_means() -> None:
+    update = SignalToNoise(optimizer=SGD(0.1), pieces=4)
+    where, _ = prepared(update)
+    alone = toy_batch(6, 1)
+    optimizer = update._memory["optimizer"]
+
+    def rate() -> float:
+        optimizer.param_groups[0]["lr"] = 0.1  # as an update leaves it at its beginning
+        update.differentiate(alone, where)
+        return float(optimizer.param_groups[0]["lr"])
+
+    assert rate() == 0.1
+    update._scale(torch.tensor(0.6), torch.tensor(1.0), 2, where)
+    # noise 0.4, signal 0.2
+    assert rate() == pytest.approx(0.1 / 3)
+    assert where.metrics.collect()["gradient/unmeasured"] == 1
+
+
 def test_settings_out_of_range_are_refused() -> None:
     with pytest.raises(UserError, match="pieces=1"):
         vantage.method("oblr-po", pieces=1)
     with pytest.raises(UserError, match=r"decay=1\.0"):
         vantage.method("oblr-po", decay=1.0)
+    for floor in (-0.1, 1.5):
+        with pytest.raises(UserError, match=f"floor={floor}"):
+            vantage.method("oblr-po", floor=floor)
 
 
 def test_it_learns_and_resumes_with_its_averages(tmp_path) -> None:

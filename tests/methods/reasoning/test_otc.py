@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import vantage
+from tests.core.toy import SYMBOLS, ToyTask
 from tests.harness import context
 from tests.methods.reasoning.conversations import talk
 from tests.methods.reasoning.toys import assert_resumes, trainer
@@ -95,6 +96,13 @@ def test_the_least_ever_seen_is_kept() -> None:
     assert scores(CallEconomy(persist=True), batch([2, 2], [0.0, 0.0])) == [0.0, 0.0]
 
 
+def test_a_score_below_zero_takes_no_factor() -> None:
+    rows = batch([2, 1, 0, 3], [1.0, -1.0, 0.0, -0.5])
+    # More calls must not make a failure less bad.
+    assert scores(CallEconomy(), rows) == [1.0, -1.0, 0.0, -0.5]
+    assert scores(CallEconomy("ppo", alpha=2.0), rows) == [1.4142, -2.0, 0.0, -1.0]
+
+
 def test_settings_out_of_range_are_refused() -> None:
     for settings, message in (
         ({"form": "rloo"}, "form='rloo'"),
@@ -119,11 +127,29 @@ def in_turns(method: vantage.Method, seed: int = 0) -> vantage.Method:
     return method.replace(rollout=Talk())
 
 
-def test_it_prefers_short_rows_and_resumes(tmp_path: Any) -> None:
-    made = in_turns(vantage.method("otc", prompts=6, group_size=16, lr=3e-2, persist=True))
-    history = trainer(made, 40).run().history
-    assert history[-1]["score/economical"] > history[1]["score/economical"]
-    assert_resumes(tmp_path, made)
+class FirstSymbol(ToyTask):
+    """1 where the first symbol is right: what follows it costs a call and earns nothing."""
+
+    def score(self, batch: Trajectories, context: Any) -> dict[str, torch.Tensor]:
+        return {"right": ((batch.action[:, 0] == batch.prompt % SYMBOLS) & batch.mask[:, 0]).float()}
+
+
+def test_it_learns_to_need_fewer_calls() -> None:
+    settings: dict[str, Any] = {"prompts": 6, "group_size": 16, "lr": 3e-2, "beta": 0.0}
+
+    def calls_and_score(name: str) -> tuple[float, float]:
+        run = trainer(in_turns(vantage.method(name, **settings)), 60, task=FirstSymbol())
+        run.run()
+        rows = run.context.verify(run.context.method.rollout(run.context))
+        return float(last_turn(rows).float().mean()), float(rows.rewards["right"].mean())
+
+    (economical, right), (plain, plainly_right) = calls_and_score("otc"), calls_and_score("grpo")
+    assert economical < 0.5 * plain
+    assert right > plainly_right - 0.1
+
+
+def test_it_resumes(tmp_path: Any) -> None:
+    assert_resumes(tmp_path, in_turns(vantage.method("otc", prompts=6, group_size=16, lr=3e-2, persist=True)))
 
 
 @pytest.mark.parametrize("form", ["grpo", "ppo"])

@@ -14,7 +14,7 @@ from tests.harness import context, random_batch
 from tests.methods.reasoning.toys import assert_resumes, gain, trainer
 from vantage.advantages.groups import LeaveOneOut
 from vantage.core import Schedule, Trainer, Trajectories, UserError
-from vantage.methods.reasoning.poise import HiddenProbe, Ridge, ScoreLessValue
+from vantage.methods.reasoning.poise import CHUNK, HiddenProbe, Ridge, ScoreLessValue
 from vantage.tasks.registry import make_task
 
 
@@ -131,6 +131,32 @@ def test_features_are_the_first_the_last_states_and_the_entropies() -> None:
         torch.testing.assert_close(found[row], torch.cat([*expected, statistics]))
     where.micro_batch = 5
     torch.testing.assert_close(HiddenProbe(pool=2).features(batch, where), found)
+    # Places that the environment wrote are passed over.
+    gaps = batch.mask & (torch.arange(STEPS) != 1)
+    found = HiddenProbe(pool=2).features(batch.replace(mask=gaps), where)
+    for row in range(12):
+        own = hidden[row][gaps[row]]
+        expected = torch.cat([own[0], own[-2:].mean(0)])
+        torch.testing.assert_close(found[row, : len(expected)], expected)
+
+
+@pytest.mark.parametrize(("run", "update", "most"), [(None, None, CHUNK), (None, 4, 4), (3, 4, 3), (5, 4, 4)])
+def test_the_states_of_few_rows_stand_at_once(run: int | None, update: int | None, most: int) -> None:
+    where = trainer(vantage.method("poise", prompts=40, group_size=2, micro_batch=update), 1).context
+    where.micro_batch = run
+    batch = where.verify(where.method.rollout(where))
+    batch = batch.replace(entropy_old=where.judge(batch, "entropy"))
+    sizes = []
+    judge = where.policy.evaluate
+
+    def watch(rows: Trajectories, want: frozenset[str]) -> Any:
+        sizes.append(len(rows))
+        return judge(rows, want)
+
+    where.policy.evaluate = watch  # type: ignore[method-assign]
+    HiddenProbe().features(batch, where)
+    assert sum(sizes) == len(batch) == 80
+    assert max(sizes) == most
 
 
 def test_the_probe_is_fitted_after_the_update_to_the_others_scores() -> None:

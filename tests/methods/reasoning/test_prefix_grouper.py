@@ -11,6 +11,7 @@ import vantage
 from tests.methods.reasoning.toys import trainer
 from vantage.core import Schedule, Trainer, Trajectories, UserError
 from vantage.methods.registry import page
+from vantage.policies.language import LanguagePolicy
 from vantage.policies.packing import inputs, pack
 from vantage.study.arenas import arena
 from vantage.study.jobs import Job, Reporter
@@ -97,6 +98,23 @@ def test_a_reference_is_told_too() -> None:
 def test_a_policy_without_prompts_is_refused() -> None:
     with pytest.raises(UserError, match="ToyPolicy has no prompts"):
         trainer(vantage.method("prefix-grouper"), 1)
+
+
+def test_a_model_that_is_run_by_its_own_forward_is_refused() -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    task = task_from_spec("addition", options={"max_new_tokens": 4, "evaluated": 2})
+    tokenizer = task.make_policy(seed=0).tokenizer
+    config = GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=1, n_head=2, n_positions=32)
+
+    def start(sharing: bool) -> Trainer:
+        policy = LanguagePolicy(GPT2LMHeadModel(config), tokenizer)
+        made = vantage.method("prefix-grouper", prompts=2, group_size=2, beta=0.0, sharing=sharing)
+        return Trainer(made, task, policy, task.make_engine(policy), Schedule(1), seed=0)
+
+    with pytest.raises(UserError, match=r"sharing=True: a GPT2LMHeadModel .* cannot share prompts; sharing=False"):
+        start(True)
+    start(False).run()
 
 
 def test_the_arena_times_both_forms_and_compares_their_gradients() -> None:

@@ -87,6 +87,8 @@ def test_multiplier_keeps_its_bounds() -> None:
         Multiplier(mode="exp")
     with pytest.raises(UserError, match="bound=0"):
         Multiplier(bound=0.0)
+    with pytest.raises(UserError, match=r"limit=0\.0"):
+        vantage.method("r2vpo", limit=0.0)
 
 
 def test_variance_is_twice_the_divergence_nearby() -> None:
@@ -131,13 +133,31 @@ def test_a_bandit_reaches_the_constrained_optimum_and_a_clip_does_not() -> None:
 
 
 def test_stale_rows_lose_their_influence_and_fresh_ones_keep_it() -> None:
-    trained = trainer(vantage.method("r2vpo", prompts=6, group_size=4, lr=3e-2, replay_share=0.5), 4)
-    seen: list[Any] = []
-    trained.context.method = trained.context.method.replace(
-        selection=(lambda batch, context: seen.append(batch) or batch,)
+    batch = random_batch(3, 1, size=3).replace(
+        mask=torch.ones(3, 1, dtype=torch.bool), advantage=torch.ones(3, 1, dtype=torch.float64)
     )
+    # A fresh row, and two that the policy has moved away from since, the last to A / (2 lam).
+    logp = batch.logp_old + torch.tensor([[1.0], [1.1], [1.2]], dtype=torch.float64).log()
+    held = gradient(vantage.method("r2vpo", mode="fixed", multiplier=2.5), batch, logp)
+    free = gradient(vantage.method("r2vpo", mode="fixed", multiplier=0.0), batch, logp)
+    assert (held / free)[:, 0].tolist() == pytest.approx([1.0, 0.5, 0.0], abs=1e-9)
+
+
+def test_replayed_rows_are_those_of_earlier_policies() -> None:
+    trained = trainer(vantage.method("r2vpo", prompts=6, group_size=4, lr=3e-2, replay_share=0.5), 4)
+    drifts: list[torch.Tensor] = []
+
+    def watch(batch: Trajectories, where: Any) -> Trajectories:
+        drift = torch.where(batch.mask, where.judge(batch) - batch.logp_old, 0.0).abs().amax(-1)
+        assert drift[batch.age == 0].max() < 1e-5
+        drifts.append(drift[batch.age > 0])
+        return batch
+
+    trained.context.method = trained.context.method.replace(selection=(watch,))
     trained.run()
-    assert any((batch.age > 0).any() for batch in seen)
+    stale = torch.cat(drifts)
+    assert len(stale)
+    assert (stale > 1e-3).all()
 
 
 def test_the_variance_settles_at_its_bound_where_no_penalty_leaves_it() -> None:

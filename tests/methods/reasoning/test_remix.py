@@ -148,6 +148,13 @@ def test_a_phase_ends_where_it_should() -> None:
         Until(-1, 1, 2)
 
 
+def test_settings_out_of_range_are_refused() -> None:
+    # Also those that the run alone reads, once its phase has come.
+    for settings in ({"share": 1.0}, {"share": -0.1}, {"passes": 0}, {"eps": -0.2}, {"beta": -0.01}, {"until": -1}):
+        with pytest.raises(UserError, match=str(next(iter(settings.values())))):
+            vantage.method("remix", **settings)
+
+
 def test_entropy_bonus_and_loss_are_composed() -> None:
     method = vantage.method("remix", beta=0.0, entropy=0.01)
     batch = random_batch(4, 3).replace(advantage=torch.zeros(4, 3))

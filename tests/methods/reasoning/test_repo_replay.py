@@ -97,6 +97,21 @@ def test_replay_fires_on_the_third_visit_with_what_was_kept() -> None:
         assert not torch.isin(mine.group, seen[2].group[seen[2].source == 0]).any()
 
 
+def test_the_score_that_is_recorded_is_that_of_the_fresh_answers() -> None:
+    seen: list[Trajectories] = []
+    # The highest of the kept answers are taken back, so that a mean over all rows is another.
+    trained = trainer(vantage.method("repo-replay", prompts=6, group_size=8, capacity=16, least=8, take=2), 3)
+    trained.context.method = trained.context.method.replace(selection=(lambda b, c: seen.append(b) or b,))
+    history = trained.run().history[1:]
+    assert int((seen[-1].source == 1).sum()) == 12
+    for line, batch in zip(history, seen, strict=True):
+        fresh, whole = batch.score[batch.source == 0].mean(), batch.score.mean()
+        assert line["score"] == pytest.approx(float(fresh))
+        assert line["reward/right"] == pytest.approx(float(fresh))
+        assert line["batch/score"] == pytest.approx(float(whole))
+    assert history[-1]["batch/score"] > history[-1]["score"] + 0.01
+
+
 def test_mixed_mode_shares_the_groups() -> None:
     settings: dict[str, Any] = {"prompts": 6, "group_size": 8, "capacity": 8, "least": 8, "take": 3}
     seen = watched(vantage.method("repo-replay", mixed=True, **settings), 2)
@@ -154,6 +169,8 @@ def test_settings_out_of_range_are_refused() -> None:
         vantage.method("repo-replay", strategy="best")
     with pytest.raises(UserError, match="take=0"):
         vantage.method("repo-replay", take=0)
+    with pytest.raises(UserError, match=r"least=16 is more than capacity=8.*nothing would be replayed"):
+        vantage.method("repo-replay", capacity=8)
 
 
 def test_it_learns_and_resumes_with_its_queues(tmp_path) -> None:

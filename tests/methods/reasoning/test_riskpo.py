@@ -115,6 +115,14 @@ def test_after_the_first_batch_papers_are_compared_with_the_tracked_quantiles() 
     assert credit(mixed, second) == pytest.approx(expected, rel=1e-4)
 
 
+def test_as_released_each_bundle_has_its_own_quantiles_in_every_step() -> None:
+    part = vantage.method("riskpo", quantiles="batch", bundle=2, credit="uniform").advantage
+    credit(part, [[0.0, 1.0, 1.0], [0.0, 0.0, 1.0]])
+    second = [[1.0, 1.0, 1.0], [1.0, 0.0, 1.0], [0.0, 0.0, 1.0], [0.0, 0.0, 0.0]]
+    assert credit(part, second) == pytest.approx(reference(part, second), rel=1e-4)
+    assert vantage.method("riskpo").advantage.quantiles == "track"
+
+
 def test_single_questions_and_single_papers() -> None:
     scores = [[1.0, 0.0, 1.0], [0.0, 0.0, 1.0]]
     alone = BundleRisk(bundle=1, credit="uniform")
@@ -145,6 +153,10 @@ def test_settings_out_of_range_are_refused() -> None:
         ({"alpha": 0.9, "beta": 0.2}, "0 < alpha < beta < 1"),
         ({"credit": "even"}, "credit='even' is not known"),
         ({"bundle": 0}, "bundle=0"),
+        ({"tail": -0.5}, r"tail=-0\.5"),
+        ({"quantiles": "own"}, "quantiles='own' is not known"),
+        ({"quantile_rate": 0.0}, r"rate=0\.0"),
+        ({"quantile_rate": 1.5}, r"rate=1\.5"),
     ):
         with pytest.raises(UserError, match=message):
             vantage.method("riskpo", **settings)

@@ -165,6 +165,29 @@ def test_prompts_of_the_ladder() -> None:
     chat = HintLadder(("planning",), 1)([{"role": "user", "content": "Q"}], {"hints": {"planning": ["P"]}})
     assert chat == [[{"role": "user", "content": "Question: Q\nPlanning Hints: P"}]]
     assert HintLadder()("x", {}) == []
+    assert HintLadder()("x", {"hints": None}) == HintLadder()("x", {"hints": {"knowledge": [], "planning": None}}) == []
+    # A ladder may leave out stages of the paper, as the authors' trainer does.
+    assert len(HintLadder(("solution",), 2)("5+7=", {"hints": hints})) == 2
+
+
+@pytest.mark.parametrize(
+    ("hints", "message"),
+    [
+        (
+            {"knowledge": "Carry."},
+            r"problem '5\+7=' have 'Carry\.' in the stage 'knowledge'.* write one hint as \[hint\]",
+        ),
+        ({"planning": ["Add.", 3]}, r"\['Add\.', 3\] in the stage 'planning'.* list of texts"),
+        ({"planning": 3}, "have 3 in the stage 'planning'"),
+        ({"Knowledge": ["Carry."]}, "a stage 'Knowledge'; did you mean knowledge.* rename it in the data"),
+        ({"knowledge": ["Carry."], "last": ["So 12."]}, r"a stage 'last'.*known: knowledge, planning, solution"),
+        ("Carry.", r"'5\+7=' are 'Carry\.'; they must be \{stage: \[part, \.\.\]\}"),
+        (["Carry."], "they must be"),
+    ],
+)
+def test_hints_of_another_form_are_refused(hints: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        HintLadder()("5+7=", {"hints": hints})
 
 
 def test_tasks_and_settings_that_cannot_are_refused() -> None:

@@ -14,6 +14,7 @@ from tests.harness import context, random_batch
 from tests.methods.reasoning.toys import assert_resumes, gain, trainer
 from vantage.core import Trajectories, UserError
 from vantage.methods.reasoning.spo_single_stream import BatchStandardized, OpenPrompts, SuccessTracker
+from vantage.rewards.mixing import Total
 
 
 class Binary(ToyTask):
@@ -76,6 +77,39 @@ def test_start_of_a_prompt_that_is_always_solved() -> None:
     before = engine.calls
     tracker.start(trained.context)
     assert engine.calls == before
+
+
+def test_answers_before_the_first_step_are_scored_by_the_methods_rewards_and_recorded_apart() -> None:
+    class TwoRewards(Binary):
+        def score(self, batch: Trajectories, context: Any) -> dict[str, torch.Tensor]:
+            ones = torch.ones(len(batch))
+            return {"right": ones, "style": ones}
+
+    made = vantage.method("spo-single-stream", prompts=3).replace(rewards=(Total({"right": 0.25, "style": 0.0}),))
+    trained = trainer(made, 1, task=TwoRewards())
+    tracker = trained.context.method.values
+    tracker.start(trained.context)
+    # Two of eight right, in shares.
+    assert tracker.estimate(torch.arange(6)).tolist() == pytest.approx([2.5 / 9] * 6)
+    metrics = trained.context.metrics.collect()
+    assert metrics["start/score"] == 0.25
+    assert "score" not in metrics
+
+
+@pytest.mark.parametrize("low", [-1.0, float("nan")])
+def test_scores_outside_of_the_range_are_refused(low: float) -> None:
+    class Signed(ToyTask):
+        def score(self, batch: Trajectories, context: Any) -> dict[str, torch.Tensor]:
+            return {"right": torch.where(batch.action[:, 0] == 1, 1.0, -1.0)}
+
+    with pytest.raises(UserError, match=r"has the score -1\.0, .* in the range 0 to 1"):
+        trainer(vantage.method("spo-single-stream", prompts=3), 2, task=Signed()).run()
+    with pytest.raises(UserError, match=rf"has the score {low}, .* in the range 0 to 1"):
+        SuccessTracker(samples=0)(batch_of([1.0, low], [3, 4]), context())
+    tracker = SuccessTracker(constant=0.9)
+    # A sum of weights may miss 1 by rounding, and stays a success.
+    tracker.fit(batch_of([1.0 + 1e-6], [3]), context())
+    assert tracker._records.read(torch.tensor([3]))["beta"].tolist() == pytest.approx([0.45], abs=1e-7)
 
 
 def rho_at(drift: float) -> float:
@@ -171,6 +205,16 @@ def test_what_cannot_be_done_is_refused() -> None:
         tracker.start(SimpleNamespace(task=SimpleNamespace(size=0)))  # type: ignore[arg-type]
     with pytest.raises(UserError, match="0 < least <= most < 1"):
         SuccessTracker(least=0.99, most=0.9)
+    for settings, message in (
+        ({"half": 0.0}, r"SuccessTracker\.half=0\.0"),
+        ({"samples": -1}, r"SuccessTracker\.samples=-1"),
+        ({"constant": 0.0}, r"SuccessTracker\.constant=0\.0"),
+        ({"constant": 1.5}, r"SuccessTracker\.constant=1\.5"),
+        ({"pool": 0}, r"OpenPrompts\.pool=0"),
+        ({"explore": 0.0}, r"OpenPrompts\.explore=0\.0"),
+    ):
+        with pytest.raises(UserError, match=message):
+            vantage.method("spo-single-stream", **settings)
     where = SimpleNamespace(method=SimpleNamespace(values=None), task=ToyTask())
     with pytest.raises(UserError, match="values=SuccessTracker"):
         OpenPrompts()(3, where)  # type: ignore[arg-type]

@@ -144,6 +144,11 @@ def test_the_gradient_is_divided_by_the_norm_of_what_was_removed(level: str) -> 
     assert norm == pytest.approx(float(torch.cat([g.reshape(-1) for g in grads]).norm()), rel=1e-5)
 
 
+def test_by_default_no_limit_on_the_norm_undoes_the_division() -> None:
+    assert vantage.method("st-ppo").update.max_grad_norm is None
+    assert vantage.method("st-ppo", max_grad_norm=0.5).update.max_grad_norm == 0.5
+
+
 def test_micro_batches_change_nothing() -> None:
     rows = stale()
     where, policy = prepared(1e-6)
@@ -219,6 +224,25 @@ def test_it_learns_from_stale_data_and_resumes(tmp_path: Any, level: str) -> Non
     made = in_turns(vantage.method("st-ppo", **settings))
     assert gain(made, 25) > 0.2
     assert_resumes(tmp_path, made)
+
+
+def test_nothing_follows_an_answer_that_the_length_limit_cut() -> None:
+    pytest.importorskip("transformers")
+    task = make_task("calculator:terms=2,digits=1", options={"max_new_tokens": 5, "evaluated": 4})
+    task.score = lambda rows, where: {"correct": torch.zeros(len(rows))}
+    policy: Any = task.make_policy(seed=0)
+    made = vantage.method("st-ppo", prompts=12, lam=1.0)
+    where = Trainer(made, task, policy, task.make_engine(policy), Schedule(1), seed=1).context
+    with torch.no_grad():
+        policy.value_head.bias.fill_(0.5)
+    rows = where.verify(made.rollout(where))
+    cut = rows.truncated.any(-1)
+    assert cut.any()
+    rows = made.values(made.rewards[0](rows, where), where)
+    assert rows.value[rows.mask].tolist() == pytest.approx([0.5] * int(rows.mask.sum()))
+    found = made.advantage(rows, where)
+    assert found.returns[cut].abs().max() < 1e-6
+    assert found.returns[rows.mask].abs().max() < 1e-6
 
 
 def test_it_runs_on_conversations_of_a_language_model() -> None:

@@ -272,6 +272,10 @@ def test_prompts_that_teach_nothing_are_sampled_again() -> None:
     where, rows = grown(rounds=3)
     assert "rollout/informative" in where.metrics.collect()
     assert "path" in rows
+    # Once, and with all prompts.
+    where, rows = grown(rounds=1)
+    assert "rollout/informative" not in where.metrics.collect()
+    assert len(rows) == 48
 
 
 def test_it_learns_and_resumes(tmp_path: Any) -> None:

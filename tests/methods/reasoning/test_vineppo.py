@@ -130,6 +130,20 @@ def test_continuations_that_do_not_end_count_the_penalty() -> None:
     assert (unsure.value[:, 0] >= 0).all()
 
 
+def test_an_answer_that_does_not_end_counts_as_its_continuations_do() -> None:
+    where, batch = valued(method(count=2, unfinished=0.0))
+    over = batch.terminated.any(-1)
+    assert over.any()
+    assert not over.all()
+    right = batch.replace(score=torch.ones(len(batch)))
+    found = where.method.values(right, where)
+    assert torch.equal(found.score, over.float())
+    # Its last step is paid nothing: what it earns is the score less the value of where the step begins.
+    credit = StepDifference(whiten=False)(found, where)
+    last = (batch.length - 1).unsqueeze(-1)
+    torch.testing.assert_close(credit.gather(1, last), found.score.unsqueeze(-1) - found.value.gather(1, last))
+
+
 def test_whitening_is_over_all_decisions() -> None:
     where, batch = valued(method(count=3))
     plain = StepDifference(whiten=False)(batch, where)[batch.mask]

@@ -49,4 +49,6 @@ def test_visits_to_the_power_of_the_inverse_temperature(temperature: float, poli
 def test_settings_reach_the_parts() -> None:
     assert alphazero_rule(c=2.0).tree == PUCT(2.0)
     assert alphazero_rule().target == Visits(1.0)
-    assert registry.page("alphazero-rule").make({"temperature": 0.5}).act == Visits(0.5)
+    warm = registry.page("alphazero-rule").make({"temperature": 0.5})
+    assert warm.act == warm.target == Visits(0.5)
+    assert warm.final == Visits(0.0)

@@ -13,6 +13,7 @@ from vantage.tasks.search.rules import UCB1
 from vantage.tasks.search.tree import Node
 
 ALL = torch.ones(1, 3, dtype=torch.bool)
+TWO = torch.tensor([[True, True, False]])
 
 
 def node(visits: list[float], q: list[float], legal: torch.Tensor = ALL) -> Node:
@@ -36,7 +37,12 @@ def test_what_was_never_taken_comes_first_and_what_is_illegal_never() -> None:
 
 
 def test_defaults_are_the_papers() -> None:
-    assert uct().tree == UCB1(1 / math.sqrt(2))
+    # The bonus is 2 C sqrt(log N / n) with C = 1 / sqrt(2): N = 9 and n = 4 against n = 5.
+    bonus = [2 / math.sqrt(2) * math.sqrt(math.log(9) / n) for n in (4, 5)]
+    gap = bonus[0] - bonus[1]
+    assert uct().tree(node([4.0, 5.0, 0.0], [0.5, 0.5 + 0.99 * gap, 0.0], TWO))[0].tolist() == [1.0, 0.0, 0.0]
+    assert uct().tree(node([4.0, 5.0, 0.0], [0.5, 0.5 + 1.01 * gap, 0.0], TWO))[0].tolist() == [0.0, 1.0, 0.0]
+    assert uct().tree == UCB1() == UCB1(1.0)
     made = registry.page("uct").make({"c": 0.5})
     assert made.tree == UCB1(0.5)
     assert made.evaluate is not None  # a random game, no learned value

@@ -73,6 +73,37 @@ def test_rows_of_pairs(model: Path) -> None:
         assert prompt == policy.encode(problem.prompt)
 
 
+@pytest.mark.parametrize("chat", [False, True])
+def test_an_empty_answer_is_the_end_token_alone(tmp_path: Path, model: Path, chat: bool) -> None:
+    path = tmp_path / "pairs.jsonl"
+    rows = [
+        {"prompt": f"{n}+1=", "chosen": "" if n % 2 else str(n + 1), "rejected": "?" if n % 2 else ""}
+        for n in range(40)
+    ]
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    task = task_from_pairs(str(path))
+    policy: Any = task.make_policy(model=str(model))
+    if chat:
+        policy.tokenizer.chat_template = "{% for m in messages %}[{{ m['content'] }}]{% endfor %}"
+        for row in task.problems.train:
+            object.__setattr__(row, "prompt", [{"role": "user", "content": row.prompt}])
+    method = vantage.method("dpo", prompts=4, lr=1e-3)
+    trainer = Trainer(method, task, policy, task.make_engine(policy), Schedule(1))
+    batch = trainer.context.method.rollout(trainer.context)
+    empty = torch.tensor(
+        [
+            not task.problems.problem("train", int(batch.prompt[row])).fields["rejected" if row % 2 else "chosen"]
+            for row in range(8)
+        ]
+    )
+    assert empty.sum() == 4
+    if not chat:
+        assert (batch.length[empty] == 1).all()
+        assert all(int(token) in policy.stop_tokens for token in batch.action[empty, 0])
+    assert all(math.isfinite(value) for line in trainer.run().history for value in line.values())
+    assert math.isfinite(task.evaluate(policy, samples=1, seed=0)["margin"])
+
+
 @pytest.mark.parametrize(
     ("name", "settings"),
     [

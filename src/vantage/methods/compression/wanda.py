@@ -8,7 +8,7 @@ input over a few calibration rows, and scores are compared within the weights of
 Blocks are pruned in the order in which they run, each on inputs that the pruned blocks before it make (`sequential`). The
 statistics are streamed, and a run over the calibration rows ends at the block in question: no activation is kept, at the
 price of running the earlier blocks again, L^2 / 2 block passes for L blocks. `kept:of` (2:4) compares within groups of
-`of` weights that stand side by side.
+`of` weights that stand side by side, and overrides the sparsity asked for: what goes is 1 - kept / of.
 
 A Simple and Effective Pruning Approach for Large Language Models (arXiv 2306.11695, equation 1 and section 3).
 """

@@ -11,8 +11,9 @@ advantage, discounted by how early it is, and is clipped the tighter the earlier
 with ratio_i = exp of the mean over coordinates of the Gaussian log-ratios. GAE runs over the environment's decisions (chunks
 of actions) with a value of the observation alone. The first K - K' steps are a frozen copy's: pretrain, then
 `policy.settle()`, as the task's option `warm_start` does. With K' = 1 the authors' u is 0 / 0; the width is then eps. The
-critic is fitted on its own (the authors have a second optimiser); the first `critic_warmup` iterations leave the actor as it
-is.
+critic is fitted on its own (the authors have a second optimiser); the first `critic_warmup` iterations leave the actor, and a
+learnt eta, as they are. `target_kl` is compared after a whole pass with the pass's mean, and ends the actor's passes alone: the
+critic always runs all of its own. The authors look after every minibatch, and stop both.
 
 `ddim_steps` takes fewer steps of the same pretrained network, by DDIM, with `eta` times DDPM's noise; `learn_eta` learns eta
 between bounds, and `eta_coefficient` * mean eta is then taken off the loss, so that noise is not given up too soon. It is
@@ -142,9 +143,10 @@ class InnerClip:
 
 @dataclass(frozen=True)
 class EtaBonus:
-    """-coefficient * eta at each inner step; gradient flows to a learnt eta."""
+    """-coefficient * eta at each inner step; gradient flows to a learnt eta, but not in the first `warmup` iterations."""
 
     coefficient: float = 0.01
+    warmup: int = 0
     wants = frozenset({ETA})
     label = "eta"
 
@@ -152,7 +154,7 @@ class EtaBonus:
         """Return the term per inner step [N, T]."""
         eta = evaluation.extras[ETA]
         context.record("eta", eta.detach().mean())
-        return -self.coefficient * eta
+        return -self.coefficient * eta * float(context.step >= self.warmup)
 
 
 @dataclass(frozen=True)
@@ -176,7 +178,7 @@ def dppo(
     gamma: float = 0.99,
     lam: float = 0.95,
     eps: float = 0.01,
-    eps_base: float = 0.001,
+    eps_base: float = 0.01,
     curve: float = 3.0,
     denoising_discount: float = 0.99,
     denoising_steps: int = 20,
@@ -189,7 +191,7 @@ def dppo(
     learn_eta: bool = False,
     eta_coefficient: float = 0.0,
 ) -> Method:
-    """Compose DPPO; the settings are those of the Gym experiments, which take DDPM's steps."""
+    """Compose DPPO; the settings are those of the Gym experiments, which take DDPM's steps and one clip width for all of them."""
     return Method(
         prompts=Shuffled(),
         rollout=DiffusionRollout(rows, length, denoising_steps, tuned, noise, ddim_steps, eta, learn_eta),
@@ -199,7 +201,7 @@ def dppo(
         selection=(InnerSteps(),),
         objective=InnerClip(eps, eps_base, curve, denoising_discount, critic_warmup),
         averaging="token",
-        regularizers=(EtaBonus(eta_coefficient),) if learn_eta else (),
+        regularizers=(EtaBonus(eta_coefficient, critic_warmup),) if learn_eta else (),
         update=GradientUpdate(
             optimizer=Adam(lr),
             epochs=epochs,

@@ -5,10 +5,11 @@ value than s, since two decisions that lead to the same x share one value:
 
     G_t = r_t + gamma G_{t+1} to the episode's end (no bootstrap), standardised over the batch
     A_t = G_t - min(V(s_t), V_x(x_t))                                      stored values, no gradient
-    loss = -mean min(ratio A, clip(ratio) A) + 0.5 mean (min(V, V_x) - G)^2 - c_e * entropy
+    loss = -mean min(ratio A, clip(ratio) A) + 0.5 mean (min(V, V_x) - G)^2 - c_e * mean entropy
 
 The minimum sends gradient to the smaller critic alone. With several choices a decision (one a machine), ratio, clip and entropy
-are each choice's own. The environment offers f: the rollout leaves `post_observation`, as inventory systems and the lake do.
+are each choice's own, and the mean runs over choices too. The environment offers f: the rollout leaves `post_observation`, as
+inventory systems and the lake do.
 
 Actor and critics share no weights, so the critics' K full-batch passes stand apart from the actor's K; what differs from one
 joint loss is that each side's gradient norm is clipped by itself. In the authors' frozen-lake code the stored V_x comes from
@@ -23,7 +24,7 @@ rose above 1, the variance of the returns; with V alone they came within 2 % of 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,10 +41,10 @@ from vantage.core.trajectories import Trajectories
 from vantage.methods.claim import Claim
 from vantage.methods.registry import Paper, method
 from vantage.objectives.surrogates import masked_mean, record_ratio
-from vantage.regularizers.penalties import EntropyBonus
 from vantage.rewards.mixing import Total
 from vantage.rollouts.plans import Shuffled, Steps
 from vantage.updates.gradient import GradientUpdate, clip_gradient
+from vantage.updates.optimizers import CoupledAdam
 
 PAPER = Paper(
     "A Reinforcement Learning Method for Environments with Stochastic Variables: "
@@ -56,18 +57,6 @@ PAPER = Paper(
 POST = "post_decision"
 """The second critic's name among the policy's heads."""
 CRITICS = ("dual", "post", "pre")
-
-
-@dataclass(frozen=True)
-class CoupledAdam:
-    """Adam whose weight decay is added to the gradient (L2), as in the authors' code."""
-
-    lr: float
-    weight_decay: float = 0.0
-
-    def build(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
-        """Return the optimiser of these parameters."""
-        return torch.optim.Adam(list(parameters), lr=self.lr, weight_decay=self.weight_decay)
 
 
 @dataclass(frozen=True)
@@ -202,6 +191,25 @@ class ClipChoices:
         return -torch.minimum(plain, held).mean(-1)
 
 
+@dataclass(frozen=True)
+class ChoiceEntropy:
+    """-coefficient * the mean over a decision's K choices of their entropy; gradient flows through the entropy.
+
+    With one choice (or a Gaussian action) it is `EntropyBonus`.
+    """
+
+    coefficient: float = 0.012
+    wants = frozenset({"entropy", "distribution"})
+    label = "entropy"
+
+    def __call__(self, evaluation: Evaluation, batch: Trajectories, context: Context) -> Tensor:
+        """Return the term per decision [N, T]."""
+        # The entropy of independent choices is the sum of theirs.
+        entropy = evaluation.entropy / len(getattr(evaluation.distribution, "sizes", (1,)))
+        context.record("entropy", masked_mean(entropy.detach(), batch.mask))
+        return -self.coefficient * entropy
+
+
 def logp_of_choices(distribution: Any, action: Tensor) -> Tensor:
     """Return the log-probability of each choice of a decision, [..., K]; K = 1 where a decision is one choice."""
     if hasattr(distribution, "sizes"):
@@ -234,7 +242,7 @@ def pdppo(
         advantage=StandardReturns(gamma),
         objective=ClipChoices(eps),
         averaging="token",
-        regularizers=(EntropyBonus(entropy_coefficient),),
+        regularizers=(ChoiceEntropy(entropy_coefficient),),
         update=GradientUpdate(optimizer=CoupledAdam(lr, weight_decay), epochs=epochs, max_grad_norm=max_grad_norm),
     )
 

@@ -14,6 +14,13 @@ off by default: a window of depths that slides one shallower every 30 updates; i
 the better half of each leaf's (mode 1) or the best and worst quarter of all (mode 2). arXiv 2509.06040; constants from the
 authors' script.
 
+That script shuffles the edges of two trees on each of 8 GPUs and takes an optimiser step every 12 edges of each: with the
+default tree 37 steps of 96 edges a batch, all but the first against log-probabilities that are no longer the policy's, which
+is what the clip is for. The defaults are these. In one minibatch and one epoch every ratio is 1 and nothing is clipped. The
+number of minibatches does not follow the size of the trees, so that with other trees, or with pruning, it is to be set
+anew. The script divides the loss once more by a tree's edges (Adam does not feel it, the norm's clip hardly acts there), and
+the last step of a batch, of the 4 edges left over, is not clipped; here the minibatches are of one size.
+
 In a batch a tree is its leaves' rows: an edge that several leaves share stands in each of their rows, and `mask` is True in
 the first of them alone, so that it is judged and learnt from once.
 """
@@ -61,7 +68,7 @@ class Tree:
         sampler: times and noise.
     """
 
-    prompts: int = 12
+    prompts: int = 16
     splits: tuple[int, ...] = (0, 3, 6, 9)
     noise_scale: float = 4.0
     sampler: Sampler = field(default_factory=lambda: Sampler(20, 0.3, "constant", 3.0, outcome="prediction"))
@@ -225,7 +232,7 @@ class PruneWidth:
 
 @method(id="S125", family="generative", papers=PAPER)
 def branchgrpo(
-    prompts: int = 12,
+    prompts: int = 16,
     splits: tuple[int, ...] = (0, 3, 6, 9),
     lr: float = 1e-5,
     eps: float = 1e-3,
@@ -241,7 +248,7 @@ def branchgrpo(
     interval: int = 30,
     limit: float = 5.0,
     epochs: int = 1,
-    minibatches: int = 1,
+    minibatches: int = 37,
     weight_decay: float = 1e-4,
     max_grad_norm: float = 1.0,
     micro_batch: int | None = None,

@@ -53,7 +53,8 @@ def elbo_grpo(
     ).replace(
         rollout=Unmask(prompts, group_size, temperature),
         advantage=GroupStandardized(eps=1e-6),
-        selection=(MonteCarloMasks(samples, kind, old=minibatches > 1),),
+        # Whether the old policy must be kept is the update's to say, which may be set after this.
+        selection=(MonteCarloMasks(samples, kind, old=None),),
         objective=JointBound(),
     )
     # The samples of an answer and the answers to a prompt stay together.

@@ -6,13 +6,13 @@ loss of a step is divided by its length, which gives the velocity the same gradi
 
     s = sigma sqrt(-dt),  bias = mean_D (mu - mu_old)^2 / (2 s^2)
     ratio = exp((logp - logp_old + bias) s) = exp(mean_D (mu - mu_old) eps),   eps = (x' - mu_old) / s
-    loss  = sum over trained steps of  mean_i max(-A ratio, -A clip(ratio, 1 - e, 1 + e)) / (-dt)
+    loss  = mean over samples and their trained steps of  max(-A ratio, -A clip(ratio, 1 - e, 1 + e)) / (-dt)
 
 logp is a mean over the D dimensions. The middle and the right form of the ratio are one function of mu; the right one is
 computed, as it has no cancellation. d mu / d v = (1 + a^2 / 2) dt for every t < 1, and dt at t = 1. arXiv 2510.22319, read
 off public ports of it (one scales by sqrt(-dt) and sigma averaged over the batch: the same on a shared schedule). Advantages
-are standardised in the group (divisor G - 1, 1e-8), 60 % of 25 steps are trained, no KL. The first steps are the trained
-ones: which is not stated.
+are standardised in the group (divisor G - 1, 1e-8), no KL. The last of T = 25 steps is never trained; of the others each
+sample trains a random int(0.6 (T - 1)) = 14 of its own, and all of a sample's are in one minibatch, as in CodeGoat24/Pref-GRPO.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from vantage.methods.claim import Claim
 from vantage.methods.generative.flow_grpo import flow_grpo
 from vantage.methods.registry import Paper, method
 from vantage.objectives.denoising import clipped_step
+from vantage.selection.steps import NoisySteps, RandomSteps
 
 PAPER = Paper(
     "GRPO-Guard: Mitigating Implicit Over-Optimization in Flow Matching via Regulated Clipping",
@@ -88,8 +89,8 @@ def grpo_guard(
     max_grad_norm: float = 1.0,
     micro_batch: int | None = None,
 ) -> Method:
-    """Compose GRPO-Guard; `trained` is the share of the steps that is learnt from."""
-    return flow_grpo(
+    """Compose GRPO-Guard; `trained` is the share of the steps, without the last, that a sample is learnt from."""
+    composed = flow_grpo(
         prompts,
         group_size,
         lr=lr,
@@ -97,15 +98,18 @@ def grpo_guard(
         eps=eps,
         steps=steps,
         noise=noise,
-        trained=trained,
         epochs=epochs,
         minibatches=minibatches,
         weight_decay=weight_decay,
         max_grad_norm=max_grad_norm,
         micro_batch=micro_batch,
     ).replace(
-        advantage=Clamped(GroupStandardized("group", eps=1e-8), limit), objective=GuardedClip(eps), averaging="total"
+        advantage=Clamped(GroupStandardized("group", eps=1e-8), limit),
+        selection=(RandomSteps(trained), NoisySteps()),
+        objective=GuardedClip(eps),
     )
+    # A sample's steps are not shuffled apart.
+    return composed.adapt("update", unit="row")
 
 
 claim = (

@@ -3,8 +3,8 @@
     loss = -mean log N(a; pi(s), 1)   =   mean |pi(s) - a|^2 / 2 + const
 
 on recorded transitions, rewards unread: the baseline that every method for offline reinforcement learning must beat. A
-deterministic actor whose mean is pi(s) has unit variance in the loss; with `spread` its standard deviation is learnt too.
-Pomerleau 1989; the settings are those of TD3+BC's appendix (arXiv 2106.06860).
+deterministic actor whose mean is pi(s) has unit variance in the loss. Pomerleau 1989; the settings are those of TD3+BC's
+appendix (arXiv 2106.06860).
 """
 
 from __future__ import annotations

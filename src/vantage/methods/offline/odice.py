@@ -7,10 +7,12 @@ with the target network on the other side, and only what the backward one adds i
     e_b = r + gamma (1 - done) V(s') - V'(s)         g_b = grad  lam eta mean f*(e_b)           through V(s')
     g   = (1 - lam) grad mean V(s) + g_f + ( g_b - <g_f, g_b> / <g_f, g_f> g_f )
 
-over the parameters of both value networks together, f* the conjugate of Pearson's chi-square: f*(y) = y + y^2 / 4 from -2 on, -1
-below. Targets take the smaller of the two values, and so does the policy's weight: weighted cloning with min(max(e_f, 0),
-100), e_f of this step before V moves (theory says max(e_f / 2 + 1, 0); the authors' code, and this page, do not).
-`gradient="semi"` leaves g_b out; "true" differentiates one residual through both. arXiv 2402.00348.
+over the parameters of both value networks together, whose residuals all enter the means; V' is the smaller of their targets. f* is
+the conjugate of Pearson's chi-square: f*(y) = y + y^2 / 4 from -2 on, -1 below. The policy clones the data with the weight
+mean over both networks of min(max(e_f, 0), 100), e_f of this step before V moves (theory says max(e_f / 2 + 1, 0); the
+authors' code, and this page, do not). Its weight decay is added to the gradient (L2). `gradient="semi"` leaves g_b out; "true"
+differentiates one residual, with each network's own V in both places, through both, and the weight is made of that one.
+arXiv 2402.00348.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ from vantage.objectives.surrogates import PolicyGradient
 from vantage.rollouts.offline import Transitions
 from vantage.rollouts.plans import Shuffled
 from vantage.updates.gradient import GradientUpdate
-from vantage.updates.optimizers import Adam
+from vantage.updates.optimizers import Adam, CoupledAdam
 from vantage.updates.projection import inner, project_out
 from vantage.updates.targets import MoveTargets
 
@@ -53,7 +55,7 @@ def conjugate(y: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class DiceValue:
-    """The page's V: fills `value` and `next_value` [N, 1] before the policy moves, and takes the projected step after it.
+    """The page's V: fills `residual` [N, 1, 2] before the policy moves, and takes the projected step after it.
 
     Attributes:
         lam: weight of the residuals against the push down, 0 to 1.
@@ -90,11 +92,14 @@ class DiceValue:
 
     @torch.no_grad()
     def __call__(self, batch: Trajectories, context: Context) -> Trajectories:
-        """Fill the columns: the smaller V of the state, the smaller target of the next one, 0 after a termination."""
+        """Fill the column: the residual that the weight of cloning is made of, of each value network; no gradient."""
         policy: Any = context.policy
-        following = policy.v(batch.next_observation, target=True).amin(0)
-        value = policy.v(batch.observation).amin(0)
-        return batch.replace(value=value, next_value=torch.where(batch.terminated, 0.0, following))
+        # The true gradient knows no target.
+        live = self.gradient == "true"
+        following = policy.v(batch.next_observation) if live else self._target(policy, batch.next_observation)
+        left = self.gamma * (~batch.terminated).to(batch.reward.dtype)
+        residual = batch.reward + left * following - policy.v(batch.observation)
+        return batch.replace(residual=residual.movedim(0, -1))
 
     def fit(self, batch: Trajectories, context: Context) -> None:
         """Move V by the combined gradient."""
@@ -149,14 +154,13 @@ class DiceValue:
 
 @dataclass(frozen=True)
 class ResidualWeight:
-    """Advantage: min(max(reward + gamma * next_value - value, 0), most), [N, 1]; the weight of cloning the row's action."""
+    """Advantage: the mean over value networks of min(max(residual, 0), most), [N, 1]: the weight of cloning the row's action."""
 
-    gamma: float = 0.99
     most: float = 100.0
 
     def __call__(self, batch: Trajectories, context: Context) -> Tensor:
         """Return the weights."""
-        weight = (batch.reward + self.gamma * batch.next_value - batch.value).clamp(0.0, self.most)
+        weight: Tensor = batch["residual"].clamp(0.0, self.most).mean(-1)
         context.record("weight/positive", (weight > 0).float().mean())
         return weight
 
@@ -178,11 +182,11 @@ def odice(
         rollout=Transitions(rows),
         rewards=(),
         values=DiceValue(lam, eta, gamma, gradient, Adam(lr)),
-        advantage=ResidualWeight(gamma),
+        advantage=ResidualWeight(),
         objective=PolicyGradient(),
         averaging="total",
         controllers=(MoveTargets(tau),),
-        update=GradientUpdate(optimizer=Adam(lr, weight_decay=weight_decay), unit="row", max_grad_norm=None),
+        update=GradientUpdate(optimizer=CoupledAdam(lr, weight_decay), unit="row", max_grad_norm=None),
     )
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from vantage.advantages.groups import leave_one_out_mean
 from vantage.core.context import Context
+from vantage.core.errors import UserError
 from vantage.core.method import Method
 from vantage.core.protocols import Evaluation
 from vantage.core.trajectories import Trajectories
@@ -29,6 +30,7 @@ from vantage.methods.preference.dpo import dpo
 from vantage.methods.registry import Paper, method
 from vantage.objectives.preference import FRESH, row_logp
 from vantage.rollouts.pairs import PairsAndFresh
+from vantage.rollouts.plans import at_least
 
 PAPER = Paper(
     "The Importance of Online Data: Understanding Preference Fine-tuning via Coverage",
@@ -43,8 +45,8 @@ class OnlineKL:
     """coefficient * leave-one-out score-function estimate of KL(policy || reference) on the fresh rows, [N]; 0 on stored ones.
 
     Attributes:
-        coefficient: lam.
-        clip: bound of the log-ratio, None for none.
+        coefficient: lam, at least 0.
+        clip: bound of the log-ratio, above 0; None for none.
     """
 
     coefficient: float = 1e-2
@@ -53,6 +55,11 @@ class OnlineKL:
     columns = frozenset({"logp_ref"})
     unit = "group"
     label = "kl"
+
+    def __post_init__(self) -> None:
+        at_least("OnlineKL.coefficient", self.coefficient, 0)
+        if self.clip is not None and not self.clip > 0:
+            raise UserError(f"OnlineKL.clip={self.clip} is out of range: above 0, or none")
 
     def __call__(self, evaluation: Evaluation, batch: Trajectories, context: Context) -> Tensor:
         """Return the term; gradient flows through the factor `logp` alone."""

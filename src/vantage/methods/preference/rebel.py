@@ -9,7 +9,8 @@ prompt from the policy that starts the round, and their log-probabilities kept f
 
 Zero loss on all pairs is the mirror-descent step pi proportional to pi_old exp(eta R); where rewards are equal the loss
 pulls d back to 0. An answer that never ends scores `unfinished`, whatever it says. The text divides by eta instead, which
-is this times 1 / eta^2. arXiv 2404.16767, equation 9; defaults are those of the authors' summarisation script.
+is this times 1 / eta^2. arXiv 2404.16767, equation 9; defaults are those of the authors' summarisation script,
+whose AdamW has the weight decay of torch's default, 0.01.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from vantage.methods.registry import Paper, method
 from vantage.objectives.likelihood import NoCredit
 from vantage.objectives.preference import on_both, pair_rows, row_logp
 from vantage.rewards.mixing import DivergencePenalty, Total
-from vantage.rollouts.plans import Groups, Shuffled
+from vantage.rollouts.plans import Groups, Shuffled, at_least
 from vantage.updates.gradient import GradientUpdate
 from vantage.updates.optimizers import Adam, Linear
 
@@ -105,6 +106,7 @@ def rebel(
     epochs: int = 4,
     minibatches: int = 1,
     temperature: float = 0.7,
+    weight_decay: float = 0.01,
     unfinished: float | None = -1.0,
     whiten: bool = False,
     max_grad_norm: float | None = None,
@@ -112,6 +114,7 @@ def rebel(
 ) -> Method:
     """Compose REBEL; `prompts` counts pairs a round, `unfinished=None` leaves the verifier's score."""
     cut = () if unfinished is None else (Unfinished(unfinished),)
+    at_least("rebel: kl_coef", kl_coef, 0)
     penalty = (DivergencePenalty(kl_coef),) if kl_coef else ()
     return Method(
         prompts=Shuffled(),
@@ -121,7 +124,7 @@ def rebel(
         advantage=NoCredit(),
         objective=RelativeRewards(eta),
         update=GradientUpdate(
-            optimizer=Adam(lr, eps=1e-5),
+            optimizer=Adam(lr, eps=1e-5, weight_decay=weight_decay),
             schedule=Linear(),
             epochs=epochs,
             minibatches=minibatches,

@@ -25,6 +25,7 @@ from vantage.methods.claim import Claim
 from vantage.methods.preference.dpo import dpo
 from vantage.methods.registry import Paper, method
 from vantage.objectives.preference import PairLogistic, pair_rows
+from vantage.rollouts.plans import at_least
 from vantage.updates.optimizers import Cosine
 
 PAPER = Paper(
@@ -37,12 +38,15 @@ PAPER = Paper(
 
 @dataclass(frozen=True)
 class ChosenLikelihood:
-    """coefficient * mean of -logp over all decisions of the chosen rows, a scalar over the whole minibatch."""
+    """coefficient (at least 0) * mean of -logp over all decisions of the chosen rows, a scalar over the whole minibatch."""
 
     coefficient: float
     wants = frozenset({"logp"})
     unit = "batch"
     label = "sft"
+
+    def __post_init__(self) -> None:
+        at_least("ChosenLikelihood.coefficient", self.coefficient, 0)
 
     def __call__(self, evaluation: Evaluation, batch: Trajectories, context: Context) -> Tensor:
         """Return the term."""
@@ -65,10 +69,10 @@ def simpo(
     max_grad_norm: float = 1.0,
     micro_batch: int | None = None,
 ) -> Method:
-    """Compose SimPO."""
+    """Compose SimPO; after the warm-up the rate falls along a cosine to 0."""
     return (
         dpo(prompts, lr, max_grad_norm=max_grad_norm, micro_batch=micro_batch)
-        .adapt("update", schedule=Cosine(warmup=warmup))
+        .adapt("update", schedule=Cosine(warmup=warmup, after=True))
         .replace(
             objective=PairLogistic(beta, beta * gamma_beta_ratio, average=True, smoothing=smoothing, hinge=hinge),
             regularizers=(ChosenLikelihood(sft_weight),) if sft_weight else (),

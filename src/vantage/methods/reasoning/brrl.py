@@ -10,12 +10,19 @@ the old policy, 1 - eps below. PPO pushes towards that and lets go at the edge; 
 
 rho* and the weights carry no gradient. arXiv 2604.18578; losses, heads and constants as in the authors' code. `form="bpo"`
 is for control (their networks are 256-256 relu: a setting of the task), `form="gbpo"` for groups of answers; a setting left
-None takes the form's own default.
+None takes the form's own default, and one of the other form is refused.
+
+One rule of GBPO is ours. The answers at their group's median, often its majority, have rho* = 1 exactly, where the absolute
+error has its kink: on the first pass the gradient is 0 by definition, but the engine's log-probabilities differ from the
+trainer's by some 1e-6, and the sign of that would be a gradient of full size. So a log-ratio below 1e-4 counts as 0.
 """
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +40,7 @@ from vantage.methods.control.ppo import ppo
 from vantage.methods.reasoning.grpo import grpo
 from vantage.methods.registry import Paper, method
 from vantage.objectives.surrogates import log_ratio, masked_mean, record_ratio
+from vantage.rollouts.plans import at_least
 
 PAPER = Paper(
     "Bounded Ratio Reinforcement Learning",
@@ -42,13 +50,28 @@ PAPER = Paper(
     arxiv="2604.18578",
 )
 MEDIAN = "median"
+NOISE = 1e-4
+"""Log-ratio below which GBPO takes the policy for the one that acted: well above what engine and trainer differ by (measured:
+4e-6), well below what an update moves."""
 
 
 def regression(
-    evaluation: Evaluation, batch: Trajectories, target: Tensor, weight: Tensor, width: float, context: Context
+    evaluation: Evaluation,
+    batch: Trajectories,
+    target: Tensor,
+    weight: Tensor,
+    width: float,
+    context: Context,
+    noise: float = 0.0,
 ) -> Tensor:
-    """Return |(ratio - target) * weight| [N, T]; gradient flows through the ratio. Records the share beyond 1 +- width."""
+    """Return |(ratio - target) * weight| [N, T]; gradient flows through the ratio. Records the share beyond 1 +- width.
+
+    A log-ratio of magnitude below `noise` counts as 0; its gradient stays.
+    """
     log = log_ratio(evaluation.logp, batch.logp_old, batch.mask).clamp(-20, 20)
+    if noise:
+        # Where the target is 1, the gradient's sign would otherwise be that of a rounding error, and its size full.
+        log = log - torch.where(log.abs() < noise, log, 0.0).detach()
     ratio = log.exp()
     with torch.no_grad():
         context.record("ratio/outside", masked_mean(((ratio - 1).abs() > width).float(), batch.mask))
@@ -67,6 +90,11 @@ class MedianCritic:
 
     value: float = 0.5
     median: float | None = 0.5
+
+    def __post_init__(self) -> None:
+        at_least("MedianCritic.value", self.value, 0)
+        if self.median is not None:
+            at_least("MedianCritic.median", self.median, 0)
 
     @property
     def wants(self) -> frozenset[str]:
@@ -110,6 +138,10 @@ class BoundedRatio:
     softness: float = 0.001
     median: bool = True
 
+    def __post_init__(self) -> None:
+        _in_unit("BoundedRatio.eps", self.eps)
+        _above_zero("BoundedRatio.softness", self.softness)
+
     @property
     def wants(self) -> frozenset[str]:
         """Log-probabilities and both values."""
@@ -129,13 +161,18 @@ class GroupTarget:
     """GBPO's credit: fills `advantage` [N, T] and `target_ratio` [N, 1]; no gradient.
 
     Attributes:
-        eps_low, eps_high: bounds of the ratio.
+        eps_low, eps_high: bounds of the ratio, 0 to 1 and at least 0.
         temper: divides the standardised distance to the median, above 0.
     """
 
     eps_low: float = 0.2
     eps_high: float = 0.2
     temper: float = 1.0
+
+    def __post_init__(self) -> None:
+        _in_unit("GroupTarget.eps_low", self.eps_low)
+        at_least("GroupTarget.eps_high", self.eps_high, 0)
+        _above_zero("GroupTarget.temper", self.temper)
 
     def __call__(self, batch: Trajectories, context: Context) -> Trajectories:
         """Fill both columns."""
@@ -167,7 +204,35 @@ class TargetRatio:
 
     def __call__(self, evaluation: Evaluation, batch: Trajectories, context: Context) -> Tensor:
         """Return the loss per decision [N, T]."""
-        return regression(evaluation, batch, batch.target_ratio, batch.advantage, self.width, context)
+        return regression(evaluation, batch, batch.target_ratio, batch.advantage, self.width, context, NOISE)
+
+
+def _in_unit(name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise UserError(f"{name}={value} is out of range: 0 to 1")
+
+
+def _above_zero(name: str, value: float) -> None:
+    if not value > 0:
+        raise UserError(f"{name}={value} is out of range: above 0")
+
+
+_OWN = {
+    "bpo": (
+        "gamma", "lam", "softness", "median", "value_coefficient", "median_coefficient", "entropy_coefficient",
+    ),
+    "gbpo": ("eps_high", "temper", "temperature"),
+}  # fmt: skip
+"""Settings that one form alone has, but for the size of its batch (`rows`, `length`; `prompts`, `group_size`): arenas give both."""
+
+
+def _refuse_others(form: str, given: Mapping[str, Any]) -> None:
+    """Raise a UserError that names the settings of the other form that are not at their defaults."""
+    defaults = {name: p.default for name, p in inspect.signature(brrl).parameters.items()}
+    for other, names in _OWN.items():
+        odd = [f"{name}={given[name]!r}" for name in names if given[name] != defaults[name]]
+        if other != form and odd:
+            raise UserError(f"brrl: form={form!r} has no {', '.join(odd)}: of form={other!r} alone")
 
 
 @method(id="S224", family="objectives", papers=PAPER)
@@ -194,29 +259,43 @@ def brrl(
     micro_batch: int | None = None,
 ) -> Method:
     """Compose BPO (on PPO: 10 epochs of 32 minibatches, rate 3e-4, eps 0.3) or GBPO (on GRPO: rate 1e-6, eps 0.2)."""
+    given = locals()
+    if form not in _OWN:
+        raise UserError(f"brrl: form={form!r} is not known: 'bpo' (control) or 'gbpo' (groups of answers)")
+    _refuse_others(form, given)
     if form == "bpo":
         eps = 0.3 if eps is None else eps
         return (
             ppo(
-                rows, length, epochs or 10, minibatches or 32, lr or 3e-4, anneal=False, gamma=gamma, lam=lam,
-                entropy_coefficient=entropy_coefficient, max_grad_norm=1.0,
+                rows,
+                length,
+                epochs=10 if epochs is None else epochs,
+                minibatches=32 if minibatches is None else minibatches,
+                lr=3e-4 if lr is None else lr,
+                anneal=False,
+                gamma=gamma,
+                lam=lam,
+                entropy_coefficient=entropy_coefficient,
+                max_grad_norm=1.0,
             )
             .adapt("update", normalize_advantage=False, micro_batch=micro_batch)
             .replace(
                 values=MedianCritic(value_coefficient, median_coefficient if median else None),
                 objective=BoundedRatio(eps, softness, median),
             )
-        )  # fmt: skip
-    if form == "gbpo":
-        eps = 0.2 if eps is None else eps
-        high = eps if eps_high is None else eps_high
-        return grpo(
-            prompts, group_size, lr=lr or 1e-6, beta=0.0, epochs=epochs or 1, minibatches=minibatches or 1,
-            temperature=temperature, micro_batch=micro_batch,
-        ).replace(
-            advantage=GroupTarget(eps, high, temper), objective=TargetRatio(max(eps, high)), averaging="token"
-        )  # fmt: skip
-    raise UserError(f"brrl: form={form!r} is not known: 'bpo' (control) or 'gbpo' (groups of answers)")
+        )
+    eps = 0.2 if eps is None else eps
+    high = eps if eps_high is None else eps_high
+    return grpo(
+        prompts,
+        group_size,
+        lr=1e-6 if lr is None else lr,
+        beta=0.0,
+        epochs=1 if epochs is None else epochs,
+        minibatches=1 if minibatches is None else minibatches,
+        temperature=temperature,
+        micro_batch=micro_batch,
+    ).replace(advantage=GroupTarget(eps, high, temper), objective=TargetRatio(max(eps, high)), averaging="token")
 
 
 claim = (

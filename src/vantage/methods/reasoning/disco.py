@@ -29,6 +29,7 @@ from vantage.methods.reasoning.grpo import grpo
 from vantage.methods.registry import Paper, method
 from vantage.objectives.likelihood import NoCredit
 from vantage.objectives.surrogates import log_ratio, masked_mean, record_ratio
+from vantage.rollouts.plans import at_least
 
 PAPER = Paper(
     "DisCO: Reinforcing Large Reasoning Models with Discriminative Constrained Optimization",
@@ -94,8 +95,8 @@ class SquaredHinge:
     """The page's constraint, over the whole minibatch; its coefficient carries no gradient.
 
     Attributes:
-        delta: kl that is free, in nats a token.
-        beta: weight.
+        delta: kl that is free, in nats a token, at least 0.
+        beta: weight, at least 0.
         estimator: "k1" (logp_old - logp) or "k3" (ratio - 1 - log ratio).
     """
 
@@ -109,6 +110,8 @@ class SquaredHinge:
     def __post_init__(self) -> None:
         if self.estimator not in ("k1", "k3"):
             raise UserError(f"SquaredHinge.estimator={self.estimator!r} is not known: 'k1' or 'k3'")
+        at_least("SquaredHinge.delta", self.delta, 0)
+        at_least("SquaredHinge.beta", self.beta, 0)
 
     def __call__(self, evaluation: Evaluation, batch: Trajectories, context: Context) -> Tensor:
         """Return the term, a scalar."""

@@ -29,6 +29,7 @@ from vantage.methods.claim import Claim
 from vantage.methods.reasoning.grpo import grpo
 from vantage.methods.registry import Paper, method
 from vantage.rewards.mixing import Total
+from vantage.rollouts.plans import at_least
 
 PAPER = Paper(
     "GDPO: Group reward-Decoupled Normalization Policy Optimization for Multi-reward RL Optimization",
@@ -48,7 +49,10 @@ def _known(name: str, batch: Trajectories, where: str) -> None:
 
 @dataclass(frozen=True)
 class PaidIf:
-    """Pay the reward `reward` only where the reward `gate` is at least `threshold`; elsewhere it is 0."""
+    """Pay the reward `reward` only where the reward `gate` is at least `threshold`; elsewhere it is 0.
+
+    Where either is missing (NaN), so is what is paid: nobody knows what it should have been.
+    """
 
     reward: str
     gate: str
@@ -58,7 +62,9 @@ class PaidIf:
         """Change that named reward."""
         for name in (self.reward, self.gate):
             _known(name, batch, "PaidIf")
-        paid = torch.where(batch.rewards[self.gate] >= self.threshold, batch.rewards[self.reward], 0.0)
+        reward, gate = batch.rewards[self.reward], batch.rewards[self.gate]
+        paid = torch.where(gate >= self.threshold, reward, 0.0)
+        paid = paid.masked_fill(torch.isnan(gate) | torch.isnan(reward), torch.nan)
         return batch.replace(rewards=batch.rewards.copy().set(self.reward, paid))
 
 
@@ -68,13 +74,16 @@ class Decoupled:
 
     Attributes:
         weights: of each named reward; 1 where none is given.
-        eps: added to each standard deviation.
+        eps: added to each standard deviation, at least 0.
         over_batch: whether the sum is standardised over the batch (step 3).
     """
 
     weights: Mapping[str, float] = field(default_factory=dict)
     eps: float = 1e-4
     over_batch: bool = True
+
+    def __post_init__(self) -> None:
+        at_least("Decoupled.eps", self.eps, 0)
 
     def __call__(self, batch: Trajectories, context: Context) -> Tensor:
         """Return the advantage [N, T]."""

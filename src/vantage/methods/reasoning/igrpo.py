@@ -8,7 +8,9 @@ prompt, so that the policy learns to improve on its strongest attempt; when it i
     loss = mean over rows of mean over tokens of -min(ratio A, clip(ratio, 1 - eps, 1 + eps) A) + beta * k3(logp, logp_ref)
 
 arXiv 2602.09000, equations 2 to 6. N + G is the budget of GRPO's group. Reconstructed: the tie rule, eps 0.2, the divisor G - 1;
-the authors' template was not read, and `template` is ours. No gradient reaches the drafts. `drafts=0` is GRPO.
+the authors' template was not read, and `template` is ours. No gradient reaches the drafts. `drafts=0` is GRPO. The authors'
+rate falls along a cosine; here it stays, and `update.schedule` is where to give one. What is recorded of the drafts stands
+under `draft/`.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ class BestDraft(Groups):
 
     Attributes:
         drafts: N, 0 for none.
-        template: `(item, draft=...) -> item`.
+        template: `(item, draft=...) -> item`; a `Template` must have {prompt} and {draft}, and nothing else.
     """
 
     drafts: int = 4
@@ -49,6 +51,8 @@ class BestDraft(Groups):
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least("BestDraft.drafts", self.drafts, 0)
+        if isinstance(self.template, Template):
+            self.template.check("BestDraft.template", ("prompt", "draft"))
 
     def __call__(self, context: Context) -> Trajectories:
         """Draft, choose, and sample."""
@@ -56,11 +60,13 @@ class BestDraft(Groups):
         if not self.drafts:
             return context.engine.sample(prompts, self.size, context)
         engine = prefix_engine(context, "BestDraft")
-        drafted = context.verify(engine.sample(prompts, self.drafts, context))
-        score = Total()(drafted, context).score.view(len(prompts), self.drafts)
+        # The metrics of the step are those of the answers that are learnt from.
+        aside = context.under("draft")
+        drafted = aside.verify(engine.sample(prompts, self.drafts, aside))
+        score = Total()(drafted, aside).score.view(len(prompts), self.drafts)
         best, chosen = score.max(1)
-        context.record("draft/mean", score.mean())
-        context.record("draft/best", best.mean())
+        aside.record("mean", score.mean())
+        aside.record("best", best.mean())
         first = torch.arange(len(prompts), device=chosen.device) * self.drafts
         texts = engine.texts(drafted.select(first + chosen))
         items = [self.template(item, draft=text) for item, text in zip(prompts.items, texts, strict=True)]

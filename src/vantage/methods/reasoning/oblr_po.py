@@ -11,7 +11,9 @@ by squared gradient norms, and a best step size, in proportion to its signal ove
 
 arXiv 2511.23310, reconstructed from its abstract (the estimator, its variance, the rate governed by signal to noise, the
 gradient-weighted baseline); the baseline is the classical one, the estimators and constants of the step size are ours. `lr`
-stands for 1 / L. `leave_one_out=False` takes the group's own weighted mean, which costs unbiasedness.
+stands for 1 / L. `leave_one_out=False` takes the group's own weighted mean, which costs unbiasedness. Parts keep their groups
+whole, so a minibatch of one group is one part and says nothing of the noise: its step has the rate of the running means so far
+(lr before there are any), and `gradient/unmeasured` counts it.
 """
 
 from __future__ import annotations
@@ -64,6 +66,8 @@ def weighted_baseline(score: Tensor, weight: Tensor, group: Tensor, leave_one_ou
 class NormWeighted:
     """Advantage: score less the norm-weighted baseline of the page; no gradient. One more forward pass, for sum_v pi^2.
 
+    That pass holds the probabilities [rows, T, V] of as many rows at once as the update differentiates (its `micro_batch`).
+
     Attributes:
         leave_one_out: leave the row out of its own baseline.
     """
@@ -81,9 +85,16 @@ class NormWeighted:
 
     def squared_norms(self, batch: Trajectories, context: Context) -> Tensor:
         """Return |S|^2 of each row [N] in the logits of its decisions."""
-        collision = context.judge(
-            batch, "distribution", read=lambda found: _logits(found).float().softmax(-1).square().sum(-1)
-        )
+        size = getattr(context.method.update, "micro_batch", None) or max(len(batch), 1)
+        parts = [
+            context.judge(
+                batch[start : start + size],
+                "distribution",
+                read=lambda found: _logits(found).float().softmax(-1).square().sum(-1),
+            )
+            for start in range(0, max(len(batch), 1), size)
+        ]
+        collision = parts[0] if len(parts) == 1 else torch.cat(parts)
         squares = 1 - 2 * batch.logp_old.float().exp() + collision
         return torch.where(batch.mask, squares, 0.0).sum(-1)
 
@@ -95,7 +106,7 @@ class SignalToNoise(GradientUpdate):
     Attributes:
         pieces: M, at least 2; groups stay whole.
         decay: of the running means, 0 to below 1.
-        floor: least factor on the learning rate.
+        floor: least factor on the learning rate, 0 to 1.
     """
 
     pieces: int = 4
@@ -108,6 +119,8 @@ class SignalToNoise(GradientUpdate):
             raise UserError(f"SignalToNoise.pieces={self.pieces} is out of range: at least 2")
         if not 0 <= self.decay < 1:
             raise UserError(f"SignalToNoise.decay={self.decay} is out of range: 0 to below 1")
+        if not 0 <= self.floor <= 1:
+            raise UserError(f"SignalToNoise.floor={self.floor} is out of range: 0 to 1")
 
     def differentiate(self, part: Trajectories, context: Context) -> None:
         """Leave the mean of the parts' gradients in `.grad`, and set this step's learning rate by their spread."""
@@ -128,6 +141,9 @@ class SignalToNoise(GradientUpdate):
             parameter.grad = gradient_
         if count > 1:
             self._scale(_square(mean), squares, count, context)
+        else:
+            context.record("gradient/unmeasured", 1.0)
+            self._set_rate(context)
 
     def _scale(self, square: Tensor, squares: Tensor, count: int, context: Context) -> None:
         # With equal parts, mean_m |g_m|^2 - |g|^2 is (1 / M) sum_m |g_m - g|^2.
@@ -139,6 +155,12 @@ class SignalToNoise(GradientUpdate):
                 value if held is None else self.decay * held.to(value.device) + (1 - self.decay) * value
             )
             context.record(f"gradient/{name}", value)
+        self._set_rate(context)
+
+    def _set_rate(self, context: Context) -> None:
+        """Scale the learning rate by the running means; the rate stays where nothing was measured yet."""
+        if "signal" not in self._memory:
+            return
         total = self._memory["signal"] + self._memory["noise"]
         ratio = float(torch.where(total > 0, self._memory["signal"] / total, 1.0).clamp(min=self.floor))
         context.record("lr/signal_to_noise", ratio)

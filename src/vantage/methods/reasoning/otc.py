@@ -9,9 +9,12 @@ everything. With m calls, and n the least among the right answers of the group:
     r = alpha * factor * score
 
 arXiv 2504.14870. The cosine was read in a review, the sine and the product are from general knowledge of the paper; alpha and c
-are not stated: 1, and the turns that a conversation may have. Whether n is kept from step to step is a doubt, so `persist`
+are not stated. alpha is 1; c is 4, where four calls halve a reward without a group (the turns that a conversation may have
+are another natural choice, and the task's to know). A score below 0 keeps the factor 1: made smaller, a failure would be
+the less bad the more calls it took. Whether n is kept from step to step is a doubt, so `persist`
 (the least ever seen for the prompt, this step included) is off. A call is an answer of the environment: the number of the last
-turn. The PPO form shares its trunk with the critic; its trace passes over what the tool says.
+turn. The PPO form shares its trunk with the critic; its trace passes over what the tool says, and nothing follows a
+conversation that was cut at its limit: it has been judged and never goes on.
 """
 
 from __future__ import annotations
@@ -67,6 +70,8 @@ def least_of(calls: Tensor, right: Tensor, key: Tensor, count: int) -> Tensor:
 class CallEconomy:
     """Multiplies `score` and the reward at the last decision by the page's factor; fills `calls` [N]. No gradient.
 
+    A score below 0 is multiplied by `alpha` alone.
+
     Attributes:
         form: "grpo" or "ppo".
         alpha: scale of the reward, above 0.
@@ -93,6 +98,7 @@ class CallEconomy:
         least = None if self.form == "ppo" else self._least(calls, right, batch)
         # Without a right answer there is no least number of calls, and no score to multiply.
         factor = economy(calls, None if least is None else least.nan_to_num(posinf=0.0), self.c)
+        factor = torch.where(batch.score < 0, 1.0, factor)
         score = self.alpha * factor * batch.score
         context.record("score/economical", score.mean())
         return batch.replace(score=score, reward=at_last(score, batch), calls=calls)

@@ -44,6 +44,10 @@ PAPER = Paper(
 )
 
 
+CHUNK = 32
+"""Rows whose states stand at once where no micro-batch is set: the states of a whole batch are larger than a model."""
+
+
 @dataclass(frozen=True)
 class Ridge:
     """A fitted ridge regression.
@@ -124,7 +128,9 @@ class HiddenProbe:
 
     def features(self, batch: Trajectories, context: Context) -> Tensor:
         """Return phi [N, 2 D + 3] in float32."""
-        size = max(context.micro_batch or len(batch), 1)
+        # Not more than the run may judge at once, nor than the update does.
+        limits = (context.micro_batch, getattr(context.method.update, "micro_batch", None))
+        size = min((limit for limit in limits if limit), default=CHUNK)
         states = [self._states(batch[start : start + size], context) for start in range(0, len(batch), size)]
         count = batch.mask.sum(-1).clamp(min=1)
         entropy = torch.where(batch.mask, batch.entropy_old.float(), 0.0)
@@ -133,14 +139,21 @@ class HiddenProbe:
         return torch.cat([*torch.cat(states).unbind(1), torch.stack([mean, spread.sqrt(), entropy.amax(-1)], 1)], 1)
 
     def _states(self, batch: Trajectories, context: Context) -> Tensor:
-        """Return the first state and the mean of the last ones [n, 2, D]: only these are asked for."""
+        """Return the first state and the mean of the last ones [n, 2, D] of rows that are judged at once."""
         mask = batch.mask
-        first = mask & (mask.cumsum(1) == 1)
-        last = mask & (mask.flip(1).cumsum(1).flip(1) <= self.pool)
-        hidden = context.judge(batch.replace(mask=first | last), "hidden").float()
-        weight = torch.stack([first, last], 1).float()
-        weight = weight / weight.sum(-1, keepdim=True).clamp(min=1)
-        return weight @ torch.where((first | last).unsqueeze(-1), hidden, 0.0)
+        rank = mask.cumsum(1)
+        count = rank[:, -1:]
+        # Numbers of the decisions that are read: the first, then the last ones; and where these stand in the row.
+        wanted = torch.cat([torch.zeros_like(count), count - 1 - torch.arange(self.pool, device=count.device)], 1)
+        there = (wanted >= 0) & (count > 0)
+        place = torch.argsort(~mask, dim=1, stable=True).gather(1, wanted.clamp(min=0))
+        needed = batch.replace(mask=mask & ((rank == 1) | (rank > count - self.pool)))
+        rows = torch.arange(len(batch), device=count.device).unsqueeze(1)
+        # The rest of what the policy gives, [n, T, D], is let go before the next rows come.
+        found = context.judge(needed, "hidden", read=lambda judged: judged.hidden[rows, place]).float()
+        found = torch.where(there.unsqueeze(-1), found, 0.0)
+        mean = found[:, 1:].sum(1) / there[:, 1:].sum(1, keepdim=True).clamp(min=1)
+        return torch.stack([found[:, 0], mean], 1)
 
     def fit(self, batch: Trajectories, context: Context) -> None:
         """Remember this step's answers, and fit to all that are remembered."""

@@ -10,7 +10,8 @@ read by all. Outputs and gradients are those of the repeated form up to rounding
 
 arXiv 2506.05433. The policy of this library computes so (`prefix_sharing`), by its own attention over packed tokens instead of the
 authors' padded pair of calls; rows share whatever prompt they have in common, in whatever group. Its default, "auto", shares
-where that leaves out a fifth of the tokens; this page says it outright, and measures it. The method is GRPO's.
+where that leaves out a fifth of the tokens; this page says it outright, and measures it. The method is GRPO's. Models whose
+attention the policy does not compute itself are refused.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from vantage.core.method import Method
 from vantage.methods.claim import Claim
 from vantage.methods.reasoning.grpo import grpo
 from vantage.methods.registry import Paper, method
+from vantage.policies import trunk
 from vantage.updates.gradient import GradientUpdate
 
 PAPER = Paper(
@@ -48,12 +50,19 @@ class SharedPrefixes(GradientUpdate):
         """Tell the policy and its frozen copies; make the optimiser.
 
         Raises:
-            UserError: the policy computes no prompts.
+            UserError: the policy computes no prompts, or its model is not of those whose attention it computes itself.
         """
         super().prepare(context)
         policies: list[Any] = [context.policy, *context.policies.values()]
         if not hasattr(policies[0], "prefix_sharing"):
             raise UserError(f"SharedPrefixes: {type(context.policy).__name__} has no prompts that rows could share")
+        model = policies[0].model
+        if self.sharing and not trunk.supported(model):
+            raise UserError(
+                f"SharedPrefixes.sharing=True: a {type(model).__name__} as it is set up is run by its own forward, which cannot"
+                f" share prompts; sharing=False repeats them (shared are those of {', '.join(trunk.ARCHITECTURES)} without"
+                " sliding window, frequencies that change with the length, or hooks)"
+            )
         for policy in policies:
             policy.prefix_sharing = self.sharing
 

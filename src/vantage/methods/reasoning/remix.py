@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from vantage.core.context import Context
+from vantage.core.errors import UserError
 from vantage.core.method import Method
 from vantage.core.protocols import Evaluation
 from vantage.core.trajectories import Trajectories
@@ -30,7 +31,7 @@ from vantage.methods.reasoning.grpo import grpo
 from vantage.methods.registry import Paper, method
 from vantage.objectives.surrogates import clipped_surrogate, log_ratio, masked_mean
 from vantage.regularizers.penalties import EntropyBonus, divergence
-from vantage.rollouts.plans import Groups
+from vantage.rollouts.plans import Groups, at_least
 from vantage.rollouts.replay import RecentReplay
 from vantage.updates.phases import Until
 
@@ -48,12 +49,15 @@ class CentredClip:
     """The clipped surrogate with bounds c - eps and c + eps; gradient flows through `logp`.
 
     Attributes:
-        eps: half the width.
+        eps: half the width, at least 0.
     """
 
     eps: float = 0.2
     wants = frozenset({"logp"})
     columns = frozenset({"logp_current"})
+
+    def __post_init__(self) -> None:
+        at_least("CentredClip.eps", self.eps, 0)
 
     def __call__(self, evaluation: Evaluation, batch: Trajectories, context: Context) -> Tensor:
         """Return the loss per decision [N, T]."""
@@ -72,13 +76,16 @@ class ConvexKL:
     """The page's divergence to base and previous policy, k3 per decision; gradient flows through `logp`.
 
     Attributes:
-        coefficient: beta.
+        coefficient: beta, at least 0.
     """
 
     coefficient: float = 0.04
     wants = frozenset({"logp"})
     columns = frozenset({"logp_ref", f"logp_under_{PREVIOUS}"})
     label = "kl"
+
+    def __post_init__(self) -> None:
+        at_least("ConvexKL.coefficient", self.coefficient, 0)
 
     def __call__(self, evaluation: Evaluation, batch: Trajectories, context: Context) -> Tensor:
         """Return the term per decision [N, T]."""
@@ -136,6 +143,10 @@ def remix(
     micro_batch: int | None = None,
 ) -> Method:
     """Compose ReMix on GRPO; `share` is p, `passes` m, `window` N, `until` T."""
+    # Inside `Until` they are read in the run alone, too late for the parts' own checks.
+    if not 0 <= share < 1:
+        raise UserError(f"remix: share={share} is out of range: 0 to below 1")
+    at_least("remix: passes", passes, 1)
     return (
         grpo(prompts, group_size, lr=lr, beta=0.0, minibatches=minibatches, micro_batch=micro_batch)
         .replace(

@@ -11,20 +11,21 @@ that wrote them:
            + beta * token mean over fresh rows of k3,           B = all rows of the batch
 
 arXiv 2506.09340; all steps as in the authors' code, with one rule added: one replayed answer alone has A = 0. The code also
-truncates sampling to the 50 likeliest tokens, which is the engine's setting here.
+truncates sampling to the 50 likeliest tokens, which is the engine's setting here. `score` and `reward/..` of the log are
+the fresh answers', `batch/score` that of all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from vantage.core.averaging import group_index
-from vantage.core.context import Context
+from vantage.core.context import Context, Metrics
 from vantage.core.errors import UserError
 from vantage.core.method import Method
 from vantage.core.protocols import Evaluation
@@ -102,10 +103,12 @@ def _placed(order: Tensor, ranks: Tensor) -> Tensor:
 class PromptReplay:
     """Fresh groups, then for each of their prompts the replayed answers; `source` [N] is 1 for those.
 
+    The strategies go by the plain sum of an answer's named rewards.
+
     Attributes:
         plan: gathers fresh groups.
         capacity: M, answers that are kept of a prompt.
-        least: m_min, answers that a queue must hold to be replayed from.
+        least: m_min, answers that a queue must hold to be replayed from; at most `capacity`.
         take: k, answers taken back at most.
         strategy: one of `STRATEGIES`.
         mixed: replayed answers join their prompt's group instead of making one of their own.
@@ -124,6 +127,11 @@ class PromptReplay:
     def __post_init__(self) -> None:
         for name in ("capacity", "least", "take"):
             at_least(f"PromptReplay.{name}", getattr(self, name), 1)
+        if self.least > self.capacity:
+            raise UserError(
+                f"PromptReplay.least={self.least} is more than capacity={self.capacity}: no queue ever holds so many answers,"
+                " and nothing would be replayed; lower least or raise capacity"
+            )
         if self.strategy not in STRATEGIES:
             raise UserError(f"PromptReplay.strategy={self.strategy!r} is not known: {', '.join(STRATEGIES)}")
         self._memory["queues"] = PromptQueues(self.capacity)
@@ -135,7 +143,9 @@ class PromptReplay:
 
     def __call__(self, context: Context) -> Trajectories:
         """Gather fresh groups and put replayed rows behind them."""
-        fresh = Total()(context.verify(self.plan(context)), context)
+        # The method's rewards score these rows again, and record it.
+        unrecorded = replace(context, metrics=Metrics())
+        fresh = Total()(context.verify(self.plan(context)), unrecorded)
         index, groups = group_index(fresh.group)
         zeros = torch.zeros(len(fresh), device=fresh.device)
         fresh = fresh.replace(group=index, source=zeros.long(), weight=zeros + 1)
@@ -172,6 +182,25 @@ def _distinct(prompt: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
     ids, index = torch.unique(prompt, return_inverse=True)
     first = torch.full_like(ids, len(prompt)).scatter_reduce(0, index, group, "amin")
     return ids, first
+
+
+@dataclass(frozen=True)
+class FreshRecorded:
+    """A reward of all rows, which records that of the fresh ones under its own names, and that of all under `batch/`.
+
+    What is replayed was chosen by its score, so that a mean over it says nothing of the policy.
+
+    Attributes:
+        reward: fills `score` and `reward`.
+    """
+
+    reward: Any = field(default_factory=Total)
+
+    def __call__(self, batch: Trajectories, context: Context) -> Trajectories:
+        """Fill `score` and `reward`."""
+        self.reward(batch.select(batch.source == 0), context)
+        found: Trajectories = self.reward(batch, context.under("batch"))
+        return found
 
 
 @dataclass(frozen=True)
@@ -217,6 +246,7 @@ def repo_replay(
     groups = Groups(prompts, group_size, temperature)
     return grpo(prompts, group_size, lr=lr, beta=0.0, eps=eps, micro_batch=micro_batch).replace(
         rollout=PromptReplay(groups, capacity, least, take, strategy, mixed, weight),
+        rewards=(FreshRecorded(),),
         regularizers=(FreshKL(beta),) if beta else (),
     )
 

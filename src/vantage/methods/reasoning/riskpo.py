@@ -11,9 +11,13 @@ lower one the slope is steep, between them it is gentle, above the upper one the
 Each answer takes its paper's A, scaled by its question (`credit`): "std" divides by the std of the question's scores (by 1
 where that is at most 1e-3), "uniform" leaves it, "score" halves it where the answer scored and takes 1.5 of it where it did
 not, "sum-mean" deals it out by the excess over the question's mean. Then PPO's clip and a token mean.
-arXiv 2510.00911, all steps as in the authors' code; defaults are its easy-math script. Its hard-math script has beta 0.8, 10
-answers, "sum-mean", no baseline (the bracket q_lo - q_hi), 512 prompts in 4 minibatches. `seeking` is the authors' control:
-g2 becomes (S - q_hi)^+ / (1 - beta). Every division has 1e-6 added. One rule is ours: papers that all score the same are
+arXiv 2510.00911, the steps of the authors' code but for the quantiles; defaults are its easy-math script. Its hard-math script has
+beta 0.8, 10 answers, "sum-mean", no baseline (the bracket q_lo - q_hi), 512 prompts in 4 minibatches. `seeking` is the
+authors' control: g2 becomes (S - q_hi)^+ / (1 - beta). Every division has 1e-6 added.
+
+The quantiles are tracked over the run, as the paper says (`quantiles="track"`). The authors' scripts ask for that too, but the
+released trainer writes them to the `meta_info` of a batch that ends with its step, and the next step finds none: as released,
+each bundle has its own quantiles, which is `quantiles="batch"`. One rule is ours: papers that all score the same are
 divided by 1, as equal answers to a question are, where the code divides by the 1e-6 and so lets one bundle drown the batch.
 """
 
@@ -36,6 +40,7 @@ from vantage.core.trajectories import Trajectories, per_decision
 from vantage.methods.claim import Claim
 from vantage.methods.reasoning.grpo import grpo
 from vantage.methods.registry import Paper, method
+from vantage.rollouts.plans import at_least
 
 PAPER = Paper(
     "RiskPO: Risk-based Policy Optimization via Verifiable Reward for LLM Post-Training",
@@ -68,7 +73,7 @@ class BundleRisk:
     Attributes:
         bundle: B, consecutive groups that make a bundle; the last one may be smaller.
         alpha, beta: levels of the lower and upper quantile, 0 < alpha < beta < 1.
-        tail: w, weight of the lower tail.
+        tail: w, weight of the lower tail, at least 0.
         credit: "std", "uniform", "score" or "sum-mean".
         quantiles: "track" (of all papers so far), "batch" (the bundle's own) or "mix" (their mean).
         scale: whether to divide by the std of the bundle's papers.
@@ -97,8 +102,8 @@ class BundleRisk:
         ):
             if getattr(self, name) not in known:
                 raise UserError(f"BundleRisk.{name}={getattr(self, name)!r} is not known: {', '.join(known)}")
-        if self.bundle < 1:
-            raise UserError(f"BundleRisk.bundle={self.bundle} is out of range: at least 1")
+        at_least("BundleRisk.bundle", self.bundle, 1)
+        at_least("BundleRisk.tail", self.tail, 0)
 
     def __call__(self, batch: Trajectories, context: Context) -> Tensor:
         """Return the advantage [N, T]."""
@@ -176,13 +181,14 @@ def riskpo(
     credit: str = "std",
     baseline: bool = True,
     seeking: bool = False,
+    quantiles: str = "track",
     quantile_rate: float = 0.1,
     eps: float = 0.2,
     minibatches: int = 2,
     temperature: float = 1.0,
     micro_batch: int | None = None,
 ) -> Method:
-    """Compose RiskPO; `beta` is the upper level, there is no divergence term."""
+    """Compose RiskPO; `beta` is the upper level, there is no divergence term. `quantiles="batch"` is the code as released."""
     return grpo(
         prompts,
         group_size,
@@ -199,6 +205,7 @@ def riskpo(
             beta,
             tail,
             credit,
+            quantiles,
             baseline=baseline,
             seeking=seeking,
             tracker=QuantileTracker(quantile_rate),

@@ -15,6 +15,7 @@ bare prompt, or replace two failures, are not here.
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,7 +26,7 @@ from torch import Tensor
 from vantage.advantages.groups import GroupStandardized
 from vantage.core.averaging import group_index
 from vantage.core.context import Context
-from vantage.core.errors import UserError
+from vantage.core.errors import UserError, nearest
 from vantage.core.method import Method
 from vantage.core.protocols import Prompts
 from vantage.core.trajectories import Trajectories, concatenate
@@ -43,6 +44,7 @@ PAPER = Paper(
     arxiv="2510.19807",
 )
 TEMPLATE = "Question: {prompt}\n{label}: {hint}"
+STAGES = ("knowledge", "planning", "solution")
 
 
 @dataclass(frozen=True)
@@ -50,24 +52,49 @@ class HintLadder:
     """Prompts with hints of rising strength, from a problem's field `hints`: {stage: [part, ..]}.
 
     Attributes:
-        stages: their names in the data, weakest first; the label in the prompt is "Knowledge Hints" and so on.
+        stages: their names in the data, weakest first; the label in the prompt is "Knowledge Hints" and so on. Of the names in
+            `STAGES` some may be left out, and are then not used.
         parts: C, levels a stage; one with fewer parts repeats its last prompt.
         template: of a hinted prompt.
     """
 
-    stages: tuple[str, ...] = ("knowledge", "planning", "solution")
+    stages: tuple[str, ...] = STAGES
     parts: int = 4
     template: Template = field(default_factory=lambda: Template(TEMPLATE))
 
     def __call__(self, item: Any, fields: Mapping[str, Any]) -> list[Any]:
-        """Return the prompts of the levels, [] for a problem without hints."""
-        hints: Mapping[str, Sequence[str]] = fields.get("hints") or {}
+        """Return the prompts of the levels, [] for a problem without hints.
+
+        Raises:
+            UserError: the hints are not {stage: [part, ..]}, or name a stage that is not known.
+        """
+        hints = self._checked(item, fields.get("hints") or {})
         return [
             self.template(item, label=f"{stage.capitalize()} Hints", hint=" ".join(hints[stage][:part]))
             for stage in self.stages
             if hints.get(stage)
             for part in range(1, self.parts + 1)
         ]
+
+    def _checked(self, item: Any, hints: Any) -> Mapping[str, Sequence[str]]:
+        where = f"the hints of the problem {reprlib.repr(item)}"
+        if not isinstance(hints, Mapping):
+            raise UserError(f"HintLadder: {where} are {reprlib.repr(hints)}; they must be {{stage: [part, ..]}}")
+        known = dict.fromkeys((*self.stages, *STAGES))
+        for stage, parts in hints.items():
+            if stage not in known:
+                raise UserError(
+                    f"HintLadder: {where} have a stage {stage!r}{nearest(str(stage).lower(), known)} (known: {', '.join(known)});"
+                    " rename it in the data, or name it in `stages`"
+                )
+            # A text is a sequence too, of its letters.
+            listed = parts is None or (isinstance(parts, Sequence) and not isinstance(parts, str | bytes))
+            if not listed or not all(isinstance(part, str) for part in parts or ()):
+                raise UserError(
+                    f"HintLadder: {where} have {reprlib.repr(parts)} in the stage {stage!r}, which must be a list of texts;"
+                    " write one hint as [hint]"
+                )
+        return hints
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ others here, and on the road it is a method like any other, with demonstrations 
 
     loss = -mean over the completion's tokens of log pi(y_t | x, y_<t)
 
-Prompts carry no loss. The first stage of arXiv 2203.02155; the rate follows a cosine after a short warm-up, as there.
+Prompts carry no loss. The first stage of arXiv 2203.02155; the rate follows a cosine, as there, over the whole run and with a
+short warm-up upon it.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ standardised over the batch, and prompts are drawn where the outcome is open:
 D is the mean over the tokens of the answer from the prompt's last visit of |logp then - logp now|, both under the policy just
 updated at that visit and now; at a first visit rho is rho_max. A prompt starts from n0 answers of the start policy, k right:
 N0 = 1 / (1 - rho_min), alpha = N0 (k + 1/2) / (n0 + 1), beta = N0 (n0 - k + 1/2) / (n0 + 1); with n0 = 0 both are 1/2.
+Scores must lie in [0, 1]: one between counts as a part of a success.
 arXiv 2509.13232; constants and order as in the authors' recipe (which measures D by absolute differences, where the paper
 says KL). The size of the pool that prompts are drawn from is not stated; here four batches. Not SPO-segment.
 """
@@ -26,17 +27,17 @@ from torch import Tensor
 
 from vantage.advantages.groups import group_sums, whiten
 from vantage.advantages.state import Records, per_prompt
+from vantage.core import columns
 from vantage.core.context import Context
 from vantage.core.errors import UserError
 from vantage.core.method import Method
-from vantage.core.protocols import Prompts
+from vantage.core.protocols import Prompts, declared
 from vantage.core.trajectories import Trajectories, per_decision
 from vantage.methods.claim import Claim
 from vantage.methods.reasoning.grpo import grpo
 from vantage.methods.registry import Paper, method
 from vantage.objectives.surrogates import Clip
-from vantage.rewards.mixing import Total
-from vantage.rollouts.plans import Shuffled
+from vantage.rollouts.plans import Shuffled, at_least
 from vantage.rollouts.replay import PromptQueues
 
 PAPER = Paper("Single-stream Policy Optimization", "Zhongwen Xu and Zihan Ding", 2025, arxiv="2509.13232")
@@ -44,19 +45,22 @@ JUDGED = ("observation", "action", "mask", "length", "prompt", "turn")
 """Columns by which a policy judges a row again."""
 LARGEST = 100_000
 """Prompts that are answered before the first step, at most."""
+_ROUNDING = 1e-5
+"""By how much a sum of weighted rewards may miss the range of a score."""
 
 
 @dataclass(frozen=True)
 class SuccessTracker:
     """Fills `value` [N, T] with the prompt's v; after the update it takes in the batch's scores.
 
-    Several answers to a prompt in one batch count as one visit.
+    Several answers to a prompt in one batch count as one visit. Scores outside of [0, 1] are refused: they are shares of a
+    success, and others would make alpha or beta negative.
 
     Attributes:
-        half: D_half, drift in nats a token at which memory halves.
+        half: D_half, drift in nats a token at which memory halves; above 0.
         least, most: bounds of rho, in (0, 1).
-        samples: n0, answers to each prompt of the task before the first step.
-        constant: rho is this instead, and nothing is stored.
+        samples: n0, answers to each prompt of the task before the first step; they are scored by the method's rewards. 0 for none.
+        constant: rho is this instead, and nothing is stored; above 0, and 1 never forgets.
     """
 
     half: float = 0.06
@@ -72,6 +76,11 @@ class SuccessTracker:
     def __post_init__(self) -> None:
         if not 0 < self.least <= self.most < 1:
             raise UserError(f"SuccessTracker: least={self.least} and most={self.most} must have 0 < least <= most < 1")
+        if not self.half > 0:
+            raise UserError(f"SuccessTracker.half={self.half} is out of range: above 0")
+        at_least("SuccessTracker.samples", self.samples, 0)
+        if self.constant is not None and not 0 < self.constant <= 1:
+            raise UserError(f"SuccessTracker.constant={self.constant} is out of range: above 0, at most 1, or none")
 
     def estimate(self, prompts: Tensor) -> Tensor:
         """Return v [B] of these prompts [B]."""
@@ -89,21 +98,28 @@ class SuccessTracker:
                 f" step (at most {LARGEST}); samples=0 starts every prompt at 1/2"
             )
         scale = 1 / (1 - self.least) / (self.samples + 1)
+        # These are not the first step's answers, nor is their score its score.
+        beside = context.under("start")
         for ids in torch.arange(size).split(chunk):
-            batch = context.verify(context.engine.sample(context.task.prompts(ids), self.samples, context))
-            right = Total()(batch, context).score.view(len(ids), self.samples).sum(1)
+            batch = beside.verify(context.engine.sample(context.task.prompts(ids), self.samples, beside))
+            right = _successes(_rewarded(batch, beside).score).view(len(ids), self.samples).sum(1)
             wrong = self.samples - right
             self._records.write(ids.to(right.device), alpha=scale * (right + 0.5), beta=scale * (wrong + 0.5))
 
     def __call__(self, batch: Trajectories, context: Context) -> Trajectories:
-        """Fill `value`, the same for all decisions of a row."""
+        """Fill `value`, the same for all decisions of a row.
+
+        Raises:
+            UserError: a score is outside of [0, 1].
+        """
+        _successes(batch.score)
         value = self.estimate(batch.prompt).unsqueeze(-1).expand(batch.mask.shape)
         return batch.replace(value=value)
 
     def fit(self, batch: Trajectories, context: Context) -> None:
         """Forget by the drift since each prompt's last visit, take in the scores, and store the answers."""
         ids, index, count = per_prompt(batch.prompt)
-        right, size = group_sums(batch.score, batch.prompt)
+        right, size = group_sums(_successes(batch.score), batch.prompt)
         zeros = torch.zeros(count, device=batch.device)
         right, size = zeros.scatter(0, index, right), zeros.scatter(0, index, size)
         rho = torch.full_like(zeros, self.constant) if self.constant is not None else self._rho(ids, context)
@@ -136,21 +152,45 @@ class SuccessTracker:
         self._last.load_state_dict(state["last"])
 
 
+def _rewarded(batch: Trajectories, context: Context) -> Trajectories:
+    """Fill `score` by the method's rewards, as the road does."""
+    for reward in context.method.rewards:
+        batch = reward(columns.fill(batch, declared(reward, "columns"), context), context)
+    return batch
+
+
+def _successes(score: Tensor) -> Tensor:
+    """Return the scores [N], of which none may be outside of [0, 1] by more than rounding."""
+    outside = ~((score >= -_ROUNDING) & (score <= 1 + _ROUNDING))
+    if bool(outside.any()):
+        raise UserError(
+            f"SuccessTracker: a row has the score {float(score[outside][0])}, and v is the share of successes: scores must"
+            " lie in the range 0 to 1 (mix or scale the rewards so)"
+        )
+    return score.clamp(0, 1)
+
+
 @dataclass(frozen=True)
 class OpenPrompts:
     """Prompts drawn from a chunk of the shuffled data with weight sqrt(v (1 - v)) + `explore`, v of the method's tracker.
 
-    Without replacement where the chunk holds enough prompts.
+    No place of the chunk is drawn twice where it holds enough of them. A chunk that an epoch ends in can hold a prompt at two
+    places, and then both may be drawn.
 
     Attributes:
-        pool: prompts a chunk, in batches.
-        explore: added to each weight, above 0.
+        pool: prompts a chunk, in batches; at least 1.
+        explore: added to each weight, above 0: v may come to be 0 or 1, and weights must not vanish.
         source: gives the chunks.
     """
 
     pool: int = 4
     explore: float = 0.05
     source: Shuffled = field(default_factory=Shuffled)
+
+    def __post_init__(self) -> None:
+        at_least("OpenPrompts.pool", self.pool, 1)
+        if not self.explore > 0:
+            raise UserError(f"OpenPrompts.explore={self.explore} is out of range: above 0")
 
     def prepare(self, context: Context) -> None:
         """Prepare the source."""

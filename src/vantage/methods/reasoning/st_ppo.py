@@ -13,7 +13,9 @@ arXiv 2511.20718, read in reviews and a note: the division (their equations 7 an
 advantages, the definition of C. Reconstructed: the floor c0 (what happens at C = 0 is not stated; 1 leaves PPO as it is until the
 bias exceeds 1) and C under turn ratios. No default is stated. `level="token"` is S-PPO, `floor=None` Turn-PPO, both are PPO. A
 second-hand note that subtracts C contradicts the reviews. One more forward and backward pass, for C. GAE passes over what the
-environment says.
+environment says; after an answer that the length limit cut nothing follows. No limit on the gradient's norm is stated, and by
+default there is none: g / |C| is mostly longer than 1, so that the usual limit of 1 brings nearly every corrected gradient to the
+same norm and undoes the division.
 """
 
 from __future__ import annotations
@@ -178,11 +180,11 @@ def st_ppo(
     beta: float = 0.0,
     epochs: int = 1,
     minibatches: int = 4,
-    max_grad_norm: float | None = 1.0,
+    max_grad_norm: float | None = None,
     temperature: float = 1.0,
     micro_batch: int | None = None,
 ) -> Method:
-    """Compose ST-PPO; `floor` is c0, None for no correction."""
+    """Compose ST-PPO; `floor` is c0, None for no correction. `max_grad_norm` limits what the correction left; None does not."""
     settings: dict[str, Any] = {
         "optimizer": Adam(lr),
         "epochs": epochs,

@@ -9,10 +9,10 @@ the path, so that it sees the choice at each fork:
     loss = mean over tokens of -min(ratio A, clip(ratio, 1 - 0.2, 1 + 0.28) A),  for A < 0 at most -10 A
 
 arXiv 2508.17445, as in the authors' code: segments, forks, cut back leaves with their whole path, eps 1e-8 inside the root. Prompts
-whose answers all score the same are dropped and sampled again. A single answer to a prompt has a = r. Here an answer ends with its
-end token alone (theirs also at a boxed answer or repetition). Room is shared equally and cuts are uniform, as in their runs;
-their options by log-probability are `share` and `cut` (`Trees` defines them). Not the segment advantage of SPO, which is in
-that code too.
+whose answers all score the same are dropped and sampled again, unless `rounds` is 1. A single answer to a prompt has a = r. Here
+an answer ends with its end token alone (theirs also at a boxed answer or repetition). Room is shared equally and cuts are
+uniform, as in their runs; their options by log-probability are `share` and `cut` (`Trees` defines them). Not the segment
+advantage of SPO, which is in that code too.
 """
 
 from __future__ import annotations
@@ -117,7 +117,11 @@ def treepo(
     temperature: float = 1.0,
     micro_batch: int | None = None,
 ) -> Method:
-    """Compose TreePO; `overlong_buffer` is in tokens (512 in the paper), `rounds` bounds sampling again."""
+    """Compose TreePO; `overlong_buffer` is in tokens (512 in the paper).
+
+    `rounds` is how often a step samples at most to have `prompts` prompts whose answers differ in score; with 1 it samples once and
+    drops none, so that prompts whose answers all score the same stay in the batch and in its averages.
+    """
     trees = Trees(
         prompts,
         group_size,

@@ -9,8 +9,8 @@ estimates the value where each begins by the mean score of K continuations from 
     loss = token mean of -min(ratio A, clip(ratio) A) + beta * mean over rows of sum_t min(k3(logp, logp_ref), 1e4)
 
 arXiv 2410.01679; steps and defaults as in the authors' code (MATH and GSM8K). Equal prefixes are continued once. A continuation
-that does not end counts `unfinished` (0). Continuations are never learnt from. A step ends with a token whose text holds
-`separator`, so a separator must lie within a token.
+that does not end counts `unfinished` (0), and so does an answer. Continuations are never learnt from. A step ends with a token
+whose text holds `separator`, so a separator must lie within a token.
 """
 
 from __future__ import annotations
@@ -45,10 +45,12 @@ PAPER = Paper(
 class VineValues:
     """Fills `segment`, `value` (of the state before the decision's step) and `next_value` (after it), all [N, T].
 
+    `score` [N] of a row that does not end becomes `unfinished`, as that of a continuation does.
+
     Attributes:
         count: K, continuations of a state.
         most: states after the first `most` steps are estimated, and the prompt's.
-        unfinished: score of a continuation that does not end; None takes what the task says.
+        unfinished: score of an answer or continuation that does not end; None takes what the task says.
         steps: gives each decision the number of its step.
     """
 
@@ -62,7 +64,8 @@ class VineValues:
         at_least("VineValues.most", self.most, 0)
 
     def __call__(self, batch: Trajectories, context: Context) -> Trajectories:
-        """Fill the three columns; no gradient."""
+        """Fill the columns; no gradient."""
+        batch = batch.replace(score=self._finished(batch, batch.score.float()))
         segment = self.steps(batch, context)
         start, steps = first_places(segment, batch.length)
         segment = segment.clamp(max=start.shape[1] - 1)
@@ -81,10 +84,11 @@ class VineValues:
     def _scores(self, batch: Trajectories, rows: Tensor, places: Tensor, context: Context) -> Tensor:
         """Return the mean score of continuations from these states [K]."""
         tails = prefix_engine(context, "VineValues").resume(batch, rows, places, self.count, context)
-        score = Total()(context.verify(tails), context).score
-        if self.unfinished is not None:
-            score = torch.where(tails.terminated.any(-1), score, self.unfinished)
+        score = self._finished(tails, Total()(context.verify(tails), context).score)
         return score.view(len(rows), self.count).mean(1)
+
+    def _finished(self, batch: Trajectories, score: Tensor) -> Tensor:
+        return score if self.unfinished is None else torch.where(batch.terminated.any(-1), score, self.unfinished)
 
 
 def _distinct(batch: Trajectories, row: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:

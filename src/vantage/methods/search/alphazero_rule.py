@@ -43,7 +43,7 @@ def alphazero_rule(
         tree=PUCT(c, growth),
         act=Visits(temperature),
         final=Visits(0.0),
-        target=Visits(),
+        target=Visits(temperature),
         unvisited=unvisited,
         noise=noise,
     )

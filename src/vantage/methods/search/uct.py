@@ -5,12 +5,11 @@ Upper confidence bounds applied to trees, the plain Monte Carlo tree search with
     argmax_a  q_a + c sqrt(2 log N / n_a),    an action never taken first
 
 until it leaves the tree, adds one node, plays one random game from it, and adds the outcome to every edge on the way. The most
-visited action is played. Kocsis and Szepesvári 2006, with q in [0, 1] and c = 1/sqrt(2). Of equals one is drawn.
+visited action is played. Kocsis and Szepesvári 2006, whose bonus 2 C sqrt(log N / n_a), with C = 1/sqrt(2) for q in [0, 1],
+is that of UCB1: c = sqrt(2) C = 1. Of equals one is drawn.
 """
 
 from __future__ import annotations
-
-import math
 
 from vantage.methods.registry import Paper, method
 from vantage.tasks.search.rules import UCB1, Visits, uniform_playouts
@@ -25,7 +24,7 @@ PAPER = Paper(
 
 
 @method(family="search", papers=PAPER)
-def uct(c: float = 1 / math.sqrt(2)) -> Search:
+def uct(c: float = 1.0) -> Search:
     """Compose UCT; values are taken as they are, outcomes between -1 and 1 as q between 0 and 1."""
     return Search(
         tree=UCB1(c), act=Visits(), final=Visits(0.0), target=Visits(), evaluate=uniform_playouts, normalise="range"

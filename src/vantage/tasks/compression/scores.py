@@ -34,6 +34,8 @@ class Scope:
     def __post_init__(self) -> None:
         if self.within not in _WITHIN:
             raise UserError(f"scope={self.within!r} is not known: {', '.join(_WITHIN)}")
+        if self.kept and not self.of:
+            raise UserError(f"kept={self.kept} says nothing without `of`: give both, as kept=2 of=4")
         if self.of and not 0 <= self.kept <= self.of:
             raise UserError(f"a pattern {self.kept}:{self.of} is out of range: keep 0 to {self.of} of {self.of}")
 

@@ -28,7 +28,7 @@ from vantage.tasks.language.arithmetic import STEP, Sorting, graded
 from vantage.tasks.language.data import ProblemTable, prompt_key
 from vantage.tasks.language.pairs import Pair, load_pairs
 from vantage.tasks.language.problem import Problem, ProblemSet
-from vantage.tasks.language.sft import encoded
+from vantage.tasks.language.sft import encoded_answer
 from vantage.tasks.language.space import held_out as falls_out
 from vantage.tasks.language.task import ENGINE_OPTIONS, LanguageTask
 
@@ -113,11 +113,14 @@ class PairEngine(LanguageEngine):
 
 
 def pair_rows(policy: Any, pairs: Sequence[Problem], numbers: Sequence[int]) -> Trajectories:
-    """Return B pairs as rows whose decisions are the answers' tokens, end token included: 2 i chosen, 2 i + 1 rejected."""
+    """Return B pairs as rows whose decisions are the answers' tokens, end token included: 2 i chosen, 2 i + 1 rejected.
+
+    An empty answer is a decision to say nothing: its row is the end token.
+    """
     prompts, answers = [], []
     for pair in pairs:
         for side in ("chosen", "rejected"):
-            prompt, answer = encoded(policy, Problem(pair.prompt, "", str(pair.fields[side])))
+            prompt, answer = encoded_answer(policy, pair.prompt, str(pair.fields[side]))
             prompts.append(prompt)
             answers.append(answer)
     pad = policy.tokenizer.pad_token_id

@@ -135,12 +135,20 @@ def encoded(policy: Any, problem: Problem) -> tuple[list[int], list[int]]:
         raise UserError(
             f"there is nothing to imitate: the problem {problem.prompt!r:.80} has neither solution nor answer"
         )
+    return encoded_answer(policy, problem.prompt, text)
+
+
+def encoded_answer(policy: Any, asked: Any, text: str) -> tuple[list[int], list[int]]:
+    """Return the tokens of a prompt, as text or chat messages, and of an answer to it, end token included.
+
+    An empty answer is the end token alone, with what the chat template puts before it.
+    """
     tokenizer, stops = policy.tokenizer, policy.stop_tokens
-    prompt = policy.encode(problem.prompt)
-    if isinstance(problem.prompt, str):
+    prompt = policy.encode(asked)
+    if isinstance(asked, str):
         completion = list(tokenizer(text, add_special_tokens=False)["input_ids"])
     else:
-        said = [*problem.prompt, {"role": "assistant", "content": text}]
+        said = [*asked, {"role": "assistant", "content": text}]
         whole = list(tokenizer.apply_chat_template(said, tokenize=True, return_dict=False))
         if whole[: len(prompt)] == prompt:
             completion = whole[len(prompt) :]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -28,9 +27,9 @@ def exploration(total: Tensor, c: float, growth: float | None) -> Tensor:
 
 @dataclass(frozen=True)
 class UCB1:
-    """Tree rule: argmax q + c sqrt(2 log N / n), an action never visited first."""
+    """Tree rule: argmax q + c sqrt(2 log N / n), an action never visited first; c = 1 is UCB1's for q in [0, 1]."""
 
-    c: float = 1 / math.sqrt(2)
+    c: float = 1.0
 
     def __call__(self, node: Node) -> Tensor:
         """Return the distribution, uniform over equals."""

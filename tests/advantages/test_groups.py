@@ -1,0 +1,41 @@
+"""Statistics within groups: exact where scores do not differ, whatever they are."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.harness import context, random_batch
+from vantage.advantages.groups import GroupStandardized, LeaveOneOut, group_mean, group_moments, leave_one_out_mean
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, 0.3, 0.7, 3.3, 12.7, 100.3, 1000.1])
+@pytest.mark.parametrize("size", [2, 8, 13])
+def test_equal_scores_teach_nothing(value: float, size: int) -> None:
+    score = torch.cat([torch.full((size,), value), torch.rand(size, generator=torch.Generator().manual_seed(0))])
+    group = torch.arange(2).repeat_interleave(size)
+    mean, std = group_moments(score, group)
+    assert torch.equal(mean[:size], score[:size])
+    assert not std[:size].any()
+    assert torch.equal(group_mean(score, group)[:size], score[:size])
+    assert torch.equal(leave_one_out_mean(score, group)[:size], score[:size])
+    torch.testing.assert_close(mean[size:], score[size:].mean().expand(size))
+    torch.testing.assert_close(std[size:], score[size:].std().expand(size))
+    batch = random_batch(2 * size).replace(score=score, group=group)
+    for part in (GroupStandardized(eps=0.0), GroupStandardized(scale="none"), LeaveOneOut()):
+        found = part(batch, context())
+        assert not found[:size].any()
+        assert found[size:].any()
+
+
+def test_missing_scores_are_left_out() -> None:
+    score = torch.tensor([torch.nan, 2.0, 2.0, torch.nan, 1.0])
+    group = torch.tensor([0, 0, 0, 1, 2])
+    mean, std = group_moments(score, group)
+    assert mean.tolist() == [2.0, 2.0, 2.0, 0.0, 1.0]
+    assert std.tolist() == [0.0] * 5
+    assert leave_one_out_mean(score, group).tolist() == [2.0, 2.0, 2.0, 0.0, 0.0]
+    # Further scores of a value of their own: a group is flat with them alone.
+    mean, std = group_moments(score, group, extra=(2.0, 2))
+    assert mean.tolist() == pytest.approx([2.0, 2.0, 2.0, 2.0, 5 / 3])
+    assert std.tolist() == pytest.approx([0.0, 0.0, 0.0, 0.0, (1 / 3) ** 0.5])
