@@ -145,8 +145,21 @@ def test_the_gradient_is_divided_by_the_norm_of_what_was_removed(level: str) -> 
 
 
 def test_by_default_no_limit_on_the_norm_undoes_the_division() -> None:
-    assert vantage.method("st-ppo").update.max_grad_norm is None
+    default = vantage.method("st-ppo").update.max_grad_norm
+    assert default is None
     assert vantage.method("st-ppo", max_grad_norm=0.5).update.max_grad_norm == 0.5
+    where, policy = prepared(max_grad_norm=default, critic=False)
+    with torch.no_grad():  # so stale that the clip removes something, and not nearly everything
+        rows = stale(100.0)
+        rows = rows.replace(logp_old=policy.evaluate(rows, frozenset({"logp"})).logp + 0.1 * rows.logp_old)
+    divided = gradient(where, policy, rows)
+    assert bias(where) > 1
+    assert divided.norm() > 1
+    learning = [p for p in policy.parameters() if p.grad is not None]
+    before = torch.cat([p.detach().flatten() for p in learning])
+    where.method.update.step(rows, where)
+    after = torch.cat([p.detach().flatten() for p in learning])
+    torch.testing.assert_close(before - after, 0.1 * divided)
 
 
 def test_micro_batches_change_nothing() -> None:
