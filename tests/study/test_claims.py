@@ -13,7 +13,7 @@ from vantage.cli import main
 from vantage.core.errors import UserError
 from vantage.methods import registry
 from vantage.methods.claim import Claim, claims_of
-from vantage.study import claims
+from vantage.study import claims, staleness
 from vantage.study.cache import Cache
 from vantage.study.claims import Results, Stated, decide, measure, of_page, stated
 from vantage.study.results import Point, Run
@@ -238,14 +238,14 @@ def test_a_result_is_stale_when_code_claim_or_arena_has_changed(
 ) -> None:
     one = stated(f"{page}/better")[0]
     result = claims.judge(one, claims.contest_of(one).study(), one.code())
-    assert claims.stale(one, result) == ""
+    assert staleness.stale(one, result) == ""
     moved = replace(result, code={**result.code, "vantage.core.loss": "0"})
-    assert claims.stale(one, moved).startswith("changed since: vantage.core.loss")
+    assert staleness.stale(one, moved).startswith("changed since: vantage.core.loss")
     other = replace(one, claim=replace(one.claim, margin=0.1))
-    assert claims.stale(other, result) == "the claim or its arena has changed"
-    assert claims.stale(replace(one, claim=replace(one.claim, note="more words", seen="and more")), result) == ""
+    assert staleness.stale(other, result) == "the claim or its arena has changed"
+    assert staleness.stale(replace(one, claim=replace(one.claim, note="more words", seen="and more")), result) == ""
     (tmp_path / "toy.toml").write_text(ARENA.format(function="learn").replace("100", "200"))
-    assert claims.stale(one, result) == "the claim or its arena has changed"
+    assert staleness.stale(one, result) == "the claim or its arena has changed"
 
 
 def test_a_result_of_older_code_is_verified_by_running_a_part_again(
@@ -261,7 +261,7 @@ def test_a_result_of_older_code_is_verified_by_running_a_part_again(
     def aged(**changes: object) -> claims.Result:
         older = replace(fresh, code={**fresh.code, "tests.study.hooks": "0" * 16}, **changes)
         claims.store(folder, one.page, older)
-        assert claims.stale(one, older) == "changed since: tests.study.hooks"
+        assert staleness.stale(one, older) == "changed since: tests.study.hooks"
         return older
 
     command = ["claims", "verify", f"{page}/better", "--folder", str(folder)]
@@ -269,7 +269,7 @@ def test_a_result_of_older_code_is_verified_by_running_a_part_again(
     aged()
     assert main(command) == 0
     held = Results.load(path).claims["better"]
-    assert not claims.stale(one, held)
+    assert not staleness.stale(one, held)
     assert held.again.startswith("seeds 0 of both sides gave the same again on ")
     assert replace(held, again="") == fresh
     # Another value: refused, and the stored result is left as it was.
@@ -302,11 +302,11 @@ def test_check_tells_older_code_missing_results_and_strays(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     both = stated(page)[:2]
-    monkeypatch.setattr(claims, "all_stated", lambda: both)
+    monkeypatch.setattr(staleness, "all_stated", lambda: both)
     folder = tmp_path / "claims"
     result = claims.judge(both[0], claims.contest_of(both[0]).study(), both[0].code())
     claims.store(folder, both[0].page, result)
-    problems, missing, unseen = claims.check(folder)
+    problems, missing, unseen = staleness.check(folder)
     assert problems == []
     assert missing == [f"{both[0].page.name}/worse"]
     assert result.verdict == "not shown"  # nothing was run
@@ -316,11 +316,11 @@ def test_check_tells_older_code_missing_results_and_strays(
     assert "made by the code that is here" in said
     assert "1 results do not hold" in said
     told = replace(both[0], claim=replace(both[0].claim, seen="Nothing was run."))
-    monkeypatch.setattr(claims, "all_stated", lambda: [told, both[1]])
-    assert claims.check(folder)[2] == []
+    monkeypatch.setattr(staleness, "all_stated", lambda: [told, both[1]])
+    assert staleness.check(folder)[2] == []
     claims.store(folder, both[0].page, replace(result, code={"vantage.core.trainer": "0"}))
     (folder / "toys/ghost.json").write_text("{}")
-    problems, *_ = claims.check(folder)
+    problems, *_ = staleness.check(folder)
     assert len(problems) == 2
     assert "no page makes these claims" in problems[0]
     assert f"run `vantage claims verify {both[0].page.name}/better`" in problems[1]

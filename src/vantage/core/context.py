@@ -127,13 +127,20 @@ class Context:
         """
         judge = self.policy if policy is None else policy
         keep = read if read is not None else lambda evaluation: getattr(evaluation, want)
-        size = max(self.micro_batch or len(batch), 1)
+        size = max(self.rows_at_once or len(batch), 1)
         with torch.no_grad():
             parts = [
                 keep(judge.evaluate(batch[start : start + size], frozenset({want})))
                 for start in range(0, max(len(batch), 1), size)
             ]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    @property
+    def rows_at_once(self) -> int | None:
+        """Rows that a policy judges at once, at most: the smaller of the run's micro-batch and the update's; None for all."""
+        update = getattr(self.method, "update", None)
+        limits = (self.micro_batch, getattr(update, "micro_batch", None))
+        return min((limit for limit in limits if limit), default=None)
 
     def now(self, setting: Any) -> Any:
         """Return the present value of a setting: what it is, or, where it is a function of the run, `setting(context)`."""

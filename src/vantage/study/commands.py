@@ -165,13 +165,13 @@ class Claims:
         return 0
 
     def _verify(self) -> int:
-        from vantage.study import claims
+        from vantage.study import claims, staleness
         from vantage.study.cache import Cache, code_of_job, default_folder, key_of_job
         from vantage.study.live import Live
         from vantage.study.runner import run_all
 
         folder, cache = Path(self.folder), Cache(default_folder())
-        work, others = claims.verifications(folder, self._chosen(), 1 if self.seeds is None else self.seeds)
+        work, others = staleness.verifications(folder, self._chosen(), 1 if self.seeds is None else self.seeds)
         for line in others:
             print(line)
         # All claims' runs in one pool, those that several share once; each claim then finds them in the cache.
@@ -229,9 +229,9 @@ class Claims:
         return 0
 
     def _check(self) -> int:
-        from vantage.study import claims
+        from vantage.study import staleness
 
-        problems, missing, unseen = claims.check(Path(self.folder))
+        problems, missing, unseen = staleness.check(Path(self.folder))
         for problem in problems:
             print(problem)
         if missing:

@@ -9,8 +9,9 @@ from importlib import resources
 from pathlib import Path
 
 from vantage.methods import registry
-from vantage.study.claims import Result, Results, of_page, stale
+from vantage.study.claims import Result, Results, of_page
 from vantage.study.schema import write_atomically
+from vantage.study.staleness import stale
 
 NO_PAGE, NO_CLAIM, NOT_RUN = "no page yet", "no claim yet", "not run yet"
 OLDER = "of older code"

@@ -88,17 +88,19 @@ def test_it_runs_on_the_control_road_from_demonstrations() -> None:
     assert {"eval/share/strayed", "eval/rarest"} <= set(run.outcome.history[-1])
 
 
+DDIM = {
+    "rows": 2,
+    "length": 8,
+    "epochs": 2,
+    "minibatches": 2,
+    "denoising_steps": 8,
+    "tuned": 2,
+    "ddim_steps": 4,
+}
+
+
 def test_with_ddim_it_takes_fewer_steps_and_eta_learns() -> None:
-    settings = {
-        "rows": 2,
-        "length": 8,
-        "epochs": 2,
-        "minibatches": 2,
-        "denoising_steps": 8,
-        "tuned": 2,
-        "ddim_steps": 4,
-    }
-    learnt = {**settings, "learn_eta": True, "eta": 0.9, "eta_coefficient": 0.1, "lr": 1e-2}
+    learnt = {**DDIM, "learn_eta": True, "eta": 0.9, "eta_coefficient": 0.1, "lr": 1e-2}
     run = vantage.train("dppo", "pendulum", steps=32, settings=learnt, evaluate_samples=2)
     process = run.policy.process
     assert (process.length, process.frozen_steps, process.noise_width(1)) == (4, 2, 5)
@@ -107,7 +109,7 @@ def test_with_ddim_it_takes_fewer_steps_and_eta_learns() -> None:
     assert float(run.policy.actor.own.detach()) != 0.0
     assert 0.1 < float(process.eta_of(run.policy.networks).detach()) < 2.0
     assert steps[0]["eta"] == pytest.approx(0.9, abs=0.05)
-    fixed = vantage.train("dppo", "pendulum", steps=16, settings={**settings, "eta": 0.5}, evaluate_samples=2)
+    fixed = vantage.train("dppo", "pendulum", steps=16, settings={**DDIM, "eta": 0.5}, evaluate_samples=2)
     assert fixed.policy.process.eta == 0.5
     assert not hasattr(fixed.policy.actor, "own")
     with pytest.raises(UserError, match="ddim_steps"):
@@ -123,23 +125,12 @@ def test_the_bonus_of_eta_is_its_coefficient() -> None:
 
 
 def test_warming_up_the_critic_leaves_actor_and_eta_as_they_are() -> None:
-    settings = {
-        "rows": 2,
-        "length": 8,
-        "epochs": 2,
-        "minibatches": 2,
-        "denoising_steps": 8,
-        "tuned": 2,
-        "ddim_steps": 4,
-    }
     learnt = {"learn_eta": True, "eta": 0.9, "eta_coefficient": 0.1, "lr": 1e-2, "critic_warmup": 2}
-    task = vantage.task("pendulum", options=dict(vantage.method("dppo", **settings, **learnt).policy_options))
+    task = vantage.task("pendulum", options=dict(vantage.method("dppo", **DDIM, **learnt).policy_options))
     for steps, moves in ((2, False), (3, True)):
         policy = task.make_policy(seed=0)
         before = {name: p.detach().clone() for name, p in policy.named_parameters()}
-        vantage.train(
-            "dppo", task, steps=steps * 16, settings={**settings, **learnt}, policy=policy, evaluate_samples=0
-        )
+        vantage.train("dppo", task, steps=steps * 16, settings={**DDIM, **learnt}, policy=policy, evaluate_samples=0)
         moved = {name.split(".")[0] for name, p in policy.named_parameters() if not torch.equal(p, before[name])}
         assert "critic" in moved
         assert ("actor" in moved) == moves

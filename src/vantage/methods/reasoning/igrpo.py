@@ -101,7 +101,9 @@ claim = Claim(
     against="grpo",
     direction="no worse",
     margin=0.03,
-    settings={"drafts": 4, "group_size": 4, "template": "{draft};{prompt}"},
+    settings={"drafts": 4, "group_size": 4, "template": "{draft};{prompt}", "lr": 1e-4},
     against_settings={"beta": 0.0},
-    note="4 drafts and 4 answers against 8; the draft stands before the question, as the start policy has learnt to read it.",
+    note="4 drafts and 4 answers against 8; the draft stands before the question, as the start policy has learnt to read it."
+    " Each side's rate is the better of two by pass@1 of one further seed (at 1e-4 and 3e-4, iGRPO: 0.350, 0.249;"
+    " GRPO: 0.521, 0.589).",
 )

@@ -85,16 +85,9 @@ class NormWeighted:
 
     def squared_norms(self, batch: Trajectories, context: Context) -> Tensor:
         """Return |S|^2 of each row [N] in the logits of its decisions."""
-        size = getattr(context.method.update, "micro_batch", None) or max(len(batch), 1)
-        parts = [
-            context.judge(
-                batch[start : start + size],
-                "distribution",
-                read=lambda found: _logits(found).float().softmax(-1).square().sum(-1),
-            )
-            for start in range(0, max(len(batch), 1), size)
-        ]
-        collision = parts[0] if len(parts) == 1 else torch.cat(parts)
+        collision = context.judge(
+            batch, "distribution", read=lambda found: _logits(found).float().softmax(-1).square().sum(-1)
+        )
         squares = 1 - 2 * batch.logp_old.float().exp() + collision
         return torch.where(batch.mask, squares, 0.0).sum(-1)
 

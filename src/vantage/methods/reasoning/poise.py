@@ -128,9 +128,7 @@ class HiddenProbe:
 
     def features(self, batch: Trajectories, context: Context) -> Tensor:
         """Return phi [N, 2 D + 3] in float32."""
-        # Not more than the run may judge at once, nor than the update does.
-        limits = (context.micro_batch, getattr(context.method.update, "micro_batch", None))
-        size = min((limit for limit in limits if limit), default=CHUNK)
+        size = context.rows_at_once or CHUNK
         states = [self._states(batch[start : start + size], context) for start in range(0, len(batch), size)]
         count = batch.mask.sum(-1).clamp(min=1)
         entropy = torch.where(batch.mask, batch.entropy_old.float(), 0.0)

@@ -11,8 +11,12 @@ the outcome is known:
 
 arXiv 2506.15050, read in reviews and a summary: the flat value, the policy on partial and the critic on whole answers.
 Reconstructed: that a token is learnt from only in the step that made it, the target with lambda 1, the token mean; lambda of
-the policy, window, rates and batch are not stated. An answer that reaches the engine's limit counts as ended. The critic is fitted
-by an optimiser of its own, on the parameters that the policy gives as the critic's.
+the policy, window, rates and batch are not stated. An answer that reaches the engine's limit counts as ended. The paper's value
+model is one of its own; here the critic is fitted by an optimiser of its own, on the parameters that the policy gives as the
+critic's: a linear read-out of a language model's last state. Its fit matters more than in PPO. A cut is taken as flat, so that to
+a critic which does not see mistakes ending after one costs more than going on: on counting down, with a window of 10 and one
+pass a step, answers grew to the limit (pass@1 0.41 to 0.08 in 24 steps of one seed), with ten passes they hardly did (0.37), and
+with the exact value not at all (0.42).
 """
 
 from __future__ import annotations
@@ -169,7 +173,8 @@ def t_ppo(
 
 
 # A window as long as the longest answer, its end included, is PPO with whole answers.
-_WINDOW, _WHOLE = {"window": 10, "critic_lr": 3e-3}, {"window": 41, "critic_lr": 3e-3}
+_CRITIC = {"critic_lr": 3e-3, "critic_epochs": 10}
+_WINDOW, _WHOLE = {"window": 10, **_CRITIC}, {"window": 41, **_CRITIC}
 
 claim = (
     Claim(
@@ -193,10 +198,5 @@ claim = (
         settings=_WINDOW,
         against_settings=_WHOLE,
         note="At an equal number of tokens, so that the time saved is not bought with the score.",
-        seen="With the window the model first unlearns: from 0.41 to between 0.05 and 0.22 at half of the budget, while"
-        " answers grow from 14 to between 19 and 26 tokens and up to 60 % of them reach the limit; then answers shorten"
-        " again and the score comes back to between 0.13 and 0.35. Without it nothing of this happens, and little is"
-        " learnt (0.41 to 0.42). It is what a critic that gives every unfinished row the mean would do, to which ending"
-        " wrongly costs more than going on; this was not tested apart.",
     ),
 )
