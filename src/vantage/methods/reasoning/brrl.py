@@ -317,8 +317,9 @@ claim = (
         against="grpo",
         direction="no worse",
         margin=0.03,
-        settings={"form": "gbpo", "epochs": 4},
-        against_settings={"beta": 0.0, "epochs": 4},
-        note="GBPO against GRPO, four passes a batch.",
+        settings={"form": "gbpo", "epochs": 4, "lr": 3e-5},
+        against_settings={"beta": 0.0, "epochs": 4, "lr": 1e-4},
+        note="GBPO against GRPO, four passes a batch. Each side's rate is the best of three by pass@1 of one further seed (at 3e-5,"
+        " 1e-4 and, GBPO 1e-5, GRPO 3e-4; GBPO: 0.447, 0.444, 0.407; GRPO: 0.461, 0.527, 0.424).",
     ),
 )
