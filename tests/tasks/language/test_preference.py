@@ -9,10 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 import vantage
 from vantage.cli import main
 from vantage.core import Schedule, Trainer, UserError
+from vantage.core.context import Context
+from vantage.core.trajectories import Trajectories
 from vantage.policies.tiny import new_model
 from vantage.tasks.language.preference import PaddedSorting, PairTask, task_from_pairs
 from vantage.tasks.language.task import LanguageTask
@@ -115,7 +118,15 @@ def test_an_empty_answer_is_the_end_token_alone(tmp_path: Path, model: Path, cha
         ("sft", {"batch": 4}),
     ],
 )
-def test_two_steps_of_every_page(name: str, settings: dict[str, Any], model: Path) -> None:
+def test_two_steps_of_every_page(
+    name: str, settings: dict[str, Any], model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if name == "nash-mp":
+        # No answer of an untrained model is right, so by the task's scores every duel is a tie; this judge always decides.
+        def by_tokens(task: LanguageTask, own: Trajectories, other: Trajectories, context: Context) -> Tensor:
+            return ((own.action * own.mask).sum(1) > (other.action * other.mask).sum(1)).float()
+
+        monkeypatch.setattr(LanguageTask, "prefer", by_tokens, raising=False)
     task = vantage.task("padded-sorting:length=3", options={"max_new_tokens": 8, "evaluated": 4})
     policy = task.make_policy(model=str(model))
     before = {key: value.clone() for key, value in policy.state_dict().items()}
@@ -130,6 +141,16 @@ def test_two_steps_of_every_page(name: str, settings: dict[str, Any], model: Pat
     assert any(not torch.equal(before[key], value) for key, value in policy.state_dict().items())
     last = run.outcome.history[-1]
     assert {"eval/pass@1", "eval/accuracy", "eval/margin", "eval/length_drift"} <= set(last)
+
+
+def test_duels_that_are_all_ties_teach_nothing(model: Path) -> None:
+    task = vantage.task("padded-sorting:length=3", options={"max_new_tokens": 8, "evaluated": 4})
+    policy = task.make_policy(model=str(model))
+    before = {key: value.clone() for key, value in policy.state_dict().items()}
+    method = vantage.method("nash-mp", lr=1e-3, prompts=3, group_size=2)
+    run = vantage.train(method, task, steps=2, policy=policy, evaluate_samples=2)
+    assert [line["duels/win"] for line in run.outcome.history if "duels/win" in line] == [0.5, 0.5]
+    assert all(torch.equal(before[key], value) for key, value in policy.state_dict().items())
 
 
 def test_a_file_of_pairs_is_known_by_its_fields(pairs: Path, model: Path) -> None:
