@@ -4,7 +4,8 @@
 
 COMMIT is checked out beside the working tree (`git worktree`). The two trees take turns, each measurement a fresh process with one
 thread; a ratio is taken within its repetition, and the median of the ratios is reported with its range. Processor seconds a
-step of the road are compared, which wait for no one, after three steps that warm up. Above 1: the earlier one took longer.
+step of the road are compared, after three steps that warm up: the lower quartile of the steps, since a neighbour on the same core
+or cache makes some of them slower and none faster. Above 1: the earlier one took longer.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ WARM_UP = 3
 
 
 def seconds_a_step(workload: str, seconds: float) -> float:
-    """Processor seconds of a step of the road, the mean over at least `seconds`."""
+    """Processor seconds of a step of the road, the lower quartile of the steps of at least `seconds`."""
     import torch
 
     import vantage
@@ -55,11 +56,12 @@ def seconds_a_step(workload: str, seconds: float) -> float:
     trainer = Trainer(method, task, policy, task.make_engine(policy, seed=0), Schedule(10_000), seed=0)
     for _ in range(WARM_UP):
         trainer.step()
-    begun, steps = time.process_time(), 0
-    while time.process_time() - begun < seconds:
+    taken: list[float] = []
+    while sum(taken) < seconds or len(taken) < 4:
+        begun = time.process_time()
         trainer.step()
-        steps += 1
-    return (time.process_time() - begun) / steps
+        taken.append(time.process_time() - begun)
+    return statistics.quantiles(taken, n=4)[0]
 
 
 def run_once(tree: Path, workload: str, seconds: float) -> float:
