@@ -70,7 +70,8 @@ def test_greedy_companions_are_scored_and_not_learnt_from() -> None:
     score = ToyTask().score(greedy, None)["right"]
     torch.testing.assert_close(batch.baseline, score.repeat_interleave(2))
     metrics, _ = trainer.step()
-    assert "baseline/greedy" in metrics
+    assert metrics["greedy/reward/right"] == pytest.approx(metrics["baseline/greedy"])
+    assert metrics["reward/right"] == pytest.approx(metrics["score"])
 
 
 def test_it_learns_on_the_toy() -> None:

@@ -84,6 +84,8 @@ def test_prefixes_are_continued_once() -> None:
     }
     metrics = where.metrics.collect()
     assert metrics["vine/states"] == len(states)
+    assert metrics["reward/right"] == pytest.approx(float(batch.rewards["right"].mean()))
+    assert "vine/reward/right" in metrics
     # The prompt's own state is shared by the group.
     assert len(torch.unique(batch.value[:4, 0])) == 1
     total = int(batch.length.sum())

@@ -44,8 +44,10 @@ class GreedyCompanion(Groups):
         """Sample, score both, keep the sampled ones."""
         prompts = context.next_prompts(self.prompts)
         sampled = context.verify(context.engine.sample(prompts, self.size, context))
-        greedy = context.verify(context.engine.sample(prompts, 1, context, greedy=True))
-        score = Total()(greedy, context).score
+        # The metrics of the step are those of the answers that are learnt from.
+        aside = context.under("greedy")
+        greedy = aside.verify(context.engine.sample(prompts, 1, aside, greedy=True))
+        score = Total()(greedy, aside).score
         return sampled.replace(baseline=score.repeat_interleave(self.size))
 
 

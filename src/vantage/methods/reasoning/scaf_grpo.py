@@ -116,7 +116,7 @@ class Scaffolded(Groups):
         at_least("Scaffolded.warmup", self.warmup, 0)
 
     def __call__(self, context: Context) -> Trajectories:
-        """Sample, and rescue; `hint` [N] is the level of a rescued row, -1 for others."""
+        """Sample, and rescue; `hint` [N] is the level of a rescued row, -1 for others; metrics of hinted answers: `rescue/`."""
         prompts = context.next_prompts(self.prompts)
         batch = context.verify(context.engine.sample(prompts, self.size, context))
         batch = batch.replace(hint=torch.full((len(batch),), -1, device=batch.device))
@@ -129,9 +129,10 @@ class Scaffolded(Groups):
         hinted, owner, level = self._hinted(prompts, failed.tolist(), context)
         if not len(hinted):
             return batch
-        tried = context.verify(context.engine.sample(hinted, 1, context))
+        aside = context.under("rescue")
+        tried = aside.verify(context.engine.sample(hinted, 1, aside))
         owner, level = owner.to(batch.device), level.to(batch.device)
-        won = (Total()(tried, context).score >= self.right_at).nonzero().squeeze(-1)
+        won = (Total()(tried, aside).score >= self.right_at).nonzero().squeeze(-1)
         # Levels rise within a group, so its first success is at its lowest level.
         best = failed.new_full((groups,), len(tried)).scatter_reduce(0, owner[won], won, "amin")
         saved = best < len(tried)

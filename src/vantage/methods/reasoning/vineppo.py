@@ -82,9 +82,10 @@ class VineValues:
         return batch.replace(segment=segment, value=value.gather(1, segment), next_value=value.gather(1, segment + 1))
 
     def _scores(self, batch: Trajectories, rows: Tensor, places: Tensor, context: Context) -> Tensor:
-        """Return the mean score of continuations from these states [K]."""
-        tails = prefix_engine(context, "VineValues").resume(batch, rows, places, self.count, context)
-        score = self._finished(tails, Total()(context.verify(tails), context).score)
+        """Return the mean score of continuations from these states [K]; their own metrics stand under `vine/`."""
+        aside = context.under("vine")
+        tails = prefix_engine(context, "VineValues").resume(batch, rows, places, self.count, aside)
+        score = self._finished(tails, Total()(aside.verify(tails), aside).score)
         return score.view(len(rows), self.count).mean(1)
 
     def _finished(self, batch: Trajectories, score: Tensor) -> Tensor:
