@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import copy
-import json
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vantage.core.checkpoint import load_tensors, save_tensors, write_atomically
 from vantage.core.errors import UserError
 from vantage.core.protocols import Evaluation
 from vantage.core.trajectories import Trajectories
 from vantage.policies.distributions import Gaussian
+from vantage.policies.folder import read_policy, write_policy
 
-WEIGHTS, CONFIG, KIND = "model.safetensors", "config.json", "base-stock"
+KIND = "base-stock"
 
 
 class BaseStockPolicy(nn.Module):
@@ -69,10 +67,7 @@ class BaseStockPolicy(nn.Module):
 
     def save(self, folder: Any) -> None:
         """Write weights and settings into the folder."""
-        path = Path(folder)
-        path.mkdir(parents=True, exist_ok=True)
-        save_tensors({name: tensor.cpu() for name, tensor in self.state_dict().items()}, path / WEIGHTS)
-        write_atomically(path / CONFIG, json.dumps({"policy": KIND, **self.config}, indent=1))
+        write_policy(folder, KIND, self.state_dict(), self.config)
 
     @classmethod
     def load(cls, folder: Any) -> BaseStockPolicy:
@@ -81,10 +76,7 @@ class BaseStockPolicy(nn.Module):
         Raises:
             UserError: the folder holds no such policy.
         """
-        path = Path(folder)
-        config = json.loads((path / CONFIG).read_text()) if (path / CONFIG).is_file() else {}
-        if config.pop("policy", None) != KIND or not (path / WEIGHTS).is_file():
-            raise UserError(f"{path} holds no base-stock policy")
+        config, tensors = read_policy(folder, KIND, "base-stock policy")
         policy = cls(**config)
-        policy.load_state_dict(load_tensors(path / WEIGHTS))
+        policy.load_state_dict(tensors)
         return policy

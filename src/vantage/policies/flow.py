@@ -12,26 +12,22 @@ sigma = 0 is the ODE x' = x + v dt. What sigma is, the batch says, so that the p
 from __future__ import annotations
 
 import copy
-import json
 import math
-import os
 from collections.abc import Sequence
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vantage.core.checkpoint import load_tensors, save_tensors, write_atomically
 from vantage.core.errors import UserError
 from vantage.core.protocols import Evaluation
 from vantage.core.trajectories import Trajectories
+from vantage.policies.folder import read_policy, write_policy
 from vantage.policies.networks import MLP
 from vantage.policies.networks import activation as known_activation
 
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
 LOG_TWO_PI = math.log(2 * math.pi)
 
 
@@ -217,12 +213,7 @@ class FlowPolicy(nn.Module):
 
     def save(self, folder: Any) -> None:
         """Write `model.safetensors` and `config.json` into the folder."""
-        path = Path(folder)
-        path.mkdir(parents=True, exist_ok=True)
-        temporary = path / f".{WEIGHTS}.{os.getpid()}.tmp"
-        save_tensors({name: tensor.cpu() for name, tensor in self.state_dict().items()}, temporary)
-        os.replace(temporary, path / WEIGHTS)
-        write_atomically(path / CONFIG, json.dumps({"policy": "flow", "network": self.config}, indent=1))
+        write_policy(folder, "flow", self.state_dict(), {"network": self.config})
 
     @classmethod
     def load(cls, folder: Any, network: Any = None) -> FlowPolicy:
@@ -231,15 +222,11 @@ class FlowPolicy(nn.Module):
         Raises:
             UserError: the folder holds no flow policy; the message says what is missing.
         """
-        path = Path(folder)
-        for name in (CONFIG, WEIGHTS):
-            if not (path / name).is_file():
-                raise UserError(f"{path} holds no flow policy: {name} is missing")
-        config = json.loads((path / CONFIG).read_text())
-        if config.get("policy") != "flow":
-            raise UserError(f"{path / CONFIG} describes no flow policy ('policy' is not 'flow')")
+        config, tensors = read_policy(folder, "flow", "flow policy")
         if network is None and config["network"] is None:
-            raise UserError(f"{path} holds the weights of a network of its own: give it, FlowPolicy.load(..., network)")
+            raise UserError(
+                f"{folder} holds the weights of a network of its own: give it, FlowPolicy.load(..., network)"
+            )
         policy = cls(network) if network is not None else cls.new(**config["network"])
-        policy.load_state_dict(load_tensors(path / WEIGHTS))
+        policy.load_state_dict(tensors)
         return policy

@@ -12,22 +12,18 @@ are compared. A batch says so in the column `masked_weight` [N, T]: w(M) where a
 from __future__ import annotations
 
 import copy
-import json
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vantage.core.checkpoint import load_tensors, save_tensors, write_atomically
 from vantage.core.errors import UserError
 from vantage.core.protocols import Evaluation
 from vantage.core.trajectories import Trajectories
+from vantage.policies.folder import read_policy, write_policy
 
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
 PAD, END, MASK = 0, 1, 2
 SPECIAL = 3
 """Number of tokens that are no characters."""
@@ -202,12 +198,7 @@ class MaskedDiffusionPolicy(nn.Module):
 
     def save(self, folder: Any) -> None:
         """Write `model.safetensors` and `config.json` into the folder."""
-        path = Path(folder)
-        path.mkdir(parents=True, exist_ok=True)
-        temporary = path / f".{WEIGHTS}.{os.getpid()}.tmp"
-        save_tensors({name: tensor.cpu() for name, tensor in self.state_dict().items()}, temporary)
-        os.replace(temporary, path / WEIGHTS)
-        write_atomically(path / CONFIG, json.dumps({"policy": "masked-diffusion", **self.config}, indent=1))
+        write_policy(folder, "masked-diffusion", self.state_dict(), self.config)
 
     @classmethod
     def load(cls, folder: Any) -> MaskedDiffusionPolicy:
@@ -216,13 +207,7 @@ class MaskedDiffusionPolicy(nn.Module):
         Raises:
             UserError: the folder holds no such policy; the message says what is missing.
         """
-        path = Path(folder)
-        for name in (CONFIG, WEIGHTS):
-            if not (path / name).is_file():
-                raise UserError(f"{path} holds no masked diffusion model: {name} is missing")
-        config = json.loads((path / CONFIG).read_text())
-        if config.pop("policy", None) != "masked-diffusion":
-            raise UserError(f"{path / CONFIG} describes no masked diffusion model")
+        config, tensors = read_policy(folder, "masked-diffusion", "masked diffusion model")
         policy = cls(**config)
-        policy.load_state_dict(load_tensors(path / WEIGHTS))
+        policy.load_state_dict(tensors)
         return policy

@@ -8,7 +8,6 @@ target that `targets` pairs with it.
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -18,11 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vantage.core.checkpoint import load_tensors, save_tensors, write_atomically
 from vantage.core.errors import UserError
 from vantage.core.protocols import Evaluation
 from vantage.core.trajectories import Trajectories
 from vantage.policies.distributions import Gaussian
+from vantage.policies.folder import read_policy, write_policy
 from vantage.policies.networks import MLP
 from vantage.policies.perceptron import perceptrons, suits
 
@@ -186,11 +185,8 @@ class OfflinePolicy(nn.Module):
 
     def save(self, folder: Any) -> None:
         """Write weights and shape; all that was grown."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_tensors(self.state_dict(), folder / "model.safetensors")
         config = {"shape": self.shape, "hidden": self.hidden, "grown": self.grown}
-        write_atomically(folder / "config.json", json.dumps(config))
+        write_policy(folder, "offline", self.state_dict(), config)
 
     @classmethod
     def load(cls, folder: str | Path) -> OfflinePolicy:
@@ -199,17 +195,16 @@ class OfflinePolicy(nn.Module):
         Raises:
             UserError: the folder holds no such policy.
         """
-        folder = Path(folder)
+        config, tensors = read_policy(folder, "offline", "offline policy")
         try:
-            config = json.loads((folder / "config.json").read_text())
             observations, actions = config["shape"]
             policy = cls(observations, actions, config["hidden"])
             grow = {"critics": policy.add_critics, "values": policy.add_values, "spread": policy.add_spread}
             for name in config["grown"]:
                 grow[name]()
-        except (OSError, KeyError, TypeError, ValueError) as error:
-            raise UserError(f"there is no offline policy in {folder}: {error}") from error
-        policy.load_state_dict(load_tensors(folder / "model.safetensors"))
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"there is no offline policy in {folder}: {error!r}") from error
+        policy.load_state_dict(tensors)
         return policy
 
 

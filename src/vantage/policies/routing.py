@@ -7,12 +7,9 @@ start of POMO (arXiv 2010.16011), and any number of decoders on one encoder (a p
 from __future__ import annotations
 
 import copy
-import json
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,14 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vantage.core.averaging import group_index
-from vantage.core.checkpoint import load_tensors, save_tensors, write_atomically
 from vantage.core.errors import UserError
 from vantage.core.protocols import Evaluation
 from vantage.core.trajectories import Trajectories
+from vantage.policies.folder import read_policy, write_policy
 from vantage.policies.routing_rules import PROBLEMS, Situation, check_problem, replay
 
-WEIGHTS = "model.safetensors"
-CONFIG = "config.json"
 LOGIT_RANGE = 10.0
 """Logits are this times a tanh."""
 
@@ -375,13 +370,8 @@ class RoutingPolicy(nn.Module):
 
     def save(self, folder: Any) -> None:
         """Write `model.safetensors` and `config.json` into the folder."""
-        path = Path(folder)
-        path.mkdir(parents=True, exist_ok=True)
-        temporary = path / f".{WEIGHTS}.{os.getpid()}.tmp"
-        save_tensors({name: tensor.cpu() for name, tensor in self.state_dict().items()}, temporary)
-        os.replace(temporary, path / WEIGHTS)
-        config = {"policy": "routing", **self.config, "agents": self.agents, "critic": self.critic is not None}
-        write_atomically(path / CONFIG, json.dumps(config, indent=1))
+        config = {**self.config, "agents": self.agents, "critic": self.critic is not None}
+        write_policy(folder, "routing", self.state_dict(), config)
 
     @classmethod
     def load(cls, folder: Any) -> RoutingPolicy:
@@ -390,13 +380,7 @@ class RoutingPolicy(nn.Module):
         Raises:
             UserError: the folder holds no routing policy; the message says what is missing.
         """
-        path = Path(folder)
-        for name in (CONFIG, WEIGHTS):
-            if not (path / name).is_file():
-                raise UserError(f"{path} holds no routing policy: {name} is missing")
-        config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
-        if config.pop("policy", None) != "routing":
-            raise UserError(f"{path / CONFIG} describes no routing policy ('policy' is not 'routing')")
+        config, tensors = read_policy(folder, "routing", "routing policy")
         policy = cls(**config)
-        policy.load_state_dict(load_tensors(path / WEIGHTS))
+        policy.load_state_dict(tensors)
         return policy

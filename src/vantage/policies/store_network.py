@@ -6,23 +6,21 @@ Alvo, Russo, Kanoria and Lee, "Deep Reinforcement Learning for Inventory Network
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vantage.core.checkpoint import load_tensors, save_tensors, write_atomically
 from vantage.core.errors import UserError
 from vantage.core.protocols import Evaluation
 from vantage.core.trajectories import Trajectories
 from vantage.policies.control import ACTOR_GAIN
 from vantage.policies.distributions import Gaussian
+from vantage.policies.folder import read_policy, write_policy
 from vantage.policies.networks import MLP
 
-WEIGHTS, CONFIG, KIND = "model.safetensors", "config.json", "symmetry-aware"
+KIND = "symmetry-aware"
 
 
 class StoreNetworkPolicy(nn.Module):
@@ -129,10 +127,7 @@ class StoreNetworkPolicy(nn.Module):
 
     def save(self, folder: Any) -> None:
         """Write weights and settings into the folder."""
-        path = Path(folder)
-        path.mkdir(parents=True, exist_ok=True)
-        save_tensors({name: tensor.cpu() for name, tensor in self.state_dict().items()}, path / WEIGHTS)
-        write_atomically(path / CONFIG, json.dumps({"policy": KIND, **self.config}, indent=1))
+        write_policy(folder, KIND, self.state_dict(), self.config)
 
     @classmethod
     def load(cls, folder: Any) -> StoreNetworkPolicy:
@@ -141,10 +136,7 @@ class StoreNetworkPolicy(nn.Module):
         Raises:
             UserError: the folder holds no such policy.
         """
-        path = Path(folder)
-        config = json.loads((path / CONFIG).read_text()) if (path / CONFIG).is_file() else {}
-        if config.pop("policy", None) != KIND or not (path / WEIGHTS).is_file():
-            raise UserError(f"{path} holds no symmetry-aware policy")
+        config, tensors = read_policy(folder, KIND, "symmetry-aware policy")
         policy = cls(**config)
-        policy.load_state_dict(load_tensors(path / WEIGHTS))
+        policy.load_state_dict(tensors)
         return policy

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vantage.core.checkpoint import load_tensors, save_tensors, write_atomically
+from vantage.core.checkpoint import load_tensors, write_atomically
 from vantage.core.context import Context
 from vantage.core.errors import UserError
 from vantage.core.protocols import Evaluation, Prompts
 from vantage.core.trajectories import Trajectories
+from vantage.policies.folder import write_tensors
 from vantage.tasks.compression.masks import keep_largest, project, pruned_count, threshold
 from vantage.tasks.compression.units import Registry
 
@@ -125,7 +126,7 @@ class MaskPolicy(nn.Module):
         """Write the probabilities, which units stay in each layer, and where it can the pruned network in `folder/network`."""
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
-        save_tensors({"mean": self.mean.detach().cpu()}, target / WEIGHTS)
+        write_tensors({"mean": self.mean.detach()}, target / WEIGHTS)
         mask = self.hard().cpu()
         kept = {place.reader: mask[part].nonzero().squeeze(-1).tolist() for place, part in self.registry.slices()}
         write_atomically(target / CARD, json.dumps({"keep": self.keep, "within": self.within, "kept": kept}))
