@@ -134,9 +134,9 @@ def markdown(found: Iterable[Row]) -> str:
         ]
         own = [row for row in found if row.family == family]
         lines += [_line(row) for row in own]
-        looked = [row for row in own if row.result is not None and row.verdict != "holds" and row.seen]
+        looked = [row for row in own if row.result is not None and row.seen]
         if looked:
-            lines += ["", "What looking at the runs showed where a claim does not hold:", ""]
+            lines += ["", "What looking at the runs showed:", ""]
             lines += [f"- {row.name}, {_text(row.claim)} ({row.verdict}): {row.seen}" for row in looked]
     return "\n".join(lines) + "\n"
 
