@@ -318,11 +318,13 @@ def test_check_tells_older_code_missing_results_and_strays(
     told = replace(both[0], claim=replace(both[0].claim, seen="Nothing was run."))
     monkeypatch.setattr(staleness, "all_stated", lambda: [told, both[1]])
     assert staleness.check(folder)[2] == []
-    claims.store(folder, both[0].page, replace(result, code={"vantage.core.trainer": "0"}))
+    # The module's own name holds "claim": it is the code that has changed all the same.
+    claims.store(folder, both[0].page, replace(result, code={**result.code, "vantage.methods.claim": "0"}))
     (folder / "toys/ghost.json").write_text("{}")
     problems, *_ = staleness.check(folder)
     assert len(problems) == 2
     assert "no page makes these claims" in problems[0]
+    assert "vantage.methods.claim" in problems[1]
     assert f"run `vantage claims verify {both[0].page.name}/better`" in problems[1]
     assert main(["claims", "check", "--folder", str(folder)]) == 1
 
