@@ -259,9 +259,9 @@ def _run(
         raise UserError(f"device={config.device!r} is not known: cpu, cuda or cuda:N") from error
     if config.steps < 1:
         raise UserError(f"steps={config.steps} is out of range: at least 1")
-    horizon = task.horizon(config.steps, built) if hasattr(task, "horizon") else config.steps
+    total_steps = task.horizon(config.steps, built) if hasattr(task, "horizon") else config.steps
     schedule = Schedule(
-        horizon,
+        total_steps,
         save_every=config.save_every,
         evaluate_every=config.evaluate_every,
         evaluate_samples=config.evaluate_samples,
@@ -300,7 +300,7 @@ def _run(
             step = trainer.restore(report)
             for note in getattr(engine, "resume_notes", ()):
                 report(note)
-            report(f"resumed from step {step} of {horizon}")
+            report(f"resumed from step {step} of {total_steps}")
         else:
             report("the run was stopped before its first checkpoint: it begins again")
     with contextlib.ExitStack() as stack:

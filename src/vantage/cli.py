@@ -71,10 +71,10 @@ class Train:
         made = make_task(self.task, data=self.data, verifier=self.verifier, options=options)
         out = self.out or _default_folder(self.method, self.task or Path(self.data).stem, self.seed)
         steps = self.steps if self.steps is not None else getattr(made, "default_steps", 100)
-        horizon = made.horizon(steps, built) if hasattr(made, "horizon") else steps
+        total_steps = made.horizon(steps, built) if hasattr(made, "horizon") else steps
         run = _with_progress(
             f"{Path(self.method).stem} on {self.task or self.data}",
-            horizon,
+            total_steps,
             lambda listeners: api.train(
                 self.method,
                 self.task,
@@ -121,9 +121,9 @@ class Resume:
                 f"the run {folder} has a method composed by hand: resume it from Python, vantage.resume(folder, method=...)"
             )
         built = api.build_method(config.method, config.settings)
-        horizon = made.horizon(config.steps, built) if hasattr(made, "horizon") else config.steps
+        total_steps = made.horizon(config.steps, built) if hasattr(made, "horizon") else config.steps
         title = f"{Path(config.method).stem} on {config.task or config.data}"
-        return _ended(_with_progress(title, horizon, lambda listeners: api.resume(folder, listeners)))
+        return _ended(_with_progress(title, total_steps, lambda listeners: api.resume(folder, listeners)))
 
 
 @dataclass
@@ -418,10 +418,10 @@ def _default_folder(method: str, task: str, seed: int) -> str:
     return f"runs/{clean}-s{seed}"
 
 
-def _with_progress(title: str, horizon: int, start: Any) -> Any:
+def _with_progress(title: str, total_steps: int, start: Any) -> Any:
     from vantage.progress import Progress
 
-    return start([Progress(title, horizon)])
+    return start([Progress(title, total_steps)])
 
 
 def _ended(run: Any) -> int:

@@ -33,9 +33,9 @@ class Progress:
     A rich display in a terminal; otherwise one plain line at most every `interval` seconds, and for every evaluation.
     """
 
-    def __init__(self, title: str, horizon: int, interval: float = 5.0, live: bool | None = None) -> None:
+    def __init__(self, title: str, total_steps: int, interval: float = 5.0, live: bool | None = None) -> None:
         self.title = title
-        self.horizon = horizon
+        self.total_steps = total_steps
         self.interval = interval
         self.live = sys.stdout.isatty() if live is None else live
         self._started = time.monotonic()
@@ -67,7 +67,7 @@ class Progress:
                 TimeRemainingColumn(),
                 expand=True,
             )
-            self._task = self._bar.add_task(self.title, total=self.horizon)
+            self._task = self._bar.add_task(self.title, total=self.total_steps)
             self._display = Live(self._bar, refresh_per_second=4)
             self._display.__enter__()
         return self
@@ -89,7 +89,7 @@ class Progress:
             self._display.update(self._group(report))
             return
         now = time.monotonic()
-        if evaluation or report.step == report.horizon or now - self._said >= self.interval:
+        if evaluation or report.step == report.total_steps or now - self._said >= self.interval:
             self._said = now
             print(self._line(report), flush=True)
 
@@ -112,7 +112,7 @@ class Progress:
     def _line(self, report: Report) -> str:
         done = report.step - (self._first or 0)
         elapsed = time.monotonic() - self._started
-        left = elapsed / done * (report.horizon - report.step) if done > 0 else float("nan")
-        ending = f"  left {left:.0f}s" if done > 0 and report.step < report.horizon else ""
+        left = elapsed / done * (report.total_steps - report.step) if done > 0 else float("nan")
+        ending = f"  left {left:.0f}s" if done > 0 and report.step < report.total_steps else ""
         shown = "  ".join(f"{name} {value:.4g}" for name, value in self._rows(report))
-        return f"{self.title}  step {report.step}/{report.horizon}  {shown}{ending}"
+        return f"{self.title}  step {report.step}/{report.total_steps}  {shown}{ending}"

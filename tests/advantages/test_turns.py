@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from tests.harness import context
-from tests.methods.reasoning.conversations import talk
+from tests.methods.conversations import talk
 from vantage.advantages.estimators import GAE, RewardToGo
 from vantage.advantages.turns import AcrossTurns, turn_mean
 from vantage.core import Trajectories

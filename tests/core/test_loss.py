@@ -89,17 +89,34 @@ def test_weights_of_each_averaging() -> None:
     mask = torch.tensor([[True, True, True, False], [True, False, False, False]])
     group = torch.tensor([0, 1])
     expected = {
-        "token": [[1 / 4] * 3 + [0], [1 / 4, 0, 0, 0]],
-        "sequence": [[1 / 6] * 3 + [0], [1 / 2, 0, 0, 0]],
-        "sum": [[1 / 3] * 3 + [0], [1, 0, 0, 0]],
-        "total": [[1 / 2] * 3 + [0], [1 / 2, 0, 0, 0]],
-        "constant": [[1 / 8] * 3 + [0], [1 / 8, 0, 0, 0]],
+        "token-mean": [[1 / 4] * 3 + [0], [1 / 4, 0, 0, 0]],
+        "seq-mean-token-mean": [[1 / 6] * 3 + [0], [1 / 2, 0, 0, 0]],
+        "seq-sum-token-mean": [[1 / 3] * 3 + [0], [1, 0, 0, 0]],
+        "seq-mean-token-sum": [[1 / 2] * 3 + [0], [1 / 2, 0, 0, 0]],
+        "seq-mean-token-sum-norm": [[1 / 8] * 3 + [0], [1 / 8, 0, 0, 0]],
         "group": [[1 / 6] * 3 + [0], [1 / 2, 0, 0, 0]],
     }
     for name, weights in expected.items():
         torch.testing.assert_close(averaging(name)(mask, group), torch.tensor(weights))
-    with pytest.raises(UserError, match=r"averaging 'tokens' is not known; did you mean token\?"):
+    with pytest.raises(UserError, match=r"averaging 'tokens' is not known; did you mean token-mean"):
         averaging("tokens")
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("token", "token-mean"),
+        ("sequence", "seq-mean-token-mean"),
+        ("total", "seq-mean-token-sum"),
+        ("constant", "seq-mean-token-sum-norm"),
+        ("sum", "seq-sum-token-mean"),
+    ],
+)
+def test_an_old_name_is_the_new_one_with_a_warning(old: str, new: str) -> None:
+    with pytest.warns(DeprecationWarning, match=f"'{old}' is now called '{new}'"):
+        assert averaging(old) is AVERAGINGS[new]
+    with pytest.warns(DeprecationWarning, match=new):
+        assert toy_method(Clip()).replace(averaging=old).averaging == new
 
 
 def test_padding_that_is_not_finite_does_not_reach_the_gradient() -> None:
@@ -112,8 +129,8 @@ def test_padding_that_is_not_finite_does_not_reach_the_gradient() -> None:
 
 def test_the_weight_column_scales_rows_and_decisions() -> None:
     batch = toy_batch(4, 2)
-    plain = weighted(batch, "token")[WEIGHTS]
-    rows = weighted(batch.replace(weight=torch.tensor([1.0, 0.0, 2.0, 1.0])), "token")[WEIGHTS]
+    plain = weighted(batch, "token-mean")[WEIGHTS]
+    rows = weighted(batch.replace(weight=torch.tensor([1.0, 0.0, 2.0, 1.0])), "token-mean")[WEIGHTS]
     torch.testing.assert_close(rows, plain * torch.tensor([[1.0], [0.0], [2.0], [1.0]]))
 
 

@@ -214,11 +214,11 @@ def test_a_part_may_judge_in_micro_batches_and_read_settings_that_change() -> No
     whole, cut = trainer(None), trainer(None)
     cut.context.micro_batch = 5
     batch = whole.context.method.rollout(whole.context)
-    torch.testing.assert_close(cut.context.judge(batch), whole.context.judge(batch))
-    hidden = cut.context.judge(batch, "hidden", read=lambda evaluation: evaluation.hidden.square().sum(-1))
-    torch.testing.assert_close(hidden, whole.context.judge(batch, "hidden").square().sum(-1))
-    assert not whole.context.judge(batch).requires_grad
-    assert whole.context.judge(batch[:0]).shape == (0, batch.steps)
+    torch.testing.assert_close(cut.context.evaluate(batch), whole.context.evaluate(batch))
+    hidden = cut.context.evaluate(batch, "hidden", read=lambda evaluation: evaluation.hidden.square().sum(-1))
+    torch.testing.assert_close(hidden, whole.context.evaluate(batch, "hidden").square().sum(-1))
+    assert not whole.context.evaluate(batch).requires_grad
+    assert whole.context.evaluate(batch[:0]).shape == (0, batch.steps)
     assert whole.context.now(3) == 3
     assert whole.context.now(lambda context: context.step + 7) == 7
 

@@ -190,7 +190,7 @@ def toy_method(**parts: Any) -> Method:
         values=None,
         advantage=GroupStandardized(),
         objective=Clip(0.2),
-        averaging="token",
+        averaging="token-mean",
         update=GradientUpdate(Adam(3e-2), epochs=2, minibatches=2),
     )
     return made.replace(**parts) if parts else made

@@ -89,7 +89,7 @@ def test_without_a_limit_the_samplers_mean_is_the_policys() -> None:
 def test_the_weight_scales_the_gradient_of_its_decision() -> None:
     batch = TruncatedImportance()(batch_of([[0.5, 3.0], [1.0, 1.0]]), context())
     logp = torch.zeros(2, 2, requires_grad=True)
-    reduce(-logp, weighted(batch, "token"), 2, None).backward()
+    reduce(-logp, weighted(batch, "token-mean"), 2, None).backward()
     torch.testing.assert_close(logp.grad, -torch.tensor([[0.5, 2.0], [1.0, 1.0]]) / 4)
 
 

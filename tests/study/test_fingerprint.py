@@ -149,7 +149,7 @@ def test_a_run_depends_on_its_page_and_parts_and_not_on_other_pages_or_the_repor
     } & set(code)
     # The child of a page depends on its parent, and a peer on no page of ours.
     words = entrant(arena("arithmetic"), "dapo", {}).job(arena("arithmetic"), 0)
-    assert {"vantage.methods.reasoning.grpo", "vantage.study.models"} <= set(code_of_job(words))
+    assert {"vantage.methods.objectives.grpo", "vantage.study.models"} <= set(code_of_job(words))
     peer = code_of_job(entrant(arena("cartpole"), "sb3-ppo", {}).job(arena("cartpole"), 0))
     assert not [name for name in peer if name.startswith("vantage.methods.control")]
 

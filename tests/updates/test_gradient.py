@@ -14,7 +14,7 @@ from vantage.tasks.registry import make_task
 
 @pytest.mark.parametrize("name", [*AVERAGINGS, "function"])
 def test_the_gradient_is_that_of_whole_rows(name: str) -> None:
-    how = AVERAGINGS["total"] if name == "function" else name
+    how = AVERAGINGS["seq-mean-token-sum"] if name == "function" else name
     torch.manual_seed(0)
     task = make_task("cartpole")
     policy = task.make_policy(seed=0)

@@ -3,16 +3,20 @@
 Weights are computed on the whole minibatch before it is cut into micro-batches, so that accumulation over any cut gives
 exactly the gradient of the whole.
 
-    token     every decision counts the same:            mask / sum(mask)
-    sequence  every row counts the same:                 mask / length / N
-    sum       sum over rows of the row's mean:           mask / length
-    total     sum over rows of the row's sum, per row:   mask / N
-    constant  as total, divided by the longest row allowed: mask / (N * T)
-    group     every group counts the same, decisions within it too: mask / sum(mask of the group) / groups
+    token-mean               every decision counts the same:             mask / sum(mask)
+    seq-mean-token-mean      every row counts the same:                  mask / length / N
+    seq-mean-token-sum       sum over rows of the row's sum, per row:    mask / N
+    seq-mean-token-sum-norm  the same, divided by the longest row allowed: mask / (N * T)
+    seq-sum-token-mean       sum over rows of the row's mean:            mask / length
+    group                    every group counts the same, decisions within it too: mask / sum(mask of the group) / groups
+
+The first four are verl's `loss_agg_mode`. N counts the rows of the minibatch that hold a decision to learn from: rows without
+one are dropped before the weights are computed.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -35,7 +39,7 @@ def token(mask: Tensor, group: Tensor | None = None) -> Tensor:
 
 
 def sequence(mask: Tensor, group: Tensor | None = None) -> Tensor:
-    """Every row counts the same; a row without decisions counts in N and adds nothing."""
+    """Every row counts the same."""
     return mask / mask.sum(-1, keepdim=True).clamp(min=1) / mask.shape[0]
 
 
@@ -64,19 +68,40 @@ def by_group(mask: Tensor, group: Tensor | None = None) -> Tensor:
 
 
 AVERAGINGS: dict[str, Averaging] = {
-    "token": token,
-    "sequence": sequence,
-    "sum": sum_of_means,
-    "total": total,
-    "constant": constant,
+    "token-mean": token,
+    "seq-mean-token-mean": sequence,
+    "seq-mean-token-sum": total,
+    "seq-mean-token-sum-norm": constant,
+    "seq-sum-token-mean": sum_of_means,
     "group": by_group,
 }
 
+_OLD = {
+    "token": "token-mean",
+    "sequence": "seq-mean-token-mean",
+    "total": "seq-mean-token-sum",
+    "constant": "seq-mean-token-sum-norm",
+    "sum": "seq-sum-token-mean",
+}
+
+
+def canonical(name: str) -> str:
+    """Return the present name of an averaging; an old one is accepted with a DeprecationWarning until version 0.3."""
+    if name in _OLD:
+        warnings.warn(f"averaging {name!r} is now called {_OLD[name]!r}", DeprecationWarning, stacklevel=3)
+        return _OLD[name]
+    return name
+
 
 def averaging(name: str | Averaging) -> Averaging:
-    """Return the averaging of this name; a function is itself."""
+    """Return the averaging of this name; a function is itself.
+
+    Raises:
+        UserError: no averaging has this name.
+    """
     if not isinstance(name, str):
         return name
+    name = canonical(name)
     if name not in AVERAGINGS:
         raise UserError(f"averaging {name!r} is not known{nearest(name, AVERAGINGS)} (known: {', '.join(AVERAGINGS)})")
     return AVERAGINGS[name]

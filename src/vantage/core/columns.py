@@ -14,11 +14,11 @@ UNDER = "logp_under_"
 """A column of this name and a policy's: log-probability [N, T] under that named frozen policy."""
 
 FILLERS: dict[str, Callable[[Trajectories, Context], Tensor]] = {
-    "logp_ref": lambda batch, context: context.judge(batch, "logp", context.named(REFERENCE)),
-    "logp_old": lambda batch, context: context.judge(batch, "logp"),
-    "logp_current": lambda batch, context: context.judge(batch, "logp"),
-    "entropy_old": lambda batch, context: context.judge(batch, "entropy"),
-    "hidden_old": lambda batch, context: context.judge(batch, "hidden"),
+    "logp_ref": lambda batch, context: context.evaluate(batch, "logp", context.named(REFERENCE)),
+    "logp_old": lambda batch, context: context.evaluate(batch, "logp"),
+    "logp_current": lambda batch, context: context.evaluate(batch, "logp"),
+    "entropy_old": lambda batch, context: context.evaluate(batch, "entropy"),
+    "hidden_old": lambda batch, context: context.evaluate(batch, "hidden"),
 }
 
 
@@ -38,5 +38,5 @@ def fill(batch: Trajectories, names: frozenset[str], context: Context) -> Trajec
         if name in FILLERS:
             filled[name] = FILLERS[name](batch, context)
         elif name.startswith(UNDER):
-            filled[name] = context.judge(batch, "logp", context.named(name.removeprefix(UNDER)))
+            filled[name] = context.evaluate(batch, "logp", context.named(name.removeprefix(UNDER)))
     return batch.replace(**filled) if filled else batch

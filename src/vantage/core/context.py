@@ -69,7 +69,7 @@ class Context:
     generator: torch.Generator
     step: int = 0
     """Steps that are done."""
-    horizon: int = 1
+    total_steps: int = 1
     """Steps that the run will have."""
     policies: dict[str, Policy] = field(default_factory=dict)
     metrics: Metrics = field(default_factory=Metrics)
@@ -79,7 +79,7 @@ class Context:
     @property
     def progress(self) -> float:
         """Share of the run that is done, in [0, 1]."""
-        return min(self.step / max(self.horizon, 1), 1.0)
+        return min(self.step / max(self.total_steps, 1), 1.0)
 
     @property
     def device(self) -> torch.device:
@@ -110,7 +110,7 @@ class Context:
         """Take a frozen copy of the policy as it is now under this name."""
         self.policies[name] = self.policy.frozen()
 
-    def judge(
+    def evaluate(
         self,
         batch: Trajectories,
         want: str = "logp",

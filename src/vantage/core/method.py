@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
+from vantage.core.averaging import canonical
 from vantage.core.errors import UserError, nearest
 from vantage.core.protocols import Part, declared
 
@@ -46,7 +47,7 @@ class Method:
     objective: Part
     update: Part
     selection: tuple[Part, ...] = ()
-    averaging: str | Part = "token"
+    averaging: str | Part = "token-mean"
     regularizers: tuple[Part, ...] = ()
     controllers: tuple[Part, ...] = ()
     name: str = field(default="", compare=False)
@@ -62,6 +63,8 @@ class Method:
             if not isinstance(given, tuple | list):
                 given = (given,)
             object.__setattr__(self, key, tuple(given))
+        if isinstance(self.averaging, str):
+            object.__setattr__(self, "averaging", canonical(self.averaging))
 
     def replace(self, **parts: Any) -> Method:
         """Return this method with some parts replaced; a single part stands for a tuple of one.

@@ -58,7 +58,7 @@ class Report:
     """What listeners are told after each step."""
 
     step: int
-    horizon: int
+    total_steps: int
     metrics: dict[str, float]
     timing: dict[str, float]
     batch: Trajectories | None = None
@@ -117,7 +117,7 @@ class Trainer:
             engine=engine,
             task=task,
             generator=torch.Generator().manual_seed(seed),
-            horizon=schedule.steps,
+            total_steps=schedule.steps,
             micro_batch=micro_batch,
         )
         self._columns = self.context.method.declared("columns")
@@ -173,7 +173,7 @@ class Trainer:
     # a run ---------------------------------------------------------------------------------------------------------
 
     def run(self) -> Outcome:
-        """Train until the horizon, or until an interrupt, which ends the run after the step in progress and saves it.
+        """Train to the last step, or until an interrupt, which ends the run after the step in progress and saves it.
 
         Raises:
             TrainingError: a loss or gradient is not finite; the last good checkpoint is kept.
@@ -187,7 +187,7 @@ class Trainer:
                 if context.step == 0:
                     self._tell(log, history, self._evaluate(), {})
                     self.save()
-                while context.step < context.horizon and not self._interrupted:
+                while context.step < context.total_steps and not self._interrupted:
                     metrics, timing = self.step()
                     _check_finite(metrics, context.step, self.folder)
                     if self._due(schedule.evaluate_every):
@@ -204,7 +204,7 @@ class Trainer:
         finally:
             if log is not None:
                 log.close()
-        return Outcome("interrupted" if context.step < context.horizon else "finished", context.step, history)
+        return Outcome("interrupted" if context.step < context.total_steps else "finished", context.step, history)
 
     def _tell(
         self, log: RunLog | None, history: list[dict[str, float]], metrics: dict[str, float], timing: dict[str, float]
@@ -214,11 +214,11 @@ class Trainer:
         if log is not None:
             log.write(step, metrics, timing)
         for listener in self.listeners:
-            listener(Report(step, self.context.horizon, metrics, timing, self._batch))
+            listener(Report(step, self.context.total_steps, metrics, timing, self._batch))
 
     def _due(self, every: int) -> bool:
         step = self.context.step
-        return step == self.context.horizon or (every > 0 and step % every == 0)
+        return step == self.context.total_steps or (every > 0 and step % every == 0)
 
     def _save_due(self) -> bool:
         if self.schedule.save_every:

@@ -101,7 +101,7 @@ class VllmEngine(LanguageEngine):
         return super()._rows(found, *given).replace(entropy_old=None)
 
     def _judged(self, batch: Trajectories, context: Context) -> Trajectories:
-        batch = batch.replace(logp_old=context.judge(batch, "logp"))
+        batch = batch.replace(logp_old=context.evaluate(batch, "logp"))
         record_mismatch(batch, context)
         return batch
 

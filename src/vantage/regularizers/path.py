@@ -39,7 +39,7 @@ class PathKL:
     def __call__(self, evaluation: Evaluation, batch: Trajectories, context: Context) -> Tensor:
         """Return the term per decision [N, T]."""
         seen = batch.observation
-        reference = context.judge(batch, "mean", context.named("reference"), lambda found: found.extras["mean"])
+        reference = context.evaluate(batch, "mean", context.named("reference"), lambda found: found.extras["mean"])
         variance = seen["sigma"].square() * (seen["time"] - seen["next_time"])
         noisy = variance > 0
         size = math.prod(reference.shape[2:])

@@ -196,7 +196,7 @@ class RecentReplay:
         old = (batch.age > 0).nonzero().squeeze(-1)
         logp = batch.logp_old
         if len(old):
-            logp = logp.index_copy(0, old, context.judge(batch.select(old)).to(logp.dtype))
+            logp = logp.index_copy(0, old, context.evaluate(batch.select(old)).to(logp.dtype))
         return batch.replace(logp_current=logp)
 
     def _draw(self, share: float, kept: list[Trajectories], context: Context) -> list[Trajectories]:

@@ -121,7 +121,7 @@ class UnmaskingEngine:
                 "truncated": torch.zeros_like(last),
             }
         )
-        return batch.replace(logp_old=context.judge(batch)) if judged else batch
+        return batch.replace(logp_old=context.evaluate(batch)) if judged else batch
 
     def advance(self, rows: int, steps: int, context: Context) -> Trajectories:
         """An answer is filled in as a whole: there is no stream to go on with."""

@@ -44,7 +44,7 @@ class MonteCarloMasks:
         weight = draw_masks(len(answer), batch.steps, self.kind, generator)
         found = batch.select(answer).replace(answer=answer, masked_weight=weight, logp_old=None)
         old = several_steps(context) if self.old is None else self.old
-        return found.replace(logp_old=context.judge(found)) if old else found
+        return found.replace(logp_old=context.evaluate(found)) if old else found
 
 
 def several_steps(context: Context) -> bool:

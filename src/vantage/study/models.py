@@ -66,4 +66,4 @@ class _Progress:
         self.send = send
 
     def __call__(self, report: Report) -> None:
-        self.send({"step": report.step, "steps": report.horizon})
+        self.send({"step": report.step, "steps": report.total_steps})

@@ -50,7 +50,7 @@ def run(job: Job, report: Reporter) -> float:
         if told.step == 0:
             return
         judge.record(meter.spent, told.metrics)
-        trainer.context.horizon = horizon.after(told.step, meter.spent)
+        trainer.context.total_steps = horizon.after(told.step, meter.spent)
         report.progress(meter.spent)
         if judge.due(meter.spent):
             judge(meter.spent, trainer.context.generator)

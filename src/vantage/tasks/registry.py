@@ -35,7 +35,7 @@ _PREFERENCE = "vantage.tasks.preference.bandit"
 _OFFLINE = "vantage.tasks.offline.task"
 _INVENTORY = "vantage.tasks.inventory.task"
 _ROUTING = "vantage.tasks.routing.task"
-_COMPRESSION = "vantage.tasks.compression.task"
+_COMPRESSION = "vantage.fields.compression.task"
 
 TASKS: dict[str, TaskInfo] = {
     info.name: info

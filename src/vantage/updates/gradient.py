@@ -26,7 +26,7 @@ class GradientUpdate:
 
     Attributes:
         optimizer: what takes the step (`Adam`, `SGD`, or anything with `lr` and `build(parameters)`).
-        schedule: `(step, horizon) -> factor` on the learning rate.
+        schedule: `(step, total_steps) -> factor` on the learning rate.
         epochs: passes over the batch; a function of the context where it changes in the run.
         minibatches: how many a pass is cut into.
         unit: what is shuffled: "decision", "row" or "group" (groups stay whole); "auto" takes the smallest that the policy
@@ -72,7 +72,7 @@ class GradientUpdate:
     def __call__(self, batch: Trajectories, context: Context) -> None:
         """Change the policy."""
         optimizer: torch.optim.Optimizer = self._memory["optimizer"]
-        factor = self.schedule(context.step, context.horizon)
+        factor = self.schedule(context.step, context.total_steps)
         for group in optimizer.param_groups:
             group["lr"] = self.optimizer.lr * factor
         context.record("lr", self.optimizer.lr * factor)
@@ -118,7 +118,7 @@ class GradientUpdate:
 
     def _unit(self, context: Context) -> str:
         # Loose decisions have forgotten how many a row has, and how many rows there are.
-        loose = context.policy.memoryless and context.method.averaging in ("token", "group")
+        loose = context.policy.memoryless and context.method.averaging in ("token-mean", "group")
         smallest = "decision" if loose else "row"
         # A term over the whole minibatch takes any; what the other terms join must still come whole.
         joined = [unit for unit in units(context.method) if unit != "batch"]

@@ -93,9 +93,9 @@ class Constant:
 
     warmup: float = 0.0
 
-    def __call__(self, step: int, horizon: int) -> float:
-        """Return the factor on the learning rate in the step after `step` steps of `horizon`."""
-        return _warm(step, horizon, self.warmup)
+    def __call__(self, step: int, total_steps: int) -> float:
+        """Return the factor on the learning rate in the step after `step` steps of `total_steps`."""
+        return _warm(step, total_steps, self.warmup)
 
 
 @dataclass(frozen=True)
@@ -105,9 +105,9 @@ class Linear:
     final: float = 0.0
     warmup: float = 0.0
 
-    def __call__(self, step: int, horizon: int) -> float:
+    def __call__(self, step: int, total_steps: int) -> float:
         """Return the factor."""
-        return _warm(step, horizon, self.warmup) * (1 - (1 - self.final) * step / horizon)
+        return _warm(step, total_steps, self.warmup) * (1 - (1 - self.final) * step / total_steps)
 
 
 @dataclass(frozen=True)
@@ -132,14 +132,14 @@ class Cosine:
         if not self.final >= 0:
             raise UserError(f"Cosine.final={self.final} is out of range: at least 0")
 
-    def __call__(self, step: int, horizon: int) -> float:
+    def __call__(self, step: int, total_steps: int) -> float:
         """Return the factor."""
-        start = self.warmup * horizon if self.after else 0.0
-        gone, whole = max(step - start, 0.0), horizon - start
+        start = self.warmup * total_steps if self.after else 0.0
+        gone, whole = max(step - start, 0.0), total_steps - start
         wave = 0.5 * (1 + math.cos(math.pi * gone / whole)) if whole > 0 else 1.0
-        return _warm(step, horizon, self.warmup) * (self.final + (1 - self.final) * wave)
+        return _warm(step, total_steps, self.warmup) * (self.final + (1 - self.final) * wave)
 
 
-def _warm(step: int, horizon: int, warmup: float) -> float:
+def _warm(step: int, total_steps: int, warmup: float) -> float:
     # The first step already moves: it has 1 / (warm-up steps) of the rate, not 0.
-    return min(1.0, (step + 1) / (warmup * horizon)) if warmup > 0 else 1.0
+    return min(1.0, (step + 1) / (warmup * total_steps)) if warmup > 0 else 1.0

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 import vantage
+from tests.fields.compression.tools import small
 from tests.harness import context
-from tests.tasks.compression.tools import small
 from vantage.core import Trajectories
 from vantage.core.errors import UserError
 from vantage.core.loss import backward
+from vantage.fields.compression.policy import MaskPolicy
+from vantage.fields.compression.task import PruningTask
+from vantage.fields.compression.units import Registry, Units, masked
 from vantage.methods.compression.bypass_backprop import MovingBaseline, OntoBudget, RootScale
-from vantage.tasks.compression.policy import MaskPolicy
-from vantage.tasks.compression.task import PruningTask
-from vantage.tasks.compression.units import Registry, Units, masked
 
 
 def policy(means: list[float], keep: float = 1.0) -> MaskPolicy:

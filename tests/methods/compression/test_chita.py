@@ -7,22 +7,22 @@ from typing import Any
 import pytest
 import torch
 
-from tests.tasks.compression.tools import small
+from tests.fields.compression.tools import small
 from vantage.core.errors import UserError
-from vantage.methods import registry
-from vantage.methods.compression import chita as page
-from vantage.methods.compression.chita import Chita, Tuning, levels
-from vantage.tasks.compression.masks import pruned_count
-from vantage.tasks.compression.network import (
+from vantage.fields.compression.masks import pruned_count
+from vantage.fields.compression.network import (
     Network,
     flat_weights,
     set_flat_weights,
     weight_names,
     weight_sparsity,
 )
-from vantage.tasks.compression.quadratic import Quadratic, largest
-from vantage.tasks.compression.scores import batch_losses
-from vantage.tasks.compression.statistics import gradient_rows
+from vantage.fields.compression.quadratic import Quadratic, largest
+from vantage.fields.compression.scores import batch_losses
+from vantage.fields.compression.statistics import gradient_rows
+from vantage.methods import registry
+from vantage.methods.compression import chita as page
+from vantage.methods.compression.chita import Chita, Tuning, levels
 
 
 def chita(**settings: object) -> Chita:

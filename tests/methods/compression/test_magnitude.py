@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.tasks.compression.tools import language, small
+from tests.fields.compression.tools import language, small
 from vantage.core.errors import UserError
+from vantage.fields.compression.network import flat_weights, weight_sparsity
 from vantage.methods import registry
-from vantage.tasks.compression.network import flat_weights, weight_sparsity
 
 
 def prune(scope: str, sparsity: float, **settings: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from tests.tasks.compression.tools import small
+from tests.fields.compression.tools import small
+from vantage.fields.compression.network import flat_weights, weight_names
+from vantage.fields.compression.scores import batch_losses
+from vantage.fields.compression.statistics import gradient_rows
 from vantage.methods import registry
-from vantage.tasks.compression.network import flat_weights, weight_names
-from vantage.tasks.compression.scores import batch_losses
-from vantage.tasks.compression.statistics import gradient_rows
 
 
 def test_equals_a_direct_computation() -> None:

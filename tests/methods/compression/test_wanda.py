@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.tasks.compression.tools import language, small
+from tests.fields.compression.tools import language, small
 from vantage.core.errors import UserError
+from vantage.fields.compression.network import weight_sparsity
 from vantage.methods import registry
-from vantage.tasks.compression.network import weight_sparsity
 
 
 def by_hand(weight: Tensor, x: Tensor, sparsity: float) -> Tensor:

@@ -5,14 +5,14 @@ from itertools import pairwise
 import pytest
 import torch
 
-from tests.tasks.tabular.test_mdp import some
+from tests.fields.tabular.test_mdp import some
 from vantage.core.errors import UserError
+from vantage.fields.tabular.episodes import Known, World, play, sample
+from vantage.fields.tabular.problems import stopping
+from vantage.fields.tabular.regret import gap
+from vantage.fields.tabular.softmax import reinforce
 from vantage.methods import registry
 from vantage.methods.control.dynamic_pg import dynamic_pg
-from vantage.tasks.tabular.episodes import Known, World, play, sample
-from vantage.tasks.tabular.problems import stopping
-from vantage.tasks.tabular.regret import gap
-from vantage.tasks.tabular.softmax import reinforce
 
 
 def test_steps_are_trained_backwards_and_frozen() -> None:

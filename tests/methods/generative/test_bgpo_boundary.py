@@ -289,7 +289,7 @@ def test_off_policy_the_kl_is_linear_in_each_sample_and_below_the_joint_one() ->
         torch.testing.assert_close(gradient(where, batch, micro), whole)
     run.metrics.collect()
     gradient(where, batch, None)
-    gap = run.judge(batch) - run.judge(batch, "logp", run.named("reference"))
+    gap = run.evaluate(batch) - run.evaluate(batch, "logp", run.named("reference"))
     joint = gap.sum(-1).view(-1, 4).mean(-1)
     assert run.metrics.collect()["loss/kl"] < 0.5 * float(joint.square().mean()) / 2
 

@@ -161,7 +161,7 @@ def test_the_step_is_metered_on_both_sides_and_the_run_resumes(tmp_path: Path) -
     metrics, _ = where.step()
     assert 0 < metrics["clip_fraction/positive"] <= 1
     assert 0 < metrics["clip_fraction/negative"] <= 1
-    assert where.context.method.averaging == "token"
+    assert where.context.method.averaging == "token-mean"
     with pytest.raises(UserError, match="eps=-1"):
         GuardedClip(-1.0)
     assert_resumes(tmp_path, vantage.method("grpo-guard", **SMALL))

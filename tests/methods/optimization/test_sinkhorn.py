@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from vantage.core.errors import UserError
+from vantage.fields.solvers.transport import clouds
 from vantage.methods import registry
-from vantage.tasks.solvers.transport import clouds
 
 
 def test_marginals_value_and_form() -> None:

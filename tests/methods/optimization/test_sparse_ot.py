@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from vantage.core.errors import UserError
+from vantage.fields.solvers.transport import Transport, clouds, exact
 from vantage.methods import registry
 from vantage.methods.optimization.sparse_ot import dual, free_conjugate, mass_conjugate, semi_dual
-from vantage.tasks.solvers.transport import Transport, clouds, exact
 
 
 def solve(problem: Transport, **settings: object) -> object:

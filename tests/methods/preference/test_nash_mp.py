@@ -10,7 +10,7 @@ import torch
 
 import vantage
 from tests.harness import context
-from tests.methods.reasoning.toys import assert_resumes, gain, trainer
+from tests.methods.toys import assert_resumes, gain, trainer
 from vantage.core import Evaluation, Trajectories, UserError
 from vantage.methods.preference.nash_mp import ProximalDuel
 from vantage.tasks.preference import game

@@ -10,7 +10,7 @@ import torch
 import vantage
 from tests.core.toy import ToyPolicy, toy_batch
 from tests.harness import context, loss_of, new_logp, random_batch
-from tests.methods.reasoning.toys import assert_resumes, gain
+from tests.methods.toys import assert_resumes, gain
 from vantage.core import Evaluation, Trajectories, UserError
 from vantage.core.loss import backward
 from vantage.methods.preference.rebel import RelativeRewards, Unfinished, Whiten

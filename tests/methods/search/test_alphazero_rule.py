@@ -7,10 +7,10 @@ import math
 import pytest
 import torch
 
+from vantage.fields.search.rules import PUCT, Visits
+from vantage.fields.search.tree import Node
 from vantage.methods import registry
 from vantage.methods.search.alphazero_rule import alphazero_rule
-from vantage.tasks.search.rules import PUCT, Visits
-from vantage.tasks.search.tree import Node
 
 
 def node(prior: list[float], visits: list[float], q: list[float]) -> Node:

@@ -7,10 +7,10 @@ import math
 import pytest
 import torch
 
+from vantage.fields.search.rules import UCB1
+from vantage.fields.search.tree import Node
 from vantage.methods import registry
 from vantage.methods.search.uct import uct
-from vantage.tasks.search.rules import UCB1
-from vantage.tasks.search.tree import Node
 
 ALL = torch.ones(1, 3, dtype=torch.bool)
 TWO = torch.tensor([[True, True, False]])

@@ -5,14 +5,14 @@ import math
 import pytest
 import torch
 
-from tests.tasks.tabular.test_mdp import paths, random_policy, some
+from tests.fields.tabular.test_mdp import paths, random_policy, some
 from vantage.core.errors import UserError
+from vantage.fields.tabular.episodes import Episodes, Known, World, play
+from vantage.fields.tabular.mdp import backup, occupancy
+from vantage.fields.tabular.problems import layered
+from vantage.fields.tabular.regret import gap
 from vantage.methods import registry
 from vantage.methods.theory.bobw_po import BestOfBothWorlds, bobw_po, leader, loss_estimate, spread
-from vantage.tasks.tabular.episodes import Episodes, Known, World, play
-from vantage.tasks.tabular.mdp import backup, occupancy
-from vantage.tasks.tabular.problems import layered
-from vantage.tasks.tabular.regret import gap
 
 DOUBLE = torch.float64
 

@@ -3,13 +3,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.tasks.tabular.test_mdp import some
+from tests.fields.tabular.test_mdp import some
 from vantage.core.errors import UserError
+from vantage.fields.tabular.episodes import Known, World, play, sample
+from vantage.fields.tabular.regret import gap
+from vantage.fields.tabular.softmax import reinforce
 from vantage.methods import registry
 from vantage.methods.theory.softmax_pg import softmax_pg
-from vantage.tasks.tabular.episodes import Known, World, play, sample
-from vantage.tasks.tabular.regret import gap
-from vantage.tasks.tabular.softmax import reinforce
 
 
 def test_one_update_has_the_step_of_the_theory() -> None:

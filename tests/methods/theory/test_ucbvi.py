@@ -5,14 +5,14 @@ import math
 import pytest
 import torch
 
-from tests.tasks.tabular.test_mdp import random_policy, some
+from tests.fields.tabular.test_mdp import random_policy, some
 from vantage.core.errors import UserError
+from vantage.fields.tabular.episodes import Known, Plan, World, play, sample
+from vantage.fields.tabular.mdp import backup
+from vantage.fields.tabular.problems import riverswim
+from vantage.fields.tabular.regret import gap
 from vantage.methods import registry
 from vantage.methods.theory.ucbvi import Counts, ucbvi
-from vantage.tasks.tabular.episodes import Known, Plan, World, play, sample
-from vantage.tasks.tabular.mdp import backup
-from vantage.tasks.tabular.problems import riverswim
-from vantage.tasks.tabular.regret import gap
 
 
 def counted(stationary: bool, episodes: int = 50) -> tuple[Counts, Known, World]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vantage.core.errors import UserError
-from vantage.methods.reasoning.scaf_grpo import HintLadder
+from vantage.methods.sampling.scaf_grpo import HintLadder
 from vantage.rollouts.templates import Template
 from vantage.tasks.language.hinted import Hinted, hints
 from vantage.tasks.language.problems import alphabet, problem_set

@@ -154,7 +154,7 @@ def bypass_backprop(
         values=None,
         advantage=MovingBaseline(window, group_size),
         objective=PolicyGradient(),
-        averaging="total",
+        averaging="seq-mean-token-sum",
         controllers=(OntoBudget(),),
         update=GradientUpdate(
             optimizer=SGD(lr), schedule=Cosine(warmup=warmup), max_grad_norm=None, transforms=(RootScale(penalty),)

@@ -36,13 +36,13 @@ import torch
 from torch import Tensor
 
 from vantage.core.errors import UserError
+from vantage.fields.compression.masks import keep_largest, pruned_count, share
+from vantage.fields.compression.network import Network, flat_weights, set_flat_weights, weight_names
+from vantage.fields.compression.quadratic import Quadratic, active_set, refit, shifted
+from vantage.fields.compression.scores import batch_losses
+from vantage.fields.compression.statistics import gradient_rows
 from vantage.methods.claim import Claim
 from vantage.methods.registry import Paper, method
-from vantage.tasks.compression.masks import keep_largest, pruned_count, share
-from vantage.tasks.compression.network import Network, flat_weights, set_flat_weights, weight_names
-from vantage.tasks.compression.quadratic import Quadratic, active_set, refit, shifted
-from vantage.tasks.compression.scores import batch_losses
-from vantage.tasks.compression.statistics import gradient_rows
 
 PAPER = Paper(
     "Fast as CHITA: Neural Network Pruning with Combinatorial Optimization",

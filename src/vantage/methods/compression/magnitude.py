@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 import torch
 
+from vantage.fields.compression.masks import share
+from vantage.fields.compression.network import Network
+from vantage.fields.compression.scores import Scope, prune_by_score
 from vantage.methods.registry import Paper, method
-from vantage.tasks.compression.masks import share
-from vantage.tasks.compression.network import Network
-from vantage.tasks.compression.scores import Scope, prune_by_score
 
 PAPER = Paper(
     "Learning both Weights and Connections for Efficient Neural Networks",

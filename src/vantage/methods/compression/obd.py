@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import torch
 
+from vantage.fields.compression.masks import share
+from vantage.fields.compression.network import Network, weight_names
+from vantage.fields.compression.scores import Scope, batch_losses, prune_by_score
+from vantage.fields.compression.statistics import fisher_diagonal
 from vantage.methods.registry import Paper, method
-from vantage.tasks.compression.masks import share
-from vantage.tasks.compression.network import Network, weight_names
-from vantage.tasks.compression.scores import Scope, batch_losses, prune_by_score
-from vantage.tasks.compression.statistics import fisher_diagonal
 
 PAPER = Paper("Optimal Brain Damage", "Yann LeCun and John S. Denker and Sara A. Solla", 1989, venue="NIPS 2")
 

@@ -19,12 +19,12 @@ from dataclasses import dataclass
 from functools import partial
 
 from vantage.core.errors import UserError
+from vantage.fields.compression.masks import share
+from vantage.fields.compression.network import Network
+from vantage.fields.compression.scores import Scope, prune_by_score
+from vantage.fields.compression.statistics import input_statistics
 from vantage.methods.claim import Claim
 from vantage.methods.registry import Paper, method
-from vantage.tasks.compression.masks import share
-from vantage.tasks.compression.network import Network
-from vantage.tasks.compression.scores import Scope, prune_by_score
-from vantage.tasks.compression.statistics import input_statistics
 
 PAPER = Paper(
     "A Simple and Effective Pruning Approach for Large Language Models",

@@ -51,7 +51,7 @@ def a2c(
         values=Critic(value_coefficient),
         advantage=GAE(gamma, lam),
         objective=PolicyGradient(),
-        averaging="token",
+        averaging="token-mean",
         regularizers=(EntropyBonus(entropy_coefficient),),
         update=GradientUpdate(
             optimizer=RMSprop(lr), schedule=Linear() if anneal else Constant(), max_grad_norm=max_grad_norm

@@ -104,7 +104,7 @@ class InnerSteps:
         inner = torch.arange(count, device=batch.device).repeat(rows, steps)
         pairs = process.pairs(batch.action).flatten(1, 2)
         unrolled = Trajectories({**table, "action": pairs, INNER: inner, "length": batch.length * count}, rows=rows)
-        return unrolled.replace(logp_old=context.judge(unrolled))
+        return unrolled.replace(logp_old=context.evaluate(unrolled))
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,7 @@ def dppo(
         advantage=GAE(gamma, lam),
         selection=(InnerSteps(),),
         objective=InnerClip(eps, eps_base, curve, denoising_discount, critic_warmup),
-        averaging="token",
+        averaging="token-mean",
         regularizers=(EtaBonus(eta_coefficient, critic_warmup),) if learn_eta else (),
         update=GradientUpdate(
             optimizer=Adam(lr),

@@ -20,10 +20,10 @@ from dataclasses import dataclass
 import torch
 
 from vantage.core.errors import UserError
+from vantage.fields.tabular.episodes import Known, Learner, Plan
+from vantage.fields.tabular.softmax import reinforce
 from vantage.methods.claim import Claim
 from vantage.methods.registry import Paper, method
-from vantage.tasks.tabular.episodes import Known, Learner, Plan
-from vantage.tasks.tabular.softmax import reinforce
 
 PAPER = Paper(
     "Beyond Stationarity: Convergence Analysis of Stochastic Softmax Policy Gradient Methods",

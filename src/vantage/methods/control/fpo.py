@@ -83,7 +83,7 @@ class FlowCritic:
         """Keep what the values are computed from; fill `losses_old` where a draw has a ratio of its own."""
         if not self.per_draw:
             return batch
-        return batch.replace(losses_old=context.judge(batch, LOSSES, read=lambda found: found.extras[LOSSES]))
+        return batch.replace(losses_old=context.evaluate(batch, LOSSES, read=lambda found: found.extras[LOSSES]))
 
     def loss(self, evaluation: Evaluation, batch: Trajectories, context: Context) -> Tensor:
         """Return the value loss per decision [N, T]; a truncated one counts nothing."""
@@ -173,7 +173,7 @@ def fpo(
         values=FlowCritic(value_coefficient, per_draw),
         advantage=NoCredit(),
         objective=ClipDraws(eps) if per_draw else Clip(eps),
-        averaging="token",
+        averaging="token-mean",
         update=Refreshed(
             optimizer=Adam(lr), epochs=epochs, minibatches=minibatches, max_grad_norm=None, gamma=gamma, lam=lam
         ),

@@ -118,7 +118,7 @@ class DualCritic:
             )
         both = self.baselines(batch, context.policy)
         batch = batch.replace(value=torch.stack(both).amin(0), last_observation=None, final_observation=None)
-        logp = context.judge(
+        logp = context.evaluate(
             batch, "distribution", read=lambda found: logp_of_choices(found.distribution, batch.action)
         )
         return batch.replace(choice_logp_old=logp)
@@ -241,7 +241,7 @@ def pdppo(
         values=DualCritic(critics, epochs, critic_lr, weight_decay, max_grad_norm),
         advantage=StandardReturns(gamma),
         objective=ClipChoices(eps),
-        averaging="token",
+        averaging="token-mean",
         regularizers=(ChoiceEntropy(entropy_coefficient),),
         update=GradientUpdate(optimizer=CoupledAdam(lr, weight_decay), epochs=epochs, max_grad_norm=max_grad_norm),
     )

@@ -65,7 +65,7 @@ def ppo(
         values=Critic(value_coefficient, clip=eps if clip_value else None),
         advantage=GAE(gamma, lam),
         objective=Clip(eps),
-        averaging="token",
+        averaging="token-mean",
         regularizers=(EntropyBonus(entropy_coefficient),),
         update=GradientUpdate(
             optimizer=Adam(lr, eps=1e-5),

@@ -49,7 +49,7 @@ def reinforce(
         values=Critic() if baseline == "critic" else None,
         advantage=RewardToGo(gamma, baseline=baseline == "critic", whiten=baseline == "mean"),
         objective=PolicyGradient(),
-        averaging="token",
+        averaging="token-mean",
         regularizers=(EntropyBonus(entropy_coefficient),) if entropy_coefficient else (),
         update=GradientUpdate(optimizer=Adam(lr), max_grad_norm=max_grad_norm),
     )

@@ -51,7 +51,7 @@ def trpo(
         values=FittedCritic(value_epochs, lr=value_lr),
         advantage=GAE(gamma, lam),
         objective=Surrogate(),
-        averaging="token",
+        averaging="token-mean",
         regularizers=(EntropyBonus(entropy_coefficient),) if entropy_coefficient else (),
         update=TrustRegion(max_kl=max_kl, cg_iterations=cg_iterations, damping=damping),
     )

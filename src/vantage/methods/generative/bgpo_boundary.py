@@ -65,8 +65,8 @@ class ReferenceGap:
     def __call__(self, batch: Trajectories, context: Context) -> Trajectories:
         """Return the batch with the column."""
         old = batch.get("logp_old")
-        old = context.judge(batch) if old is None else old
-        reference = context.judge(batch, "logp", context.named("reference"))
+        old = context.evaluate(batch) if old is None else old
+        reference = context.evaluate(batch, "logp", context.named("reference"))
         gap = torch.where(batch.mask, old - reference, 0.0).sum(-1)
         return batch.replace(reference_gap=group_mean(gap, batch["answer"]))
 

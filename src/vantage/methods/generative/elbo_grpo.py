@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from vantage.advantages.groups import GroupStandardized
 from vantage.core.method import Method
-from vantage.methods.reasoning.grpo import grpo
+from vantage.methods.objectives.grpo import grpo
 from vantage.methods.registry import Paper, method
 from vantage.objectives.elbo import JointBound
 from vantage.rollouts.unmasking import Unmask

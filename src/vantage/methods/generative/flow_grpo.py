@@ -23,7 +23,7 @@ from vantage.advantages.clamped import Clamped
 from vantage.advantages.groups import GroupStandardized
 from vantage.core.method import Method
 from vantage.methods.claim import Claim
-from vantage.methods.reasoning.grpo import grpo
+from vantage.methods.objectives.grpo import grpo
 from vantage.methods.registry import Paper, method
 from vantage.objectives.denoising import StepClip
 from vantage.regularizers.path import PathKL
@@ -72,7 +72,7 @@ def flow_grpo(
         advantage=Clamped(GroupStandardized("batch", ddof=0), limit),
         selection=(FirstSteps(trained), NoisySteps()),
         objective=StepClip(eps),
-        averaging="token",
+        averaging="token-mean",
         regularizers=(PathKL(beta),) if beta else (),
     )
 

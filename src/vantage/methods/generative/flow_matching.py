@@ -106,7 +106,7 @@ def flow_matching(
         values=None,
         advantage=NoCredit(),
         objective=MatchVelocity(),
-        averaging="token",
+        averaging="token-mean",
         update=GradientUpdate(
             optimizer=Adam(lr, weight_decay=weight_decay),
             schedule=Cosine(final=final, warmup=0.02),

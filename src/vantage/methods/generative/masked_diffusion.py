@@ -92,7 +92,7 @@ def masked_diffusion(
         advantage=NoCredit(),
         selection=(MonteCarloMasks(samples, kind),),
         objective=NegativeLogLikelihood(),
-        averaging="token",
+        averaging="token-mean",
         update=GradientUpdate(
             optimizer=Adam(lr, weight_decay=weight_decay),
             schedule=Cosine(final=0.1, warmup=warmup),

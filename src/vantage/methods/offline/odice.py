@@ -184,7 +184,7 @@ def odice(
         values=DiceValue(lam, eta, gamma, gradient, Adam(lr)),
         advantage=ResidualWeight(),
         objective=PolicyGradient(),
-        averaging="total",
+        averaging="seq-mean-token-sum",
         controllers=(MoveTargets(tau),),
         update=GradientUpdate(optimizer=CoupledAdam(lr, weight_decay), unit="row", max_grad_norm=None),
     )

@@ -61,7 +61,7 @@ def hdpo(
         values=None,
         advantage=NoCredit(),
         objective=ReplayedCost(),
-        averaging="token",
+        averaging="token-mean",
         update=Pathwise(
             optimizer=Adam(lr),
             schedule=Linear() if anneal else Constant(),

@@ -50,7 +50,7 @@ def pomo(
         values=None,
         advantage=GroupStandardized(scale="none"),
         objective=PolicyGradient(),
-        averaging="total",
+        averaging="seq-mean-token-sum",
         update=GradientUpdate(
             optimizer=Adam(lr, weight_decay=weight_decay), max_grad_norm=max_grad_norm, micro_batch=micro_batch
         ),

@@ -180,7 +180,7 @@ class EncoderDecay:
     def __call__(self, parameters: list[torch.nn.Parameter], context: Context) -> None:
         """Shrink the encoder's weights that have a gradient."""
         update: Any = context.method.update
-        lr = update.optimizer.lr * update.schedule(context.step, context.horizon)
+        lr = update.optimizer.lr * update.schedule(context.step, context.total_steps)
         for parameter in encoder_parameters(context.policy):
             if parameter.grad is not None:
                 parameter.mul_(1 - lr * self.rate)

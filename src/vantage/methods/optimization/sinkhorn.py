@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 
 from vantage.core.errors import UserError
+from vantage.fields.solvers.transport import Plan, Told, Transport
 from vantage.methods.registry import Paper, method
-from vantage.tasks.solvers.transport import Plan, Told, Transport
 
 PAPER = Paper(
     "Sinkhorn Distances: Lightspeed Computation of Optimal Transport", "Marco Cuturi", 2013, arxiv="1306.0895"

@@ -26,9 +26,9 @@ import torch
 from torch import Tensor
 
 from vantage.core.errors import UserError, require
+from vantage.fields.solvers.transport import Plan, Told, Transport
 from vantage.methods.claim import Claim
 from vantage.methods.registry import Paper, method
-from vantage.tasks.solvers.transport import Plan, Told, Transport
 
 PAPER = Paper(
     "Sparsity-Constrained Optimal Transport",

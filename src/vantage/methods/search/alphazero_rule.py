@@ -10,9 +10,9 @@ it (`unvisited="low"`). While it learns, `noise` of the root's prior is a draw f
 
 from __future__ import annotations
 
+from vantage.fields.search.rules import PUCT, Visits
+from vantage.fields.search.tree import Search
 from vantage.methods.registry import Paper, method
-from vantage.tasks.search.rules import PUCT, Visits
-from vantage.tasks.search.tree import Search
 
 PAPERS = (
     Paper(

@@ -12,11 +12,11 @@ q and c as in `alphazero-rule`; alpha by Newton's method on a concave form of th
 from __future__ import annotations
 
 from vantage.core.errors import unknown
+from vantage.fields.search.rules import Greedy, Regularized
+from vantage.fields.search.tree import Search
 from vantage.methods.claim import Claim
 from vantage.methods.registry import Paper, method
 from vantage.methods.search.alphazero_rule import alphazero_rule
-from vantage.tasks.search.rules import Greedy, Regularized
-from vantage.tasks.search.tree import Search
 
 PAPER = Paper(
     "Monte-Carlo Tree Search as Regularized Policy Optimization",

@@ -11,9 +11,9 @@ is that of UCB1: c = sqrt(2) C = 1. Of equals one is drawn.
 
 from __future__ import annotations
 
+from vantage.fields.search.rules import UCB1, Visits, uniform_playouts
+from vantage.fields.search.tree import Search
 from vantage.methods.registry import Paper, method
-from vantage.tasks.search.rules import UCB1, Visits, uniform_playouts
-from vantage.tasks.search.tree import Search
 
 PAPER = Paper(
     "Bandit Based Monte-Carlo Planning",

@@ -23,11 +23,11 @@ import torch
 from torch import Tensor
 
 from vantage.core.errors import UserError, unknown
+from vantage.fields.tabular.episodes import Episodes, Known, Learner, Plan
+from vantage.fields.tabular.mdp import backup, occupancy
 from vantage.methods.claim import Claim
 from vantage.methods.registry import Paper, method
 from vantage.regularizers.simplex import power_policy
-from vantage.tasks.tabular.episodes import Episodes, Known, Learner, Plan
-from vantage.tasks.tabular.mdp import backup, occupancy
 
 PAPER = Paper(
     "Best of Both Worlds Policy Optimization",

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import torch
 
 from vantage.core.errors import UserError
+from vantage.fields.tabular.episodes import Known, Learner, Plan
+from vantage.fields.tabular.softmax import reinforce
 from vantage.methods.registry import Paper, method
-from vantage.tasks.tabular.episodes import Known, Learner, Plan
-from vantage.tasks.tabular.softmax import reinforce
 
 PAPERS = (
     Paper(

@@ -23,10 +23,10 @@ import torch
 from torch import Tensor
 
 from vantage.core.errors import UserError, unknown
+from vantage.fields.tabular.episodes import Episodes, Known, Learner, Plan
+from vantage.fields.tabular.mdp import greedy
 from vantage.methods.claim import Claim
 from vantage.methods.registry import Paper, method
-from vantage.tasks.tabular.episodes import Episodes, Known, Learner, Plan
-from vantage.tasks.tabular.mdp import greedy
 
 PAPER = Paper(
     "Minimax Regret Bounds for Reinforcement Learning",

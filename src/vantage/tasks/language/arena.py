@@ -54,7 +54,7 @@ def shared_prefix(job: Job, report: Reporter) -> float:
     repeated.context.policy.prefix_sharing = False  # type: ignore[attr-defined]
     vocabulary = len(ours.context.policy.tokenizer)  # type: ignore[attr-defined]
     batch = one_group(**options, vocabulary=vocabulary, seed=job.seed)
-    batch = batch.replace(logp_old=repeated.context.judge(batch))
+    batch = batch.replace(logp_old=repeated.context.evaluate(batch))
     count = int(job.arena.budget.size)
     spent, warm = [0.0, 0.0], max(count // 10, 1)
     report.point(0, 1.0)

@@ -1,0 +1,1 @@
+"""Runtimes of the fields that have no rollout loop."""

@@ -1,0 +1,91 @@
+"""Pruning by a score for each weight: what is compared with what, and the weights that lose set to 0."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vantage.core.errors import UserError
+from vantage.fields.compression.masks import keep_largest, keep_pattern, pruned_count
+from vantage.fields.compression.network import Network
+
+_WITHIN = ("row", "layer", "global")
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What scores are compared within.
+
+    Attributes:
+        within: "row" the weights of one output, "layer", or "global" all layers.
+        kept, of: where `of` is not 0, `kept` of each `of` weights of a row that stand side by side stay (2:4: 2, 4), and no
+            other sparsity is asked for.
+    """
+
+    within: str = "layer"
+    kept: int = 0
+    of: int = 0
+
+    def __post_init__(self) -> None:
+        if self.within not in _WITHIN:
+            raise UserError(f"scope={self.within!r} is not known: {', '.join(_WITHIN)}")
+        if self.kept and not self.of:
+            raise UserError(f"kept={self.kept} says nothing without `of`: give both, as kept=2 of=4")
+        if self.of and not 0 <= self.kept <= self.of:
+            raise UserError(f"a pattern {self.kept}:{self.of} is out of range: keep 0 to {self.of} of {self.of}")
+
+
+@torch.no_grad()
+def prune_by_score(network: Network, scores: Mapping[str, Tensor], sparsity: float, scope: Scope) -> None:
+    """Set the weights with the smallest scores to 0, in place.
+
+    Args:
+        network: whose model holds the layers.
+        scores: of each weight, by its layer's path; [outputs, inputs], further axes flattened or not.
+        sparsity: share of each row, layer or of all that goes, rounded down.
+        scope: what is compared.
+    """
+    if scope.within == "global" and not scope.of:
+        flat = torch.cat([score.flatten() for score in scores.values()])
+        kept = keep_largest(flat, len(flat) - pruned_count(len(flat), sparsity))
+        masks = list(kept.split([score.numel() for score in scores.values()]))
+    else:
+        masks = [_mask(score, sparsity, scope) for score in scores.values()]
+    for name, mask in zip(scores, masks, strict=True):
+        weight: Any = network.model.get_submodule(name).weight
+        weight.masked_fill_(~mask.view(weight.shape), 0)
+
+
+def _mask(score: Tensor, sparsity: float, scope: Scope) -> Tensor:
+    score = score.flatten(1)
+    if scope.of:
+        return keep_pattern(score, scope.kept, scope.of)
+    if scope.within == "layer":
+        score = score.flatten()
+    return keep_largest(score, score.shape[-1] - pruned_count(score.shape[-1], sparsity))
+
+
+def batch_losses(network: Network, count: int, batch: int, seed: int) -> list[Callable[[], Tensor]]:
+    """Return the mean losses of `count` mini-batches of `batch` training rows, to be computed one by one.
+
+    Rows are drawn without replacement while there are enough, in further passes where there are not.
+
+    Raises:
+        UserError: a number is less than 1.
+    """
+    if count < 1 or batch < 1:
+        raise UserError(f"samples={count}, batch={batch} must be at least 1")
+    total = len(network.train[0])
+    generator = torch.Generator().manual_seed(seed)
+    passes = -(-count * batch // total)
+    order = torch.cat([torch.randperm(total, generator=generator) for _ in range(passes)])[: count * batch]
+
+    def loss(part: Tensor) -> Tensor:
+        return network.losses(tuple(column[part] for column in network.train)).mean()
+
+    return [partial(loss, part) for part in order.split(batch)]

@@ -1,0 +1,228 @@
+"""Pruning as a task of the road: a decision keeps a unit or takes it out, a row is a mask, its reward what the loss then is.
+
+    prune-digits:hidden=64x64,keep=0.5          a perceptron on handwritten digits
+    prune-text:data=FILE,keep=0.7               a small language model on a text, or `model=DIR` one of the user's
+
+A prompt is a mini-batch of training rows. The network's weights never change, and nothing is differentiated through it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vantage.core.checkpoint import save_tensors
+from vantage.core.context import Context
+from vantage.core.errors import UserError, unknown
+from vantage.core.protocols import Prompts
+from vantage.core.trajectories import Trajectories
+from vantage.fields.compression.digits import digits
+from vantage.fields.compression.network import Network
+from vantage.fields.compression.policy import MaskEngine, MaskPolicy
+from vantage.fields.compression.statistics import input_statistics
+from vantage.fields.compression.text import text
+from vantage.fields.compression.units import Registry, masked, remove
+
+NETWORKS: dict[str, Callable[..., Network]] = {"prune-digits": digits, "prune-text": text}
+INITIAL = ("score", "minmax", "random", "even")
+
+
+class PruningTask:
+    """A trained network whose units are taken out by a policy.
+
+    Args:
+        network: what is pruned; its weights stay as they are.
+        keep: share of the units of each pool that stays, in (0, 1].
+        batch: training rows of a mini-batch.
+        initial: what the policy begins with: probabilities that rise with each unit's score of weights and inputs ("score",
+            squashed; "minmax", linear), random ones, or all `keep` ("even").
+        calibration: training rows that the scores look at.
+        within: "pool" for one budget over all layers, "layer" for one each.
+        units: pools that are pruned, joined by +; "" for all there are.
+        rows: rows that the network runs on at once.
+        spec: how the command line calls it.
+
+    Raises:
+        UserError: a setting is out of range.
+    """
+
+    size = 0
+    default_steps = 400
+
+    def __init__(
+        self,
+        network: Network,
+        *,
+        keep: float = 0.5,
+        batch: int = 64,
+        initial: str = "score",
+        calibration: int = 128,
+        within: str = "pool",
+        units: str = "",
+        rows: int = 4096,
+        spec: str = "",
+    ) -> None:
+        if initial not in INITIAL:
+            raise unknown("initial", initial, INITIAL)
+        for name, value in (("batch", batch), ("calibration", calibration), ("rows", rows)):
+            if value < 1:
+                raise UserError(f"{name}={value} is out of range: at least 1")
+        if not 0 < keep <= 1:
+            raise UserError(f"keep={keep} is out of range: above 0 and at most 1")
+        network.model.requires_grad_(False).eval()
+        found = network.units()
+        self.network, self.registry = network, found.only(units.split("+")) if units else found
+        self.keep, self.initial, self.calibration, self.within = keep, initial, calibration, within
+        self.batch, self.rows = min(batch, len(network.train[0])), rows
+        self.name, self.spec = f"prune-{network.name}", spec or f"prune-{network.name}"
+
+    def prompts(self, ids: Tensor) -> Prompts:
+        """Return mini-batches; the id is the seed of their rows."""
+        return Prompts(ids, ids.tolist())
+
+    @torch.no_grad()
+    def score(self, batch: Trajectories, context: Context) -> dict[str, Tensor]:
+        """Return `gain` [N], minus the loss of the network under each row's mask on the row's mini-batch; NaN where that is."""
+        model, device = self.network.model.to(batch.device), batch.device
+        ids, place = torch.unique(batch.prompt, return_inverse=True)
+        drawn = torch.stack([self._draw(int(seed)) for seed in ids.tolist()])[place.cpu()]
+        size = max(1, self.rows // self.batch)
+        gains = []
+        for masks, index in zip(batch.action.split(size), drawn.split(size), strict=True):
+            rows = tuple(column[index.flatten()].to(device) for column in self.network.train)
+            with masked(model, self.registry, masks.float()):
+                gains.append(-self.network.losses(rows).view(len(masks), -1).mean(-1))
+        return {"gain": torch.cat(gains)}
+
+    def _draw(self, seed: int) -> Tensor:
+        total = len(self.network.train[0])
+        return torch.randperm(total, generator=torch.Generator().manual_seed(seed))[: self.batch]
+
+    def evaluate(self, policy: Any, *, samples: int, seed: int) -> dict[str, float]:
+        """Judge the network under the policy's hard mask on its held-out rows; there is no randomness in it.
+
+        Returns:
+            `loss` in nats, `accuracy` or `perplexity`, and `kept`, the share of the units that stays.
+        """
+        mask = policy.hard()
+        with masked(self._on(mask.device).model, self.registry, mask.float()):
+            judged = self._on(mask.device).evaluate()
+        return {**judged, "kept": float(mask.float().mean())}
+
+    def _on(self, device: torch.device) -> Network:
+        """Return the network with model and held-out rows on a device."""
+        self.network.model.to(device)
+        return dataclasses.replace(self.network, held=tuple(column.to(device) for column in self.network.held))
+
+    def make_policy(self, model: str | Path = "", seed: int = 0, **options: Any) -> MaskPolicy:
+        """Return the initial policy, or the saved one in the folder `model`.
+
+        Raises:
+            UserError: the folder holds none, or one for another network.
+        """
+        initial = initial_means(self.network, self.registry, self.keep, self.initial, self.calibration, seed)
+        policy = MaskPolicy(self.registry, self.keep, initial, self.within, self._export, **options)
+        if model:
+            policy.restore(model)
+        return policy
+
+    def make_engine(self, policy: MaskPolicy, seed: int = 0, **options: Any) -> MaskEngine:
+        """Return what draws masks."""
+        return MaskEngine(policy)
+
+    def _export(self, folder: Path, mask: Tensor) -> None:
+        """Write the pruned network: in Hugging Face format where it has a tokenizer, else its weights."""
+        pruned = self.network.copy()
+        remove(pruned.model.cpu(), self.registry, mask)
+        if pruned.tokenizer is not None:
+            from vantage.policies.pretrained import write_pretrained
+
+            write_pretrained(folder, pruned.model, pruned.tokenizer)
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            save_tensors(pruned.model.state_dict(), folder / "model.safetensors")
+
+
+def initial_means(network: Network, registry: Registry, keep: float, kind: str, calibration: int, seed: int) -> Tensor:
+    """Return probabilities [T] to begin with; in each place clip(z + keep - mean(z), 0, 1), z in [0, 1] rising with the score.
+
+    A unit's score sums, over the columns c in which its reader W reads it, mean_r |W_rc| * ||x_c||_2 on calibration rows; z is
+    its logistic function after standardising within the place (std with n - 1), or its place between smallest and largest.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    if kind == "even":
+        return torch.full((registry.size,), keep)
+    if kind == "random":
+        z = [torch.rand(place.count, generator=generator) for place in registry.places]
+    else:
+        z = [_squash(score, kind) for score in unit_scores(network, registry, calibration, seed)]
+    return torch.cat([(part + keep - part.mean()).clamp(0, 1) for part in z])
+
+
+def unit_scores(network: Network, registry: Registry, calibration: int, seed: int) -> list[Tensor]:
+    """Return the score [count] of the units of each place: weights times norms of inputs, as `initial_means` says."""
+    rows = list(network.batches(network.sample(calibration, seed), network.rows))
+    device = next(network.model.parameters()).device
+    runs = [partial(network.predict, network.model, tuple(column.to(device) for column in part)) for part in rows]
+    found = input_statistics(network.model, [place.reader for place in registry.places], runs)
+    scores = []
+    for place in registry.places:
+        weight: Any = network.model.get_submodule(place.reader).weight
+        squares = found[place.reader].squares
+        assert squares is not None
+        column = weight.detach().float().flatten(1).abs().mean(0) * squares.sqrt()
+        scores.append(column.view(place.count, -1).sum(-1).cpu())
+    return scores
+
+
+def _squash(score: Tensor, kind: str) -> Tensor:
+    if kind == "minmax":
+        return (score - score.min()) / (score.max() - score.min()).clamp(min=1e-8)
+    std = score.std() if len(score) > 1 else torch.zeros(())
+    return torch.sigmoid((score - score.mean()) / (std + 1e-8))
+
+
+def task_from_spec(spec: str, options: Mapping[str, Any] | None = None) -> PruningTask:
+    """Return the task of `prune-digits`, `prune-digits:hidden=64x64,keep=0.5` or `prune-text:data=FILE,model=DIR,keep=0.7`.
+
+    Options of the network are `hidden` and `seed` (digits), or `data`, `model`, `length`, `steps` and `seed` (text); all others are
+    the task's.
+
+    Raises:
+        UserError: the task, an option or its value is not known.
+    """
+    name, _, rest = spec.partition(":")
+    if name not in NETWORKS:
+        raise unknown("task", name, NETWORKS)
+    given: dict[str, Any] = dict(options or {})
+    for pair in filter(None, rest.split(",")):
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise UserError(f"task {spec}: {pair!r} is no key=value")
+        given[key] = value
+    own = {"prune-digits": ("hidden", "seed"), "prune-text": ("data", "model", "length", "steps", "seed")}[name]
+    kinds: dict[str, Any] = {
+        "seed": int,
+        "length": int,
+        "steps": int,
+        "keep": float,
+        "batch": int,
+        "calibration": int,
+        "rows": int,
+    }
+    known = (*own, "keep", "batch", "initial", "calibration", "within", "units", "rows")
+    for key, value in given.items():
+        if key not in known:
+            raise unknown("option", key, known, f"task {spec}")
+        try:
+            given[key] = kinds.get(key, lambda held: held)(value)
+        except ValueError as error:
+            raise UserError(f"task {spec}: {key}={value!r} is no number") from error
+    network: Network = NETWORKS[name](**{key: given.pop(key) for key in own if key in given})
+    return PruningTask(network, spec=spec, **given)

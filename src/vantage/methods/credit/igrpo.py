@@ -1,0 +1,113 @@
+"""iGRPO: part of the answers are drafts, and the best one stands in the prompt of those that are learnt from. (S242)
+
+GRPO discards its attempts. iGRPO samples N drafts, appends the best to the question, and trains on G completions of that
+prompt, so that the policy learns to improve on its strongest attempt; when it is used it answers the question alone.
+
+    d* = argmax_i R(d_i), the first of equals            o_1 .. o_G from pi(. | question, d*)
+    A_j = (R_j - mean) / std within the G,  0 where std = 0
+    loss = mean over rows of mean over tokens of -min(ratio A, clip(ratio, 1 - eps, 1 + eps) A) + beta * k3(logp, logp_ref)
+
+arXiv 2602.09000, equations 2 to 6. N + G is the budget of GRPO's group. Reconstructed: the tie rule, eps 0.2, the divisor G - 1;
+the authors' template was not read, and `template` is ours. No gradient reaches the drafts. `drafts=0` is GRPO. The authors'
+rate falls along a cosine; here it stays, and `update.schedule` is where to give one. What is recorded of the drafts stands
+under `draft/`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from vantage.advantages.groups import GroupStandardized
+from vantage.core.context import Context
+from vantage.core.method import Method
+from vantage.core.protocols import Prompts, prefix_engine
+from vantage.core.trajectories import Trajectories
+from vantage.methods.claim import Claim
+from vantage.methods.objectives.grpo import grpo
+from vantage.methods.registry import Paper, method
+from vantage.rewards.mixing import Total
+from vantage.rollouts.plans import Groups, at_least
+from vantage.rollouts.templates import Template
+
+PAPER = Paper("iGRPO: Self-Feedback-Driven LLM Reasoning", "Ali Hatamizadeh and others", 2026, arxiv="2602.09000")
+TEMPLATE = "{prompt}\n\nHere is a draft of a solution. It may be wrong.\n\n{draft}\n\nSolve the problem, improving on the draft."
+
+
+@dataclass(frozen=True)
+class BestDraft(Groups):
+    """Groups, each of whose prompts holds the best of `drafts` answers to it.
+
+    Attributes:
+        drafts: N, 0 for none.
+        template: `(item, draft=...) -> item`; a `Template` must have {prompt} and {draft}, and nothing else.
+    """
+
+    drafts: int = 4
+    template: Any = field(default_factory=lambda: Template(TEMPLATE))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least("BestDraft.drafts", self.drafts, 0)
+        if isinstance(self.template, Template):
+            self.template.check("BestDraft.template", ("prompt", "draft"))
+
+    def __call__(self, context: Context) -> Trajectories:
+        """Draft, choose, and sample."""
+        prompts = context.next_prompts(self.prompts)
+        if not self.drafts:
+            return context.engine.sample(prompts, self.size, context)
+        engine = prefix_engine(context, "BestDraft")
+        # The metrics of the step are those of the answers that are learnt from.
+        aside = context.under("draft")
+        drafted = aside.verify(engine.sample(prompts, self.drafts, aside))
+        score = Total()(drafted, aside).score.view(len(prompts), self.drafts)
+        best, chosen = score.max(1)
+        aside.record("mean", score.mean())
+        aside.record("best", best.mean())
+        first = torch.arange(len(prompts), device=chosen.device) * self.drafts
+        texts = engine.texts(drafted.select(first + chosen))
+        items = [self.template(item, draft=text) for item, text in zip(prompts.items, texts, strict=True)]
+        return engine.sample(Prompts(prompts.ids, items), self.size, context)
+
+
+@method(id="S242", family="credit", papers=PAPER)
+def igrpo(
+    prompts: int = 16,
+    drafts: int = 4,
+    group_size: int = 4,
+    lr: float = 1e-6,
+    beta: float = 0.0,
+    eps: float = 0.2,
+    template: str = TEMPLATE,
+    epochs: int = 1,
+    minibatches: int = 1,
+    temperature: float = 1.0,
+    micro_batch: int | None = None,
+) -> Method:
+    """Compose iGRPO; `template` has {prompt} and {draft}."""
+    return grpo(
+        prompts, group_size, lr=lr, beta=beta, eps=eps, epochs=epochs, minibatches=minibatches, micro_batch=micro_batch
+    ).replace(
+        rollout=BestDraft(prompts, group_size, temperature, drafts, Template(template)),
+        advantage=GroupStandardized(eps=0.0),
+    )
+
+
+claim = Claim(
+    arena="drafted",
+    against="grpo",
+    direction="no worse",
+    margin=0.03,
+    settings={"drafts": 4, "group_size": 4, "template": "{draft};{prompt}", "lr": 1e-4},
+    against_settings={"beta": 0.0},
+    note="4 drafts and 4 answers against 8; the draft stands before the question, as the start policy has learnt to read it."
+    " Each side's rate is the better of two by pass@1 of one further seed (at 1e-4 and 3e-4, iGRPO: 0.350, 0.249;"
+    " GRPO: 0.521, 0.589).",
+    seen="Answering with a draft before it becomes copying: the answers are right as often as the best drafts are (0.65 of"
+    " both), 0.72 of the groups teach nothing at first and 0.96 at the end, and the drafts, which are answers to the"
+    " question alone, stay at 0.36 where GRPO climbs to 0.6. Here a draft is the whole answer, so that it leaves nothing"
+    " to be worked out; the authors' drafts are long solutions.",
+)

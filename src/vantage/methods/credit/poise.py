@@ -1,0 +1,240 @@
+"""POISE: the policy's own hidden states say how likely it was to succeed; a ridge probe on them is the baseline. (S246)
+
+A critic costs a second model and a large group many answers. The states that the policy passes through, and its entropies, already
+hold an estimate of the prompt's success rate. A linear probe reads it off another answer to the same prompt, so that the
+baseline is independent of the answer and the gradient stays unbiased:
+
+    phi_i = [state that has read the prompt ; mean of the last 10 states of the answer ; mean, std, max of its entropies]
+    A_i   = r_i - mean over j != i of g(phi_j)                       g from before this step, clipped to [0, 1]
+    loss  = mean over rows of mean over tokens of -min(ratio A, clip(ratio, 1 - 0.2, 1 + 0.28) A)
+    after the update:  g = ridge regression of mean_{j != i} r_j on phi_i over the last steps' answers;   penalty 0.01
+
+X is standardised, the intercept is not penalised: w = (X'X + 0.01 I)^-1 X'y. arXiv 2605.07579, with two answers to a prompt;
+for more, baseline and target are means over the others. Ours: before the first fit g(phi_j) is r_j (RLOO); which statistics of
+the entropy, and how many steps are remembered, is not stated. The states are those that the output layer reads: the paper's are
+of a middle layer (19), and for the prompt a mean over its last ten tokens. One forward pass, read at these places alone, gives
+them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vantage.advantages.groups import group_moments, leave_one_out_mean, record_groups
+from vantage.core.context import Context
+from vantage.core.errors import UserError
+from vantage.core.method import Method
+from vantage.core.trajectories import Trajectories, per_decision
+from vantage.methods.claim import Claim
+from vantage.methods.objectives.grpo import grpo
+from vantage.methods.registry import Paper, method
+from vantage.objectives.surrogates import Clip
+from vantage.rollouts.plans import at_least
+
+PAPER = Paper(
+    "Your Language Model is Its Own Critic: Reinforcement Learning with Value Estimation from Actor's Internal States",
+    "Yunho Choi and Jongwon Lim and Woojin Ahn and Minjae Oh and Jeonghoon Shim and Yohan Jo",
+    2026,
+    arxiv="2605.07579",
+)
+
+
+CHUNK = 32
+"""Rows whose states stand at once where no micro-batch is set: the states of a whole batch are larger than a model."""
+
+
+@dataclass(frozen=True)
+class Ridge:
+    """A fitted ridge regression.
+
+    Attributes:
+        mean, std: of the features [F]; a std of 0 is read as 1.
+        weight: [F], of standardised features.
+        intercept: mean of the targets, a scalar.
+    """
+
+    mean: Tensor
+    std: Tensor
+    weight: Tensor
+    intercept: Tensor
+
+    @classmethod
+    def fit(cls, features: Tensor, target: Tensor, penalty: float) -> Ridge:
+        """Fit to features [M, F] and targets [M], in float64, by whichever of the two closed forms is smaller."""
+        features, target = features.double(), target.double()
+        std, mean = torch.std_mean(features, 0, correction=0)
+        std = torch.where(std == 0, 1.0, std)
+        x, y = (features - mean) / std, target - target.mean()
+        few = len(x) < x.shape[1]
+        gram = x @ x.T if few else x.T @ x
+        gram.diagonal().add_(penalty)
+        weight = x.T @ torch.linalg.solve(gram, y) if few else torch.linalg.solve(gram, x.T @ y)
+        return cls(mean, std, weight, target.mean())
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """Return the predictions [N] for features [N, F]."""
+        held = [part.to(features.device) for part in (self.mean, self.std, self.weight, self.intercept)]
+        mean, std, weight, intercept = held
+        return intercept + ((features.double() - mean) / std) @ weight
+
+    def parts(self) -> list[Tensor]:
+        """The four tensors."""
+        return [self.mean, self.std, self.weight, self.intercept]
+
+
+@dataclass(frozen=True)
+class HiddenProbe:
+    """Fills `value` [N, T] with the page's baseline, and `features` [N, F]; after the update it is fitted. No gradient.
+
+    Scores are taken to lie in [0, 1].
+
+    Attributes:
+        pool: last states of an answer that are averaged.
+        penalty: of the ridge regression, above 0.
+        memory: steps whose answers it is fitted to, the last included; 0 never fits, which leaves RLOO.
+    """
+
+    pool: int = 10
+    penalty: float = 0.01
+    memory: int = 8
+    columns = frozenset({"entropy_old"})
+    _memory: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        at_least("HiddenProbe.pool", self.pool, 1)
+        at_least("HiddenProbe.memory", self.memory, 0)
+        if not self.penalty > 0:
+            raise UserError(f"HiddenProbe.penalty={self.penalty} is out of range: above 0")
+
+    def __call__(self, batch: Trajectories, context: Context) -> Trajectories:
+        """Fill the columns, and `target` [N], the mean score of the other answers."""
+        target = leave_one_out_mean(batch.score, batch.group)
+        if not self.memory:
+            return batch.replace(value=per_decision(target, batch.mask))
+        features = self.features(batch, context)
+        probe: Ridge | None = self._memory.get("probe")
+        baseline = target
+        if probe is not None:
+            found = probe(features).clamp(0, 1).to(target.dtype)
+            context.record("probe/mae", (found - target).abs().mean())
+            context.record("probe/correlation", torch.corrcoef(torch.stack([found, target]))[0, 1].nan_to_num(0.0))
+            baseline = leave_one_out_mean(found, batch.group)
+        return batch.replace(value=per_decision(baseline, batch.mask), features=features, target=target)
+
+    def features(self, batch: Trajectories, context: Context) -> Tensor:
+        """Return phi [N, 2 D + 3] in float32."""
+        size = context.rows_at_once or CHUNK
+        states = [self._states(batch[start : start + size], context) for start in range(0, len(batch), size)]
+        count = batch.mask.sum(-1).clamp(min=1)
+        entropy = torch.where(batch.mask, batch.entropy_old.float(), 0.0)
+        mean = entropy.sum(-1) / count
+        spread = torch.where(batch.mask, (entropy - mean.unsqueeze(-1)).square(), 0.0).sum(-1) / count
+        return torch.cat([*torch.cat(states).unbind(1), torch.stack([mean, spread.sqrt(), entropy.amax(-1)], 1)], 1)
+
+    def _states(self, batch: Trajectories, context: Context) -> Tensor:
+        """Return the first state and the mean of the last ones [n, 2, D] of rows that are judged at once."""
+        mask = batch.mask
+        rank = mask.cumsum(1)
+        count = rank[:, -1:]
+        # Numbers of the decisions that are read: the first, then the last ones; and where these stand in the row.
+        wanted = torch.cat([torch.zeros_like(count), count - 1 - torch.arange(self.pool, device=count.device)], 1)
+        there = (wanted >= 0) & (count > 0)
+        place = torch.argsort(~mask, dim=1, stable=True).gather(1, wanted.clamp(min=0))
+        needed = batch.replace(mask=mask & ((rank == 1) | (rank > count - self.pool)))
+        rows = torch.arange(len(batch), device=count.device).unsqueeze(1)
+        # The rest of what the policy gives, [n, T, D], is let go before the next rows come.
+        found = context.evaluate(needed, "hidden", read=lambda judged: judged.hidden[rows, place]).float()
+        found = torch.where(there.unsqueeze(-1), found, 0.0)
+        mean = found[:, 1:].sum(1) / there[:, 1:].sum(1, keepdim=True).clamp(min=1)
+        return torch.stack([found[:, 0], mean], 1)
+
+    def fit(self, batch: Trajectories, context: Context) -> None:
+        """Remember this step's answers, and fit to all that are remembered."""
+        if not self.memory:
+            return
+        held: list[Any] = self._memory.setdefault("held", [])
+        held.append({"features": batch["features"], "target": batch["target"]})
+        del held[: -self.memory]
+        features = torch.cat([one["features"].to(batch.device) for one in held])
+        target = torch.cat([one["target"].to(batch.device) for one in held])
+        self._memory["probe"] = Ridge.fit(features, target, self.penalty)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is remembered, and the probe."""
+        probe: Ridge | None = self._memory.get("probe")
+        return {"held": list(self._memory.get("held", [])), "probe": probe.parts() if probe is not None else None}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take it back."""
+        self._memory["held"] = [dict(one) for one in state["held"]]
+        self._memory["probe"] = Ridge(*state["probe"]) if state["probe"] is not None else None
+
+
+@dataclass(frozen=True)
+class ScoreLessValue:
+    """Advantage of a row: score less value, the same for all decisions; no gradient."""
+
+    def __call__(self, batch: Trajectories, context: Context) -> Tensor:
+        """Return the advantage [N, T]."""
+        record_groups(group_moments(batch.score, batch.group)[1], batch.group, context)
+        return torch.where(batch.mask, batch.score.unsqueeze(-1) - batch.value, 0.0)
+
+
+@method(id="S246", family="credit", papers=PAPER)
+def poise(
+    prompts: int = 1024,
+    group_size: int = 2,
+    lr: float = 1e-6,
+    pool: int = 10,
+    penalty: float = 0.01,
+    memory: int = 8,
+    eps_low: float = 0.2,
+    eps_high: float = 0.28,
+    minibatches: int = 64,
+    temperature: float = 1.0,
+    micro_batch: int | None = None,
+) -> Method:
+    """Compose POISE; `memory` is in steps."""
+    at_least("poise.group_size", group_size, 2)
+    return grpo(
+        prompts,
+        group_size,
+        lr=lr,
+        beta=0.0,
+        minibatches=minibatches,
+        temperature=temperature,
+        micro_batch=micro_batch,
+    ).replace(
+        values=HiddenProbe(pool, penalty, memory),
+        advantage=ScoreLessValue(),
+        objective=Clip(eps_low, eps_high),
+    )
+
+
+claim = (
+    Claim(
+        name="accuracy",
+        arena="calculator",
+        against="grpo",
+        direction="no worse",
+        margin=0.03,
+        settings={"prompts": 128, "group_size": 2},
+        against_settings={"beta": 0.0},
+        note="The authors: within a point of DAPO with eight answers to a prompt, in less time a step. Two answers to 128 prompts"
+        " against eight to 32.",
+    ),
+    Claim(
+        name="probe",
+        arena="calculator",
+        against="poise",
+        metric="area",
+        settings={"prompts": 128, "group_size": 2},
+        against_settings={"prompts": 128, "group_size": 2, "memory": 0},
+        note="What the probe adds: the same with the other answer's score for a baseline, which is RLOO with two answers.",
+    ),
+)

@@ -1,0 +1,272 @@
+"""SPO: one answer a prompt; its baseline is a memory of how often that prompt was solved. (S066)
+
+Groups are wasted on prompts that are always or never solved. SPO keeps a Beta distribution of each prompt's success, whose
+memory shrinks as the policy moves away from the one that gave the evidence; its mean is the baseline, advantages are
+standardised over the batch, and prompts are drawn where the outcome is open:
+
+    v = alpha / (alpha + beta),  before this answer          draw weight of a prompt  sqrt(v (1 - v)) + 0.05
+    A = (a - mean a) / std a  over the batch,  a = r - v
+    after the update:  rho = clip(2^(-D / D_half), rho_min, rho_max),  alpha <- rho alpha + r,  beta <- rho beta + 1 - r
+
+D is the mean over the tokens of the answer from the prompt's last visit of |logp then - logp now|, both under the policy just
+updated at that visit and now; at a first visit rho is rho_max. A prompt starts from n0 answers of the start policy, k right:
+N0 = 1 / (1 - rho_min), alpha = N0 (k + 1/2) / (n0 + 1), beta = N0 (n0 - k + 1/2) / (n0 + 1); with n0 = 0 both are 1/2.
+Scores must lie in [0, 1]: one between counts as a part of a success.
+arXiv 2509.13232; constants and order as in the authors' recipe (which measures D by absolute differences, where the paper
+says KL). The size of the pool that prompts are drawn from is not stated; here four batches. Not SPO-segment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vantage.advantages.groups import group_sums, whiten
+from vantage.advantages.state import Records, per_prompt
+from vantage.core import columns
+from vantage.core.context import Context
+from vantage.core.errors import UserError
+from vantage.core.method import Method
+from vantage.core.protocols import Prompts, declared
+from vantage.core.trajectories import Trajectories, per_decision
+from vantage.methods.claim import Claim
+from vantage.methods.objectives.grpo import grpo
+from vantage.methods.registry import Paper, method
+from vantage.objectives.surrogates import Clip
+from vantage.rollouts.plans import Shuffled, at_least
+from vantage.rollouts.replay import PromptQueues
+
+PAPER = Paper("Single-stream Policy Optimization", "Zhongwen Xu and Zihan Ding", 2025, arxiv="2509.13232")
+JUDGED = ("observation", "action", "mask", "length", "prompt", "turn")
+"""Columns by which a policy judges a row again."""
+LARGEST = 100_000
+"""Prompts that are answered before the first step, at most."""
+_ROUNDING = 1e-5
+"""By how much a sum of weighted rewards may miss the range of a score."""
+
+
+@dataclass(frozen=True)
+class SuccessTracker:
+    """Fills `value` [N, T] with the prompt's v; after the update it takes in the batch's scores.
+
+    Several answers to a prompt in one batch count as one visit. Scores outside of [0, 1] are refused: they are shares of a
+    success, and others would make alpha or beta negative.
+
+    Attributes:
+        half: D_half, drift in nats a token at which memory halves; above 0.
+        least, most: bounds of rho, in (0, 1).
+        samples: n0, answers to each prompt of the task before the first step; they are scored by the method's rewards. 0 for none.
+        constant: rho is this instead, and nothing is stored; above 0, and 1 never forgets.
+    """
+
+    half: float = 0.06
+    least: float = 0.875
+    most: float = 0.96
+    samples: int = 8
+    constant: float | None = None
+    _records: Records = field(
+        default_factory=lambda: Records(alpha=0.5, beta=0.5), init=False, repr=False, compare=False
+    )
+    _last: PromptQueues = field(default_factory=lambda: PromptQueues(1), init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.least <= self.most < 1:
+            raise UserError(f"SuccessTracker: least={self.least} and most={self.most} must have 0 < least <= most < 1")
+        if not self.half > 0:
+            raise UserError(f"SuccessTracker.half={self.half} is out of range: above 0")
+        at_least("SuccessTracker.samples", self.samples, 0)
+        if self.constant is not None and not 0 < self.constant <= 1:
+            raise UserError(f"SuccessTracker.constant={self.constant} is out of range: above 0, at most 1, or none")
+
+    def estimate(self, prompts: Tensor) -> Tensor:
+        """Return v [B] of these prompts [B]."""
+        held = self._records.read(prompts)
+        return held["alpha"] / (held["alpha"] + held["beta"])
+
+    def start(self, context: Context, chunk: int = 256) -> None:
+        """Estimate every prompt of the task by `samples` answers, unless that is done."""
+        if len(self._records) or not self.samples:
+            return
+        size = context.task.size
+        if not 0 < size <= LARGEST:
+            raise UserError(
+                f"SuccessTracker.samples={self.samples}: {size or 'endless'} prompts are too many to answer before the first"
+                f" step (at most {LARGEST}); samples=0 starts every prompt at 1/2"
+            )
+        scale = 1 / (1 - self.least) / (self.samples + 1)
+        # These are not the first step's answers, nor is their score its score.
+        beside = context.under("start")
+        for ids in torch.arange(size).split(chunk):
+            batch = beside.verify(context.engine.sample(context.task.prompts(ids), self.samples, beside))
+            right = _successes(_rewarded(batch, beside).score).view(len(ids), self.samples).sum(1)
+            wrong = self.samples - right
+            self._records.write(ids.to(right.device), alpha=scale * (right + 0.5), beta=scale * (wrong + 0.5))
+
+    def __call__(self, batch: Trajectories, context: Context) -> Trajectories:
+        """Fill `value`, the same for all decisions of a row.
+
+        Raises:
+            UserError: a score is outside of [0, 1].
+        """
+        _successes(batch.score)
+        value = self.estimate(batch.prompt).unsqueeze(-1).expand(batch.mask.shape)
+        return batch.replace(value=value)
+
+    def fit(self, batch: Trajectories, context: Context) -> None:
+        """Forget by the drift since each prompt's last visit, take in the scores, and store the answers."""
+        ids, index, count = per_prompt(batch.prompt)
+        right, size = group_sums(_successes(batch.score), batch.prompt)
+        zeros = torch.zeros(count, device=batch.device)
+        right, size = zeros.scatter(0, index, right), zeros.scatter(0, index, size)
+        rho = torch.full_like(zeros, self.constant) if self.constant is not None else self._rho(ids, context)
+        held = self._records.read(ids)
+        self._records.write(ids, alpha=rho * held["alpha"] + right, beta=rho * held["beta"] + size - right)
+        context.record("tracker/rho", rho.mean())
+        if self.constant is None:
+            kept = Trajectories({name: batch[name] for name in JUDGED if name in batch}, rows=len(batch))
+            newest = torch.zeros_like(ids).scatter_reduce(0, index, torch.arange(len(index), device=ids.device), "amax")
+            kept = kept.select(newest)
+            self._last.push(kept.replace(logp_then=context.evaluate(kept)))
+
+    def _rho(self, ids: Tensor, context: Context) -> Tensor:
+        slots, there = self._last.slots(ids)
+        drift = torch.zeros(len(ids), device=ids.device)
+        if there.any():
+            stored = self._last.table.get(slots[there]).to(ids.device)
+            moved = torch.where(stored.mask, (stored.logp_then - context.evaluate(stored)).abs(), 0.0)
+            drift[there[:, 0].to(ids.device)] = moved.sum(-1) / stored.mask.sum(-1).clamp(min=1)
+        context.record("tracker/drift", drift.mean())
+        return torch.exp2(-drift / self.half).clamp(self.least, self.most)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Beta parameters and stored answers."""
+        return {"records": self._records.state_dict(), "last": self._last.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take them back."""
+        self._records.load_state_dict(state["records"])
+        self._last.load_state_dict(state["last"])
+
+
+def _rewarded(batch: Trajectories, context: Context) -> Trajectories:
+    """Fill `score` by the method's rewards, as the road does."""
+    for reward in context.method.rewards:
+        batch = reward(columns.fill(batch, declared(reward, "columns"), context), context)
+    return batch
+
+
+def _successes(score: Tensor) -> Tensor:
+    """Return the scores [N], of which none may be outside of [0, 1] by more than rounding."""
+    outside = ~((score >= -_ROUNDING) & (score <= 1 + _ROUNDING))
+    if bool(outside.any()):
+        raise UserError(
+            f"SuccessTracker: a row has the score {float(score[outside][0])}, and v is the share of successes: scores must"
+            " lie in the range 0 to 1 (mix or scale the rewards so)"
+        )
+    return score.clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class OpenPrompts:
+    """Prompts drawn from a chunk of the shuffled data with weight sqrt(v (1 - v)) + `explore`, v of the method's tracker.
+
+    No place of the chunk is drawn twice where it holds enough of them. A chunk that an epoch ends in can hold a prompt at two
+    places, and then both may be drawn.
+
+    Attributes:
+        pool: prompts a chunk, in batches; at least 1.
+        explore: added to each weight, above 0: v may come to be 0 or 1, and weights must not vanish.
+        source: gives the chunks.
+    """
+
+    pool: int = 4
+    explore: float = 0.05
+    source: Shuffled = field(default_factory=Shuffled)
+
+    def __post_init__(self) -> None:
+        at_least("OpenPrompts.pool", self.pool, 1)
+        if not self.explore > 0:
+            raise UserError(f"OpenPrompts.explore={self.explore} is out of range: above 0")
+
+    def prepare(self, context: Context) -> None:
+        """Prepare the source."""
+        self.source.prepare(context)
+
+    def __call__(self, count: int, context: Context) -> Prompts:
+        """Return `count` prompts."""
+        tracker = context.method.values
+        if not isinstance(tracker, SuccessTracker):
+            raise UserError(
+                "OpenPrompts draws by the estimates of values=SuccessTracker(), which the method does not have"
+            )
+        tracker.start(context)
+        size = self.pool * count
+        found = self.source(min(size, context.task.size) if context.task.size else size, context)
+        value = tracker.estimate(found.ids)
+        weight = (value * (1 - value)).sqrt() + self.explore
+        chosen = torch.multinomial(weight.cpu(), count, len(found) < count, generator=context.generator)
+        return Prompts(found.ids[chosen], [found.items[i] for i in chosen.tolist()])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the source is."""
+        return self.source.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        self.source.load_state_dict(state)
+
+
+@dataclass(frozen=True)
+class BatchStandardized:
+    """Advantage of a row: score less value, standardised over the batch's rows (sample std, eps 1e-8); no gradient."""
+
+    def __call__(self, batch: Trajectories, context: Context) -> Tensor:
+        """Return the advantage [N, T]."""
+        excess = (batch.score - batch.value[:, 0]).unsqueeze(-1)
+        context.record("advantage/zero", (excess.abs() < 1e-6).float().mean())
+        return per_decision(whiten(excess, torch.ones_like(excess, dtype=torch.bool)).squeeze(-1), batch.mask)
+
+
+@method(id="S066", family="credit", papers=PAPER)
+def spo_single_stream(
+    prompts: int = 1024,
+    lr: float = 1e-6,
+    half: float = 0.06,
+    least: float = 0.875,
+    most: float = 0.96,
+    samples: int = 8,
+    constant: float | None = None,
+    pool: int = 4,
+    explore: float = 0.05,
+    eps_low: float = 0.2,
+    eps_high: float = 0.28,
+    dual: float = 10.0,
+    minibatches: int = 8,
+    temperature: float = 1.0,
+    micro_batch: int | None = None,
+) -> Method:
+    """Compose SPO; `samples` answers to each prompt of the task come before the first step, 0 for none."""
+    return grpo(
+        prompts, 1, lr=lr, beta=0.0, minibatches=minibatches, temperature=temperature, micro_batch=micro_batch
+    ).replace(
+        prompts=OpenPrompts(pool, explore),
+        values=SuccessTracker(half, least, most, samples, constant),
+        advantage=BatchStandardized(),
+        objective=Clip(eps_low, eps_high, dual),
+        averaging="token-mean",
+    )
+
+
+claim = Claim(
+    arena="arithmetic",
+    against="grpo",
+    direction="no worse",
+    margin=0.03,
+    settings={"prompts": 256, "samples": 0, "minibatches": 1},
+    against_settings={"beta": 0.0},
+    note="One answer to 256 prompts against 8 to 32. Without the answers before the first step; prompts come about ten times.",
+)

@@ -1,0 +1,70 @@
+"""DAPO: GRPO with four parts replaced, for long chains of thought.
+
+Clip-higher leaves room for unlikely tokens to grow; dynamic sampling refills the batch until every group has both right
+and wrong answers; the loss is a mean over tokens, so that long answers are not diluted; and answers near the length limit
+are punished softly. There is no divergence term:
+
+    loss = mean over tokens of -min(ratio A, clip(ratio, 1 - 0.2, 1 + 0.28) A)
+
+arXiv 2503.14476, equations 8 to 13. Not to be confused with control/dapo-delayed.
+"""
+
+from __future__ import annotations
+
+from vantage.core.method import Method
+from vantage.methods.claim import Claim
+from vantage.methods.objectives.grpo import grpo
+from vantage.methods.registry import Paper, method
+from vantage.objectives.surrogates import Clip
+from vantage.rewards.mixing import Overlong, Total
+from vantage.rollouts.plans import Groups, Refill
+
+PAPER = Paper(
+    "DAPO: An Open-Source LLM Reinforcement Learning System at Scale",
+    "Qiying Yu and Zheng Zhang and Ruofei Zhu and Yufeng Yuan and Xiaochen Zuo and Yu Yue and others",
+    2025,
+    arxiv="2503.14476",
+)
+
+
+@method(family="objectives", papers=PAPER)
+def dapo(
+    prompts: int = 512,
+    group_size: int = 16,
+    lr: float = 1e-6,
+    eps_low: float = 0.2,
+    eps_high: float = 0.28,
+    minibatches: int = 16,
+    rounds: int = 10,
+    overlong_buffer: int = 0,
+    temperature: float = 1.0,
+    weight_decay: float = 0.1,
+    micro_batch: int | None = None,
+) -> Method:
+    """Compose DAPO; `overlong_buffer` is in tokens (4096 of 20480 in the paper), 0 switches the punishment off."""
+    return grpo(
+        prompts,
+        group_size,
+        lr=lr,
+        beta=0.0,
+        minibatches=minibatches,
+        weight_decay=weight_decay,
+        micro_batch=micro_batch,
+    ).replace(
+        rollout=Refill(Groups(prompts, group_size, temperature), groups=prompts, rounds=rounds),
+        rewards=(Total(), Overlong(overlong_buffer)) if overlong_buffer else (Total(),),
+        objective=Clip(eps_low, eps_high),
+        averaging="token-mean",
+    )
+
+
+claim = Claim(
+    arena="arithmetic",
+    against="grpo",
+    settings={"minibatches": 4},
+    against_settings={"minibatches": 4},
+    note="The authors: 50 against GRPO's 30 points on AIME 2024 with a model of 32 B. Four minibatches a batch on both sides, so"
+    " that there is something to clip; generated answers are what is equal, those that dynamic sampling drops included.",
+    seen="Lower on four seeds of five (0.43 to 0.46), higher on one (0.53 against 0.48). Groups that score alike are 21 to 44"
+    " % of GRPO's, and DAPO spends answers on replacing them, which count in the budget, so that it takes fewer steps.",
+)

@@ -1,0 +1,142 @@
+"""GDPO: each reward is standardised within its group before the rewards are added. (S215)
+
+Added first and standardised afterwards, different combinations of rewards collapse into the same advantage, and a reward of
+small scale is not heard. GDPO standardises reward by reward, adds with weights, and standardises the sum over the batch, so
+that its scale does not grow with the number of rewards:
+
+    A_k(g, j) = (r_k(g, j) - mean_g r_k) / (std_g r_k + eps)        A(g, j) = sum_k w_k A_k(g, j)
+    advantage = (A - mean A) / (std A + eps)     over all rows of the batch
+
+arXiv 2601.05242; the rest is GRPO. Sample standard deviations. The batch's statistics are over rows, as in the authors' TRL
+code (their other implementation weighs rows by their tokens), eps that code's. A missing reward (NaN) is left out of its
+group's statistics and of the sum. `gate` and `gated` pay a reward only where another reaches a threshold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from vantage.advantages.groups import group_moments, record_groups, standardize
+from vantage.core.context import Context
+from vantage.core.errors import UserError, nearest
+from vantage.core.method import Method
+from vantage.core.trajectories import Trajectories, per_decision
+from vantage.methods.claim import Claim
+from vantage.methods.objectives.grpo import grpo
+from vantage.methods.registry import Paper, method
+from vantage.rewards.mixing import Total
+from vantage.rollouts.plans import at_least
+
+PAPER = Paper(
+    "GDPO: Group reward-Decoupled Normalization Policy Optimization for Multi-reward RL Optimization",
+    "Shih-Yang Liu and Xin Dong and Ximing Lu and Shizhe Diao and Peter Belcak and Mingjie Liu and others",
+    2026,
+    arxiv="2601.05242",
+)
+
+
+def _known(name: str, batch: Trajectories, where: str) -> None:
+    given = [str(key) for key in batch.rewards.keys()]  # noqa: SIM118 - a TensorDict
+    if name not in given:
+        raise UserError(
+            f"{where} names {name!r}, which no verifier gives{nearest(name, given)} (given: {', '.join(given)})"
+        )
+
+
+@dataclass(frozen=True)
+class PaidIf:
+    """Pay the reward `reward` only where the reward `gate` is at least `threshold`; elsewhere it is 0.
+
+    Where either is missing (NaN), so is what is paid: nobody knows what it should have been.
+    """
+
+    reward: str
+    gate: str
+    threshold: float = 1.0
+
+    def __call__(self, batch: Trajectories, context: Context) -> Trajectories:
+        """Change that named reward."""
+        for name in (self.reward, self.gate):
+            _known(name, batch, "PaidIf")
+        reward, gate = batch.rewards[self.reward], batch.rewards[self.gate]
+        paid = torch.where(gate >= self.threshold, reward, 0.0)
+        paid = paid.masked_fill(torch.isnan(gate) | torch.isnan(reward), torch.nan)
+        return batch.replace(rewards=batch.rewards.copy().set(self.reward, paid))
+
+
+@dataclass(frozen=True)
+class Decoupled:
+    """The advantage of the page; no gradient.
+
+    Attributes:
+        weights: of each named reward; 1 where none is given.
+        eps: added to each standard deviation, at least 0.
+        over_batch: whether the sum is standardised over the batch (step 3).
+    """
+
+    weights: Mapping[str, float] = field(default_factory=dict)
+    eps: float = 1e-4
+    over_batch: bool = True
+
+    def __post_init__(self) -> None:
+        at_least("Decoupled.eps", self.eps, 0)
+
+    def __call__(self, batch: Trajectories, context: Context) -> Tensor:
+        """Return the advantage [N, T]."""
+        for name in self.weights:
+            _known(name, batch, "Decoupled.weights")
+        total = torch.zeros(len(batch), device=batch.device)
+        scored = torch.zeros(len(batch), dtype=torch.bool, device=batch.device)
+        for name in batch.rewards.keys():  # noqa: SIM118 - a TensorDict
+            reward: Tensor = batch.rewards[name]
+            mean, std = group_moments(reward, batch.group)
+            total = total + self.weights.get(str(name), 1.0) * standardize(reward.float() - mean, std, self.eps)
+            scored |= ~torch.isnan(reward)
+            context.record(f"groups/std_{name}", std.mean())
+        record_groups(group_moments(total, batch.group)[1], batch.group, context)
+        if self.over_batch:
+            count = scored.sum()
+            centred = torch.where(scored, total - total.sum() / count.clamp(min=1), 0.0)
+            std = (centred.square().sum() / (count - 1).clamp(min=1)).sqrt()
+            total = centred / (std + self.eps)
+        return per_decision(total, batch.mask)
+
+
+@method(id="S215", family="objectives", papers=PAPER)
+def gdpo(
+    prompts: int = 16,
+    group_size: int = 64,
+    lr: float = 1e-6,
+    beta: float = 0.04,
+    eps: float = 0.2,
+    eps_std: float = 1e-4,
+    gated: str = "",
+    gate: str = "",
+    threshold: float = 1.0,
+    temperature: float = 1.0,
+    micro_batch: int | None = None,
+) -> Method:
+    """Compose GDPO on GRPO's settings; weights: `advantage.weights`. `gated` is paid only where `gate` reaches `threshold`."""
+    if bool(gated) != bool(gate):
+        raise UserError(f"gdpo: gated={gated!r} and gate={gate!r} go together: both name a reward")
+    return grpo(
+        prompts, group_size, lr=lr, beta=beta, eps=eps, temperature=temperature, micro_batch=micro_batch
+    ).replace(
+        rewards=(PaidIf(gated, gate, threshold), Total()) if gated else (Total(),),
+        advantage=Decoupled(eps=eps_std),
+    )
+
+
+claim = Claim(
+    arena="arithmetic",
+    against="grpo",
+    direction="no worse",
+    margin=0.03,
+    settings={"beta": 0.0},
+    against_settings={"beta": 0.0},
+    note="The arena has one reward, where GDPO is GRPO rescaled by the batch; the authors' gains are with several.",
+)

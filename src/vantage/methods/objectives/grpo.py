@@ -1,0 +1,65 @@
+"""GRPO: the group of answers to one prompt is its own baseline.
+
+The critic is replaced by the other answers to the same prompt: the score is standardised within the group, and every
+token of an answer gets it. The rest is PPO's clip, with the divergence to the reference in the loss:
+
+    A_i   = (r_i - mean_g r) / (std_g r + eps_std)
+    loss  = mean over rows of mean over tokens of  -min(ratio A, clip(ratio, 1 - eps, 1 + eps) A) + beta * k3(logp, logp_ref)
+
+arXiv 2402.03300, equations 3 and 4. Defaults are that paper's (64 answers, beta 0.04, learning rate 1e-6, one update a
+batch). The std has divisor G - 1 and eps_std is 1e-4, as in the common implementations; the paper states neither.
+"""
+
+from __future__ import annotations
+
+from vantage.advantages.groups import GroupStandardized
+from vantage.core.method import Method
+from vantage.methods.registry import Paper, method
+from vantage.objectives.surrogates import Clip
+from vantage.regularizers.penalties import ReferenceKL
+from vantage.rewards.mixing import Total
+from vantage.rollouts.plans import Groups, Shuffled
+from vantage.updates.gradient import GradientUpdate
+from vantage.updates.optimizers import Adam
+
+PAPER = Paper(
+    "DeepSeekMath: Pushing the Limits of Mathematical Reasoning in Open Language Models",
+    "Zhihong Shao and Peiyi Wang and Qihao Zhu and Runxin Xu and Junxiao Song and Xiao Bi and Haowei Zhang and"
+    " Mingchuan Zhang and Y. K. Li and Y. Wu and Daya Guo",
+    2024,
+    arxiv="2402.03300",
+)
+
+
+@method(family="objectives", papers=PAPER)
+def grpo(
+    prompts: int = 16,
+    group_size: int = 64,
+    lr: float = 1e-6,
+    beta: float = 0.04,
+    eps: float = 0.2,
+    epochs: int = 1,
+    minibatches: int = 1,
+    temperature: float = 1.0,
+    weight_decay: float = 0.0,
+    max_grad_norm: float = 1.0,
+    micro_batch: int | None = None,
+) -> Method:
+    """Compose GRPO; `beta=0` leaves the reference policy out altogether."""
+    return Method(
+        prompts=Shuffled(),
+        rollout=Groups(prompts, group_size, temperature),
+        rewards=(Total(),),
+        values=None,
+        advantage=GroupStandardized(),
+        objective=Clip(eps),
+        averaging="seq-mean-token-mean",
+        regularizers=(ReferenceKL(beta),) if beta else (),
+        update=GradientUpdate(
+            optimizer=Adam(lr, weight_decay=weight_decay),
+            epochs=epochs,
+            minibatches=minibatches,
+            max_grad_norm=max_grad_norm,
+            micro_batch=micro_batch,
+        ),
+    )

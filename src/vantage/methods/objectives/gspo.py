@@ -1,0 +1,60 @@
+"""GSPO: the importance ratio belongs to the answer, not to the token.
+
+A token's ratio is one sample of a next-token distribution and corrects nothing; it only adds noise that grows with
+length. GSPO clips the answer's ratio to the power 1 / length, the same for all of its tokens:
+
+    s_i  = exp( mean_t (logp_it - logp_old_it) )
+    loss = mean over rows of -min(s A, clip(s, 1 - eps_low, 1 + eps_high) A)
+
+arXiv 2507.18071, equations 5 and 7, with that paper's bounds (3e-4 and 4e-4) and four minibatches a batch.
+"""
+
+from __future__ import annotations
+
+from vantage.core.method import Method
+from vantage.methods.claim import Claim
+from vantage.methods.objectives.grpo import grpo
+from vantage.methods.registry import Paper, method
+from vantage.objectives.surrogates import Clip
+
+PAPER = Paper(
+    "Group Sequence Policy Optimization",
+    "Chujie Zheng and Shixuan Liu and Mingze Li and Xiong-Hui Chen and Bowen Yu and Chang Gao and Kai Dang and others",
+    2025,
+    arxiv="2507.18071",
+)
+
+
+@method(family="objectives", papers=PAPER)
+def gspo(
+    prompts: int = 16,
+    group_size: int = 64,
+    lr: float = 1e-6,
+    eps_low: float = 3e-4,
+    eps_high: float = 4e-4,
+    minibatches: int = 4,
+    temperature: float = 1.0,
+    micro_batch: int | None = None,
+) -> Method:
+    """Compose GSPO."""
+    return grpo(
+        prompts,
+        group_size,
+        lr=lr,
+        beta=0.0,
+        minibatches=minibatches,
+        temperature=temperature,
+        micro_batch=micro_batch,
+    ).replace(objective=Clip(eps_low, eps_high, level="sequence"))
+
+
+claim = Claim(
+    arena="arithmetic",
+    against="grpo",
+    settings={"minibatches": 4},
+    against_settings={"minibatches": 4},
+    note="The authors claim more stable and more efficient training than GRPO; both sides take four minibatches a batch.",
+    seen="Lower on every seed, 0.41 to 0.45 against 0.48 to 0.50, at the same batches, rate and four minibatches. GRPO clips"
+    " about 4 % of its decisions in these runs and is stable throughout, so that there is no instability for sequence"
+    " ratios to mend.",
+)

@@ -1,0 +1,124 @@
+"""R2VPO: no clip; the variance of the ratio is bounded by a multiplier that moves between steps. (S227)
+
+Clipping throws away the gradient of rare tokens of high return and makes stale data useless. Under the policy that acted the
+ratio has mean 1, and its variance is about twice the divergence: a local trust region without a hard edge. It is kept as a
+constraint, and its multiplier climbs or falls after each optimiser step:
+
+    loss   = token mean of  -ratio A + lam (ratio - 1)^2                        gradient in logp: -ratio (A - 2 lam (ratio - 1))
+    after each step, with V = token mean of (ratio - 1)^2:   lam <- lam exp(clip(rate (V / delta - 1), -1, 1)), at most lam_max
+
+arXiv 2601.03320. The penalty and its factor are those of a public implementation, which holds lam at 0.04 (`mode="fixed"`,
+`multiplier=0.04`); the paper's abstract fixes the constraint and the primal-dual form; the dual rule and delta are
+reconstructed. With `replay_share` above 0 that share of the groups comes from the last `window` rollouts: their drift enters
+the square, which takes their influence where ratio - 1 = A / (2 lam).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from vantage.core.context import Context
+from vantage.core.method import Method
+from vantage.core.protocols import Evaluation
+from vantage.core.trajectories import Trajectories
+from vantage.methods.claim import Claim
+from vantage.methods.objectives.grpo import grpo
+from vantage.methods.registry import Paper, method
+from vantage.objectives.surrogates import log_ratio, record_ratio
+from vantage.regularizers.dual import DualAscent, Multiplier
+from vantage.rollouts.plans import Groups
+from vantage.rollouts.replay import RecentReplay
+
+PAPER = Paper(
+    "Ratio-Variance Regularized Policy Optimization for Efficient LLM Fine-tuning",
+    "Yu Luo and Shuo Han and Yihan Hu and Dong Li and Jianye Hao",
+    2026,
+    arxiv="2601.03320",
+)
+CONFERENCE = Paper(
+    "Ratio-Variance Regularized Policy Optimization",
+    "Yu Luo and Shuo Han and Yihan Hu and Lei Lv and Huaping Liu and Fuchun Sun and Jianye Hao and Dong Li",
+    2026,
+    arxiv="2605.26784",
+)
+
+
+@dataclass(frozen=True)
+class VarianceRegularized:
+    """The loss of the page; gradient flows through `logp`.
+
+    Attributes:
+        multiplier: lam, moved by `DualAscent`.
+        bound: the log-ratio is held in [-bound, bound] before it is exponentiated.
+    """
+
+    multiplier: Multiplier = field(default_factory=Multiplier)
+    bound: float = 20.0
+    wants = frozenset({"logp"})
+    label = "ratio_variance"
+
+    def __call__(self, evaluation: Evaluation, batch: Trajectories, context: Context) -> Tensor:
+        """Return the loss per decision [N, T]."""
+        log = log_ratio(evaluation.logp, batch.logp_old, batch.mask).clamp(-self.bound, self.bound)
+        ratio = log.exp()
+        excess = (ratio - 1).square()
+        self.multiplier.measure(excess, batch.mask)
+        record_ratio(log, batch.mask, context)
+        return self.multiplier.value(ratio.device) * excess - batch.advantage * ratio
+
+    def state_dict(self) -> dict[str, Any]:
+        """The multiplier."""
+        return self.multiplier.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take it back."""
+        self.multiplier.load_state_dict(state)
+
+
+@method(id="S227", family="objectives", papers=(PAPER, CONFERENCE))
+def r2vpo(
+    prompts: int = 16,
+    group_size: int = 8,
+    lr: float = 1e-6,
+    delta: float = 0.02,
+    multiplier: float = 1.0,
+    rate: float = 1.0,
+    mode: str = "log",
+    limit: float = 1e3,
+    replay_share: float = 0.0,
+    window: int = 2,
+    epochs: int = 1,
+    minibatches: int = 4,
+    temperature: float = 1.0,
+    micro_batch: int | None = None,
+) -> Method:
+    """Compose R2VPO; `mode` of the multiplier is "log", "add" or "fixed"."""
+    groups = Groups(prompts, group_size, temperature)
+    return grpo(
+        prompts, group_size, lr=lr, beta=0.0, epochs=epochs, minibatches=minibatches, micro_batch=micro_batch
+    ).replace(
+        rollout=RecentReplay(groups, replay_share, window) if replay_share else groups,
+        objective=VarianceRegularized(Multiplier(multiplier, delta, rate, mode, limit)),
+        averaging="token-mean",
+        controllers=(DualAscent(),),
+    )
+
+
+claim = Claim(
+    arena="arithmetic",
+    against="grpo",
+    metric="area",
+    direction="no worse",
+    margin=0.03,
+    settings={"epochs": 4, "minibatches": 1},
+    against_settings={"beta": 0.0, "epochs": 4},
+    note="Accuracy over samples, four passes a batch; the authors report up to 17 % over clipping baselines.",
+    seen="It ends at 0.42 (GRPO 0.46) and is behind all the way: the first tenth costs more of the warm start (0.35 to 0.26;"
+    " GRPO to 0.30). The multiplier does hold the divergence from the old policy level, at 0.018 from first to last, while"
+    " with clipping it begins at 0.014 and grows to 0.02; whether the smaller steps at the beginning are what helps GRPO"
+    " was not tested apart.",
+)

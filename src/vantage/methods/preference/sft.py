@@ -1,0 +1,55 @@
+"""SFT: supervised fine-tuning, the likelihood of worked solutions.
+
+The policy imitates given texts, token by token; nothing is sampled and nothing is judged. It is the step before most
+others here, and on the road it is a method like any other, with demonstrations for a rollout:
+
+    loss = -mean over the completion's tokens of log pi(y_t | x, y_<t)
+
+Prompts carry no loss. The first stage of arXiv 2203.02155; the rate follows a cosine, as there, over the whole run and with a
+short warm-up upon it.
+"""
+
+from __future__ import annotations
+
+from vantage.core.method import Method
+from vantage.methods.registry import Paper, method
+from vantage.objectives.likelihood import NegativeLogLikelihood, NoCredit
+from vantage.rollouts.plans import Shuffled
+from vantage.tasks.language.sft import Demonstrations
+from vantage.updates.gradient import GradientUpdate
+from vantage.updates.optimizers import Adam, Cosine
+
+PAPER = Paper(
+    "Training language models to follow instructions with human feedback",
+    "Long Ouyang and Jeff Wu and Xu Jiang and Diogo Almeida and Carroll L. Wainwright and Pamela Mishkin and others",
+    2022,
+    arxiv="2203.02155",
+)
+
+
+@method(family="preference", kind="recipe", papers=PAPER)
+def sft(
+    batch: int = 32,
+    lr: float = 1e-5,
+    weight_decay: float = 0.0,
+    warmup: float = 0.05,
+    max_tokens: int = 0,
+    max_grad_norm: float = 1.0,
+    micro_batch: int | None = None,
+) -> Method:
+    """Compose supervised fine-tuning; `max_tokens` cuts longer completions, 0 cuts none."""
+    return Method(
+        prompts=Shuffled(),
+        rollout=Demonstrations(batch, bucket=1, max_tokens=max_tokens),
+        rewards=(),
+        values=None,
+        advantage=NoCredit(),
+        objective=NegativeLogLikelihood(),
+        averaging="token-mean",
+        update=GradientUpdate(
+            optimizer=Adam(lr, weight_decay=weight_decay),
+            schedule=Cosine(final=0.1, warmup=warmup),
+            max_grad_norm=max_grad_norm,
+            micro_batch=micro_batch,
+        ),
+    )

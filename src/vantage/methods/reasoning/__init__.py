@@ -1,1 +1,0 @@
-"""Reasoning: language models with verifiable rewards; the GRPO family, credit, sampling and rewards."""

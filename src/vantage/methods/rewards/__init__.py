@@ -1,0 +1,1 @@
+"""Method pages of the family `rewards`."""

@@ -1,0 +1,206 @@
+"""Scaf-GRPO: a group of failures is asked again with hints, and takes in the weakest hint's success. (S009)
+
+A prompt on which every answer fails teaches GRPO nothing. After a warm-up without help, the policy is asked the same
+question with hints of rising strength, one answer a level, and the success at the lowest level takes the place of the
+group's first failure, under the prompt that it was given to:
+
+    levels: for each stage (knowledge, planning, solution) the first 1, 2, .., C parts of its hint; a stage does not carry on
+    group = (h*, o*), o_2, .., o_G;      A_i = (r_i - mean) / (std + 1e-6)
+    loss  = token mean of -min(ratio A, clip(ratio, 1 - eps, 1 + eps) A), each ratio under the row's own prompt
+
+arXiv 2510.19807, as in the authors' code (whose trainer runs two of the three stages). Hints come with the data: a field `hints`
+of the problem, {stage: [part, ..]}. A prompt without hints stays as it is. The variants that paste the answer under the
+bare prompt, or replace two failures, are not here.
+"""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vantage.advantages.groups import GroupStandardized
+from vantage.core.averaging import group_index
+from vantage.core.context import Context
+from vantage.core.errors import UserError, nearest
+from vantage.core.method import Method
+from vantage.core.protocols import Prompts
+from vantage.core.trajectories import Trajectories, concatenate
+from vantage.methods.claim import Claim
+from vantage.methods.objectives.grpo import grpo
+from vantage.methods.registry import Paper, method
+from vantage.rewards.mixing import Total
+from vantage.rollouts.plans import Groups, at_least
+from vantage.rollouts.templates import Template
+
+PAPER = Paper(
+    "Scaf-GRPO: Scaffolded Group Relative Policy Optimization for Enhancing LLM Reasoning",
+    "Xichen Zhang and Sitong Wu and Yinghao Zhu and Haoru Tan and Shaozuo Yu and Ziyi He and Jiaya Jia",
+    2025,
+    arxiv="2510.19807",
+)
+TEMPLATE = "Question: {prompt}\n{label}: {hint}"
+STAGES = ("knowledge", "planning", "solution")
+
+
+@dataclass(frozen=True)
+class HintLadder:
+    """Prompts with hints of rising strength, from a problem's field `hints`: {stage: [part, ..]}.
+
+    Attributes:
+        stages: their names in the data, weakest first; the label in the prompt is "Knowledge Hints" and so on. Of the names in
+            `STAGES` some may be left out, and are then not used.
+        parts: C, levels a stage; one with fewer parts repeats its last prompt.
+        template: of a hinted prompt.
+    """
+
+    stages: tuple[str, ...] = STAGES
+    parts: int = 4
+    template: Template = field(default_factory=lambda: Template(TEMPLATE))
+
+    def __call__(self, item: Any, fields: Mapping[str, Any]) -> list[Any]:
+        """Return the prompts of the levels, [] for a problem without hints.
+
+        Raises:
+            UserError: the hints are not {stage: [part, ..]}, or name a stage that is not known.
+        """
+        hints = self._checked(item, fields.get("hints") or {})
+        return [
+            self.template(item, label=f"{stage.capitalize()} Hints", hint=" ".join(hints[stage][:part]))
+            for stage in self.stages
+            if hints.get(stage)
+            for part in range(1, self.parts + 1)
+        ]
+
+    def _checked(self, item: Any, hints: Any) -> Mapping[str, Sequence[str]]:
+        where = f"the hints of the problem {reprlib.repr(item)}"
+        if not isinstance(hints, Mapping):
+            raise UserError(f"HintLadder: {where} are {reprlib.repr(hints)}; they must be {{stage: [part, ..]}}")
+        known = dict.fromkeys((*self.stages, *STAGES))
+        for stage, parts in hints.items():
+            if stage not in known:
+                raise UserError(
+                    f"HintLadder: {where} have a stage {stage!r}{nearest(str(stage).lower(), known)} (known: {', '.join(known)});"
+                    " rename it in the data, or name it in `stages`"
+                )
+            # A text is a sequence too, of its letters.
+            listed = parts is None or (isinstance(parts, Sequence) and not isinstance(parts, str | bytes))
+            if not listed or not all(isinstance(part, str) for part in parts or ()):
+                raise UserError(
+                    f"HintLadder: {where} have {reprlib.repr(parts)} in the stage {stage!r}, which must be a list of texts;"
+                    " write one hint as [hint]"
+                )
+        return hints
+
+
+@dataclass(frozen=True)
+class Scaffolded(Groups):
+    """Groups in which, after `warmup` steps, failures are rescued as the page says.
+
+    Attributes:
+        warmup: steps without help.
+        right_at: least score of a success.
+        ladder: `(item, fields) -> items`, one a level, rising in strength.
+    """
+
+    warmup: int = 50
+    right_at: float = 1.0
+    ladder: Any = field(default_factory=HintLadder)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least("Scaffolded.warmup", self.warmup, 0)
+
+    def __call__(self, context: Context) -> Trajectories:
+        """Sample, and rescue; `hint` [N] is the level of a rescued row, -1 for others; metrics of hinted answers: `rescue/`."""
+        prompts = context.next_prompts(self.prompts)
+        batch = context.verify(context.engine.sample(prompts, self.size, context))
+        batch = batch.replace(hint=torch.full((len(batch),), -1, device=batch.device))
+        if context.step < self.warmup:
+            return batch
+        index, groups = group_index(batch.group)
+        right = (Total()(batch, context).score >= self.right_at).float()
+        failed = (torch.zeros(groups, device=batch.device).index_add(0, index, right) == 0).nonzero().squeeze(-1)
+        context.record("rescue/failed", len(failed) / groups)
+        hinted, owner, level = self._hinted(prompts, failed.tolist(), context)
+        if not len(hinted):
+            return batch
+        aside = context.under("rescue")
+        tried = aside.verify(context.engine.sample(hinted, 1, aside))
+        owner, level = owner.to(batch.device), level.to(batch.device)
+        won = (Total()(tried, aside).score >= self.right_at).nonzero().squeeze(-1)
+        # Levels rise within a group, so its first success is at its lowest level.
+        best = failed.new_full((groups,), len(tried)).scatter_reduce(0, owner[won], won, "amin")
+        saved = best < len(tried)
+        context.record("rescue/saved", saved.sum() / max(len(failed), 1))
+        rows = torch.arange(len(batch), device=batch.device)
+        first = rows.new_full((groups,), len(batch)).scatter_reduce(0, index, rows, "amin")[saved]
+        rescued = tried.select(best[saved]).replace(group=batch.group[first], hint=level[best[saved]])
+        place = rows.index_copy(0, first, len(batch) + torch.arange(len(first), device=batch.device))
+        return concatenate([batch, rescued]).select(place) if len(first) else batch
+
+    def _hinted(self, prompts: Prompts, asked: list[int], context: Context) -> tuple[Prompts, Tensor, Tensor]:
+        """Return the hinted prompts of these groups, with the group and the level of each."""
+        task: Any = context.task
+        if asked and not hasattr(task, "fields"):
+            raise UserError(f"Scaffolded: the task {task.name!r} has no fields, so no hints, for its prompts")
+        fields = task.fields(prompts.ids[asked]) if asked else []
+        ladders = [self.ladder(prompts.items[place], held) for place, held in zip(asked, fields, strict=True)]
+        items = [item for levels in ladders for item in levels]
+        owner = torch.tensor([place for place, levels in zip(asked, ladders, strict=True) for _ in levels]).long()
+        level = torch.tensor([level for levels in ladders for level in range(len(levels))]).long()
+        return Prompts(prompts.ids[owner], items), owner, level
+
+
+@method(id="S009", family="sampling", papers=PAPER)
+def scaf_grpo(
+    prompts: int = 256,
+    group_size: int = 8,
+    lr: float = 1e-6,
+    warmup: int = 50,
+    eps: float = 0.2,
+    right_at: float = 1.0,
+    minibatches: int = 4,
+    temperature: float = 1.0,
+    template: str = TEMPLATE,
+    micro_batch: int | None = None,
+) -> Method:
+    """Compose Scaf-GRPO; `warmup` is in steps, `template` has {prompt}, {label} and {hint}."""
+    return grpo(
+        prompts, group_size, lr=lr, beta=0.0, eps=eps, minibatches=minibatches, micro_batch=micro_batch
+    ).replace(
+        rollout=Scaffolded(prompts, group_size, temperature, warmup, right_at, HintLadder(template=Template(template))),
+        advantage=GroupStandardized(eps=1e-6),
+        averaging="token-mean",
+    )
+
+
+_SIDES: dict[str, Any] = {
+    "arena": "hinted",
+    "against": "grpo",
+    "settings": {"warmup": 10, "template": "{label[0]}{hint};{prompt}"},
+    "against_settings": {"beta": 0.0},
+}
+
+claim = (
+    Claim(
+        name="hinted",
+        **_SIDES,
+        note="Accuracy on hard problems without hints at equal samples, hinted ones included; the authors report a relative gain"
+        " of 44 % on AIME24.",
+        seen="Neither side learns the hard half: pass@1 stays at 0.01 to 0.02 through 160 steps. The rescue works, for hinted"
+        " prompts: of the failed groups it saves 0.35 to 0.46 at first and about 0.5 later, and the groups that teach nothing"
+        " fall from 0.9 to 0.7. What the policy learns is to use the hint, and it does not carry over to the bare prompt.",
+    ),
+    Claim(
+        name="silent groups",
+        metric="mean:zero_advantage_groups",
+        direction="lower",
+        **_SIDES,
+        note="Share of groups that teach nothing, over the whole run: what the method is for, from the same runs.",
+    ),
+)

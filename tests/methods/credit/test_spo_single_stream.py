@@ -1,0 +1,228 @@
+"""SPO: the numbers of its card."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+import vantage
+from tests.core.toy import ToyEngine, ToyPolicy, ToyTask
+from tests.harness import context, random_batch
+from tests.methods.toys import assert_resumes, gain, trainer
+from vantage.core import Trajectories, UserError
+from vantage.methods.credit.spo_single_stream import BatchStandardized, OpenPrompts, SuccessTracker
+from vantage.rewards.mixing import Total
+
+
+class Binary(ToyTask):
+    """1 where the first symbol is the prompt's."""
+
+    def score(self, batch: Trajectories, context: Any) -> dict[str, torch.Tensor]:
+        return {"right": ((batch.action[:, 0] == batch.prompt % 5) & batch.mask[:, 0]).float()}
+
+
+def visited(tracker: SuccessTracker, alpha: float, beta: float, prompt: int = 3) -> None:
+    tracker._records.write(torch.tensor([prompt]), alpha=torch.tensor([alpha]), beta=torch.tensor([beta]))
+
+
+def batch_of(scores: list[float], prompts: list[int]) -> Trajectories:
+    count = len(scores)
+    return random_batch(count, 4, size=1).replace(
+        score=torch.tensor(scores), prompt=torch.tensor(prompts), action=torch.ones(count, 4, dtype=torch.int64)
+    )
+
+
+def test_tracker_is_an_average_with_an_adaptive_step() -> None:
+    tracker = SuccessTracker(constant=0.9)
+    visited(tracker, 2.0, 3.0)
+    v = float(tracker.estimate(torch.tensor([3])))
+    tracker.fit(batch_of([1.0], [3]), context())
+    step = 1 / (0.9 * 5.0 + 1)
+    assert float(tracker.estimate(torch.tensor([3]))) == pytest.approx(v + step * (1 - v))
+
+
+@pytest.mark.parametrize(("rho", "total"), [(0.875, 8.0), (0.96, 25.0)])
+def test_effective_memory_has_its_fixed_point(rho: float, total: float) -> None:
+    tracker = SuccessTracker(constant=rho)
+    for _ in range(300):
+        tracker.fit(batch_of([1.0], [3]), context())
+    held = tracker._records.read(torch.tensor([3]))
+    assert float(held["alpha"] + held["beta"]) == pytest.approx(total, rel=1e-4)
+
+
+def test_without_forgetting_it_is_the_posterior_mean_under_jeffreys_prior() -> None:
+    tracker = SuccessTracker(constant=1.0)
+    scores = [1.0, 0.0, 1.0, 1.0, 0.0, 1.0]
+    for score in scores:
+        tracker.fit(batch_of([score], [3]), context())
+    assert float(tracker.estimate(torch.tensor([3]))) == pytest.approx((sum(scores) + 0.5) / (len(scores) + 1))
+
+
+def test_start_of_a_prompt_that_is_always_solved() -> None:
+    task = Binary()
+    policy = ToyPolicy()
+    engine = ToyEngine(policy)
+    task.score = lambda batch, where: {"right": torch.ones(len(batch))}  # type: ignore[method-assign]
+    trained = trainer(vantage.method("spo-single-stream", prompts=2), 1)
+    trained.context.task, trained.context.engine = task, engine
+    tracker = SuccessTracker()
+    tracker.start(trained.context)
+    held = tracker._records.read(torch.arange(6))
+    assert held["alpha"].tolist() == pytest.approx([7.5556] * 6, abs=1e-4)
+    assert held["beta"].tolist() == pytest.approx([0.4444] * 6, abs=1e-4)
+    assert tracker.estimate(torch.arange(6)).tolist() == pytest.approx([0.9444] * 6, abs=1e-4)
+    before = engine.calls
+    tracker.start(trained.context)
+    assert engine.calls == before
+
+
+def test_answers_before_the_first_step_are_scored_by_the_methods_rewards_and_recorded_apart() -> None:
+    class TwoRewards(Binary):
+        def score(self, batch: Trajectories, context: Any) -> dict[str, torch.Tensor]:
+            ones = torch.ones(len(batch))
+            return {"right": ones, "style": ones}
+
+    made = vantage.method("spo-single-stream", prompts=3).replace(rewards=(Total({"right": 0.25, "style": 0.0}),))
+    trained = trainer(made, 1, task=TwoRewards())
+    tracker = trained.context.method.values
+    tracker.start(trained.context)
+    # Two of eight right, in shares.
+    assert tracker.estimate(torch.arange(6)).tolist() == pytest.approx([2.5 / 9] * 6)
+    metrics = trained.context.metrics.collect()
+    assert metrics["start/score"] == 0.25
+    assert "score" not in metrics
+
+
+@pytest.mark.parametrize("low", [-1.0, float("nan")])
+def test_scores_outside_of_the_range_are_refused(low: float) -> None:
+    class Signed(ToyTask):
+        def score(self, batch: Trajectories, context: Any) -> dict[str, torch.Tensor]:
+            return {"right": torch.where(batch.action[:, 0] == 1, 1.0, -1.0)}
+
+    with pytest.raises(UserError, match=r"has the score -1\.0, .* in the range 0 to 1"):
+        trainer(vantage.method("spo-single-stream", prompts=3), 2, task=Signed()).run()
+    with pytest.raises(UserError, match=rf"has the score {low}, .* in the range 0 to 1"):
+        SuccessTracker(samples=0)(batch_of([1.0, low], [3, 4]), context())
+    tracker = SuccessTracker(constant=0.9)
+    # A sum of weights may miss 1 by rounding, and stays a success.
+    tracker.fit(batch_of([1.0 + 1e-6], [3]), context())
+    assert tracker._records.read(torch.tensor([3]))["beta"].tolist() == pytest.approx([0.45], abs=1e-7)
+
+
+def rho_at(drift: float) -> float:
+    """rho of a prompt whose stored answer moved by `drift` in every token."""
+    tracker = SuccessTracker()
+    batch = batch_of([1.0], [3])
+    logs = iter([batch.logp_old.float(), batch.logp_old.float() + drift, batch.logp_old.float()])
+    where = context(judge=lambda rows: next(logs))
+    tracker.fit(batch, where)
+    first = where.metrics.collect()["tracker/rho"]
+    assert first == pytest.approx(0.96)
+    tracker.fit(batch, where)
+    return where.metrics.collect()["tracker/rho"]
+
+
+def test_memory_fades_with_the_drift_of_the_stored_answer() -> None:
+    assert rho_at(0.06) == pytest.approx(0.875)
+    assert rho_at(-0.06) == pytest.approx(0.875)
+    assert rho_at(0.0) == pytest.approx(0.96)
+    assert rho_at(0.0035) == pytest.approx(0.96)
+    assert rho_at(0.008) == pytest.approx(2 ** (-0.008 / 0.06), rel=1e-4)
+
+
+def test_stored_log_probabilities_are_those_after_the_update() -> None:
+    trained = trainer(vantage.method("spo-single-stream", prompts=6, samples=0, lr=3e-2), 3, task=Binary())
+    seen: list[Trajectories] = []
+    trained.context.method = trained.context.method.replace(selection=(lambda b, c: seen.append(b) or b,))
+    for _ in range(3):
+        trained.step()
+    tracker = trained.context.method.values
+    slots, there = tracker._last.slots(seen[-1].prompt)
+    assert there.all()
+    stored = tracker._last.table.get(slots[:, 0])
+    now = trained.context.evaluate(seen[-1])
+    torch.testing.assert_close(stored.logp_then, now)
+    assert (now - seen[-1].logp_old)[seen[-1].mask].abs().max() > 1e-3
+
+
+def test_baseline_comes_from_before_the_answer_and_one_prompt_alone_teaches() -> None:
+    tracker = SuccessTracker(constant=0.9)
+    visited(tracker, 3.0, 1.0)
+    batch = tracker(batch_of([1.0, 1.0, 0.0], [3, 5, 5]), context())
+    assert batch.value[:, 0].tolist() == pytest.approx([0.75, 0.5, 0.5])
+    excess = torch.tensor([0.25, 0.5, -0.5])
+    expected = (excess - excess.mean()) / (excess.std() + 1e-8)
+    advantage = BatchStandardized()(batch, context())
+    for row in range(3):
+        assert advantage[row][batch.mask[row]].tolist() == pytest.approx(
+            [float(expected[row])] * int(batch.length[row])
+        )
+    assert advantage[~batch.mask].abs().sum() == 0
+    assert float(expected.mean()) == pytest.approx(0, abs=1e-6)
+
+
+def test_baseline_leaves_the_expected_gradient_alone() -> None:
+    probs = torch.tensor([0.3, 0.7], dtype=torch.float64)
+    reward = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    score = torch.eye(2, dtype=torch.float64) - probs
+    for v in (0.0, 0.4, 0.9):
+        found = sum(probs[a] * (reward[a] - v) * score[a] for a in range(2))
+        torch.testing.assert_close(found, torch.tensor([0.21, -0.21], dtype=torch.float64))
+
+
+def test_prompts_are_drawn_where_the_outcome_is_open() -> None:
+    tracker = SuccessTracker(samples=0)
+    ids = torch.arange(6)
+    tracker._records.write(ids, alpha=torch.tensor([1.0, 1, 1, 1, 1, 99]), beta=torch.tensor([1.0, 1, 1, 1, 1, 1]))
+    trained = trainer(vantage.method("spo-single-stream", prompts=3, samples=0), 1)
+    where = trained.context
+    where.method = where.method.replace(values=tracker)
+    part = where.method.prompts
+    drawn = torch.cat([part(3, where).ids for _ in range(400)])
+    counts = torch.bincount(drawn, minlength=6).float()
+    assert all(len(set(batch.tolist())) == 3 for batch in drawn.view(-1, 3))
+    # Weights 0.55 for the five and 0.1495 for the last.
+    assert float(counts[5] / counts[:5].mean()) < 0.5
+    assert counts.min() > 20
+    assert len(part(9, where)) == 9  # more than there are: with replacement
+
+
+def test_several_answers_to_a_prompt_are_one_visit() -> None:
+    tracker = SuccessTracker(constant=0.5)
+    tracker.fit(batch_of([1.0, 0.0, 1.0], [3, 3, 3]), context())
+    held = tracker._records.read(torch.tensor([3]))
+    assert (float(held["alpha"]), float(held["beta"])) == pytest.approx((0.25 + 2, 0.25 + 1))
+
+
+def test_what_cannot_be_done_is_refused() -> None:
+    tracker = SuccessTracker()
+    with pytest.raises(UserError, match=r"1000000 prompts are too many .* samples=0"):
+        tracker.start(SimpleNamespace(task=SimpleNamespace(size=10**6)))  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="endless"):
+        tracker.start(SimpleNamespace(task=SimpleNamespace(size=0)))  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="0 < least <= most < 1"):
+        SuccessTracker(least=0.99, most=0.9)
+    for settings, message in (
+        ({"half": 0.0}, r"SuccessTracker\.half=0\.0"),
+        ({"samples": -1}, r"SuccessTracker\.samples=-1"),
+        ({"constant": 0.0}, r"SuccessTracker\.constant=0\.0"),
+        ({"constant": 1.5}, r"SuccessTracker\.constant=1\.5"),
+        ({"pool": 0}, r"OpenPrompts\.pool=0"),
+        ({"explore": 0.0}, r"OpenPrompts\.explore=0\.0"),
+    ):
+        with pytest.raises(UserError, match=message):
+            vantage.method("spo-single-stream", **settings)
+    where = SimpleNamespace(method=SimpleNamespace(values=None), task=ToyTask())
+    with pytest.raises(UserError, match="values=SuccessTracker"):
+        OpenPrompts()(3, where)  # type: ignore[arg-type]
+
+
+def test_it_learns_wastes_nothing_and_resumes(tmp_path) -> None:
+    method = vantage.method("spo-single-stream", prompts=32, lr=3e-2, minibatches=2)
+    assert gain(method, 50, task=Binary()) > 0.1
+    history = trainer(method, 6, task=Binary()).run().history
+    assert all(line["advantage/zero"] < 0.01 for line in history[1:])
+    assert_resumes(tmp_path, method, task=Binary())

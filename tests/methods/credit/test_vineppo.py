@@ -1,0 +1,188 @@
+"""VinePPO: the numbers of its card."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import vantage
+from tests.core.toy import STEPS, SYMBOLS
+from tests.harness import context, loss_of, random_batch
+from tests.methods.toys import assert_resumes, gain, trainer
+from vantage.core import Trajectories, UserError
+from vantage.methods.credit.vineppo import StepDifference, VineValues
+from vantage.rollouts.segments import StepsByToken
+
+STEPWISE = StepsByToken(ids=(1, 2, 3, 4))
+
+
+def method(**settings: Any) -> vantage.Method:
+    made = vantage.method(
+        "vineppo", **{"prompts": 6, "group_size": 4, "unfinished": None, "temperature": 1.0, "beta": 0.0, **settings}
+    )
+    return made.adapt("values", steps=StepsByToken(""))
+
+
+def valued(made: vantage.Method, **policy: Any) -> tuple[Any, Trajectories]:
+    """A batch of the toy as it is when credit is due."""
+    run = trainer(made, 1, **policy)
+    where = run.context
+    batch = where.verify(where.method.rollout(where))
+    for part in where.method.rewards:
+        batch = part(batch, where)
+    return where, where.method.values(batch, where)
+
+
+def columns(values: list[float], score: float) -> Trajectories:
+    """One row whose steps are single decisions, with these values of their starts."""
+    count = len(values)
+    return Trajectories(
+        {
+            "mask": torch.ones(1, count, dtype=torch.bool),
+            "length": torch.tensor([count]),
+            "segment": torch.arange(count).unsqueeze(0),
+            "value": torch.tensor([values]),
+            "next_value": torch.tensor([[*values[1:], 0.0]]),
+            "score": torch.tensor([score]),
+        }
+    )
+
+
+def test_worked_row_telescopes() -> None:
+    found = StepDifference(whiten=False)(columns([0.5, 1.0, 0.25], 1.0), context())
+    assert found[0].tolist() == pytest.approx([0.5, -0.75, 0.75])
+    assert float(found.sum()) == pytest.approx(0.5)
+    # A whole answer as one step: its score less the mean of independent ones.
+    assert StepDifference(whiten=False)(columns([0.3], 1.0), context())[0].tolist() == pytest.approx([0.7])
+
+
+def test_every_row_telescopes_whatever_the_estimates() -> None:
+    where, batch = valued(method(count=3))
+    credit = StepDifference(whiten=False)(batch, where)
+    torch.testing.assert_close((credit * batch.mask).sum(1), batch.score - batch.value[:, 0])
+
+
+def test_decisions_of_a_step_share_its_credit() -> None:
+    made = method(count=2).adapt("values", steps=STEPWISE)
+    where, batch = valued(made, seed=3)
+    credit = StepDifference(whiten=False)(batch, where)
+    for row in range(len(batch)):
+        size = int(batch.length[row])
+        for step in range(int(batch.segment[row, :size].max()) + 1):
+            inside = batch.segment[row, :size] == step
+            assert len(torch.unique(credit[row, :size][inside])) == 1
+
+
+def test_prefixes_are_continued_once() -> None:
+    where, batch = valued(method(count=3))
+    states = {
+        (int(batch.prompt[row]), tuple(batch.action[row, :place].tolist()))
+        for row in range(len(batch))
+        for place in range(int(batch.length[row]))
+    }
+    metrics = where.metrics.collect()
+    assert metrics["vine/states"] == len(states)
+    assert metrics["reward/right"] == pytest.approx(float(batch.rewards["right"].mean()))
+    assert "vine/reward/right" in metrics
+    # The prompt's own state is shared by the group.
+    assert len(torch.unique(batch.value[:4, 0])) == 1
+    total = int(batch.length.sum())
+    assert metrics["vine/shared"] == pytest.approx(1 - len(states) / total)
+
+
+def test_states_beyond_the_last_that_is_estimated_have_the_score() -> None:
+    where, batch = valued(method(count=2, most=1))
+    credit = StepDifference(whiten=False)(batch, where)
+    long = batch.length > 2
+    assert long.any()
+    torch.testing.assert_close(batch.value[long][:, 2], batch.score[long])
+    torch.testing.assert_close(credit[long][:, 1], (batch.score - batch.value[:, 1])[long])
+    assert credit[long][:, 2:].abs().max() == 0
+
+
+def test_a_policy_without_chance_gets_no_credit() -> None:
+    made = method(count=4)
+    run = trainer(made, 1)
+    with torch.no_grad():
+        run.context.policy.head.mul_(500)
+    where = run.context
+    batch = where.verify(where.method.rollout(where))
+    batch = where.method.values(where.method.rewards[0](batch, where), where)
+    assert StepDifference(whiten=False)(batch, where).abs().max() < 1e-6
+
+
+def test_estimates_are_those_of_the_policy() -> None:
+    """With many continuations, the value of the prompt is the exact expected score."""
+    where, batch = valued(method(count=3000, prompts=2, group_size=2, most=0))
+    probs = where.policy.logits(batch.prompt, STEPS)[0].softmax(-1).detach()
+    right = probs[torch.arange(len(batch)), :, batch.prompt % SYMBOLS]
+    # The row goes on with the probability of what is not symbol 0; symbol 0 itself counts where it is right.
+    alive = torch.cat([torch.ones(len(batch), 1), (1 - probs[:, :-1, 0]).cumprod(1)], 1)
+    expected = (alive * right).sum(1) / STEPS
+    torch.testing.assert_close(batch.value[:, 0], expected, rtol=0, atol=0.03)
+
+
+def test_continuations_that_do_not_end_count_the_penalty() -> None:
+    where, batch = valued(method(count=5, unfinished=-3.0, most=0))
+    assert (batch.value[:, 0] < 0.5).all()
+    assert float(batch.value[:, 0].min()) < -0.5
+    unsure = VineValues(2, 0, 0.0, StepsByToken(""))(batch, where)
+    assert (unsure.value[:, 0] >= 0).all()
+
+
+def test_an_answer_that_does_not_end_counts_as_its_continuations_do() -> None:
+    where, batch = valued(method(count=2, unfinished=0.0))
+    over = batch.terminated.any(-1)
+    assert over.any()
+    assert not over.all()
+    right = batch.replace(score=torch.ones(len(batch)))
+    found = where.method.values(right, where)
+    assert torch.equal(found.score, over.float())
+    # Its last step is paid nothing: what it earns is the score less the value of where the step begins.
+    credit = StepDifference(whiten=False)(found, where)
+    last = (batch.length - 1).unsqueeze(-1)
+    torch.testing.assert_close(credit.gather(1, last), found.score.unsqueeze(-1) - found.value.gather(1, last))
+
+
+def test_whitening_is_over_all_decisions() -> None:
+    where, batch = valued(method(count=3))
+    plain = StepDifference(whiten=False)(batch, where)[batch.mask]
+    found = StepDifference()(batch, where)
+    torch.testing.assert_close(found[batch.mask], (plain - plain.mean()) * torch.rsqrt(plain.var() + 1e-8))
+    assert found[~batch.mask].abs().sum() == 0
+
+
+def test_divergence_is_summed_over_rows_and_bounded() -> None:
+    made = vantage.method("vineppo", beta=0.5).replace(objective=lambda e, b, c: 0.0 * e.logp)
+    batch = random_batch(4, 5).replace(segment=torch.zeros(4, 5, dtype=torch.int64))
+    u = torch.where(batch.mask, batch.logp_ref - batch.logp_old, 0.0)
+    loss = loss_of(made, batch, logp=batch.logp_old)
+    assert float(loss) == pytest.approx(0.5 * float((u.exp() - 1 - u).sum(1).mean()), rel=1e-6)
+    far = batch.replace(logp_ref=batch.logp_old + 30)
+    assert float(loss_of(made, far, logp=batch.logp_old)) == pytest.approx(
+        0.5 * 1e4 * float(batch.length.double().mean())
+    )
+
+
+def test_engines_and_settings_that_cannot_are_refused() -> None:
+    with pytest.raises(UserError, match=r"VineValues\.count=0"):
+        vantage.method("vineppo", count=0)
+
+    class Simple:
+        max_length = STEPS
+
+        def __init__(self, engine: Any) -> None:
+            self.sample = engine.sample
+
+    run = trainer(method(), 1)
+    run.context.engine = Simple(run.context.engine)  # type: ignore[assignment]
+    with pytest.raises(UserError, match="VineValues goes on from the middle of a row, which Simple cannot"):
+        run.step()
+
+
+def test_it_learns_and_resumes(tmp_path) -> None:
+    made = method(count=4, lr=3e-2, minibatches=2)
+    assert gain(made, 40) > 0.3
+    assert_resumes(tmp_path, made)
