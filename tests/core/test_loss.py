@@ -116,7 +116,7 @@ def test_an_old_name_is_the_new_one_with_a_warning(old: str, new: str) -> None:
     with pytest.warns(DeprecationWarning, match=f"'{old}' is now called '{new}'"):
         assert averaging(old) is AVERAGINGS[new]
     with pytest.warns(DeprecationWarning, match=new):
-        assert toy_method(Clip()).replace(averaging=old).averaging == new
+        assert toy_method().replace(averaging=old).averaging == new
 
 
 def test_padding_that_is_not_finite_does_not_reach_the_gradient() -> None:
