@@ -143,6 +143,9 @@ def test_streams_draw_new_prompts_and_stop_at_their_steps(policy, engine):
     assert len(batch) == 2
     assert batch.steps <= 3
     agrees(policy, batch)
+    # Streams of 2048 steps, PPO's default, do not outgrow the task's own limit.
+    limited = LanguageEngine(policy, sampling=Sampling(max_new_tokens=5))
+    assert limited.advance(2, 2048, run(next_prompts=next_prompts)).steps <= 5
 
 
 def test_completions_are_resumed_from_the_middle(policy, engine):

@@ -99,12 +99,11 @@ class LanguageEngine:
         return self._rows(found, encoded, prompts.ids, _plain(found))
 
     def advance(self, rows: int, steps: int, context: Context) -> Trajectories:
-        """Draw `rows` prompts and sample one completion of at most `steps` tokens of each.
+        """Draw `rows` prompts and sample one completion of each, of at most `steps` and at most `max_new_tokens` tokens.
 
-        A language row ends with its completion: what is cut by `steps` is truncated, and the next call draws new prompts.
+        A language row ends with its completion: what the limit cuts is truncated, and the next call draws new prompts.
         """
-        prompts = context.next_prompts(rows)
-        return self.sample(prompts, 1, context, sampling=replace(self._settings(None), max_new_tokens=steps))
+        return self.sample(context.next_prompts(rows), 1, context, limit=steps)
 
     def resume(
         self,
