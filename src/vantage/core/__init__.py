@@ -5,6 +5,9 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+# Eager: the decorator has its module's name, and imports nothing heavy.
+from vantage.core.component import above, at_least, at_most, below, between, component, memory, one_of
+
 if TYPE_CHECKING:
     from vantage.core.context import Context, Metrics
     from vantage.core.errors import CheckpointError, MissingColumn, TrainingError, UserError
@@ -49,7 +52,15 @@ __all__ = [
     "TrainingError",
     "Trajectories",
     "UserError",
+    "above",
+    "at_least",
+    "at_most",
+    "below",
+    "between",
+    "component",
     "concatenate",
+    "memory",
+    "one_of",
     "per_decision",
     "reads",
 ]

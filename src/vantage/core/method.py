@@ -215,7 +215,10 @@ def _set(holder: Any, keys: list[str], value: Any, path: str) -> Any:
     new = _set(current, rest, value, path) if rest else _coerce(value, current, path)
     if isinstance(holder, Method):
         return holder.replace(**{key: new})
-    return dataclasses.replace(holder, **{key: new})  # type: ignore[type-var]
+    try:
+        return dataclasses.replace(holder, **{key: new})  # type: ignore[type-var]
+    except UserError as error:
+        raise UserError(f"setting {path!r}: {error}") from error
 
 
 def _coerce(value: Any, current: Any, path: str) -> Any:
