@@ -1,4 +1,4 @@
-"""How a page tells its name, and how a name finds its page."""
+"""Registry of methods: the `@method` decorator, and lookup by name or file."""
 
 from __future__ import annotations
 
@@ -8,18 +8,21 @@ import importlib.util
 import inspect
 import pkgutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 from vantage.core.errors import UserError, nearest, unknown
 from vantage.core.method import PARTS, Method, describe
+from vantage.methods.recipes import explained, inherit
 
 M = TypeVar("M")
 
 _OF_FILE = "vantage_page_"
 """What the module of a user's own file is called, before the file's name."""
+ROOT = Path(__file__).parent
+"""Folder of the families."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,16 @@ class Page:
     recipe: Callable[..., Any] = field(compare=False)
     module: str
     summary: str
+    base: Page | None = None
+    needs: frozenset[str] = frozenset()
+    explained: Mapping[str, str] = field(default_factory=dict)
+    """What the recipe's own docstring says of its settings."""
+
+    def explanation(self, setting: str) -> tuple[str, Page]:
+        """Return what a setting is, "" if nobody says, and the page that says so: this one or one that it starts from."""
+        if setting in self.explained:
+            return self.explained[setting], self
+        return self.base.explanation(setting) if self.base is not None else ("", self)
 
     def settings(self) -> dict[str, Any]:
         """Return the recipe's settings and their defaults, the paper's values."""
@@ -151,49 +164,99 @@ def _fit(value: Any, hint: Any, where: str) -> Any:
 
 
 def method(
-    *, family: str, papers: tuple[Paper, ...] | Paper, id: str = "", kind: str = "algorithm", name: str = ""
+    *,
+    papers: tuple[Paper, ...] | Paper,
+    base: Callable[..., Any] | None = None,
+    without: Iterable[str] = (),
+    family: str = "",
+    id: str = "",
+    kind: str = "algorithm",
+    name: str = "",
+    needs: Iterable[str] | str = (),
+    **changed: Any,
 ) -> Callable[[Callable[..., M]], Callable[..., M]]:
-    """Mark a recipe as the page's. The name is the module's, with hyphens, unless given.
+    """Mark a recipe as the page's.
 
-    A recipe returns a `Method`; in a field without a rollout loop, a frozen dataclass that the field's function runs.
+    A recipe returns a `Method`; in a field without a rollout loop, a frozen dataclass that the field's function runs. Called
+    directly it returns the method with its name set, so that a child knows its parent. Its docstring explains its settings:
+    `name: text; other, third: text.`
 
-    The recipe called directly returns the method with its name set, so that a child knows its parent.
+    Args:
+        papers: what to cite.
+        base: the recipe that this one starts from: it gets what `base` made as first argument, `base`, and has the settings
+            of the base beside its own. A setting that both have is given to both, unless hidden.
+        without: settings of the base that this one fixes or replaces; they cannot be given.
+        family: of a method in a user's own file, "mine" by default. In the package the family is the folder.
+        id: S-number in the list of systems.
+        kind: algorithm, framework, theory, recipe, ...
+        name: by default that of the module, with hyphens.
+        needs: what the method needs of task and policy that its components do not declare.
+        **changed: defaults that differ from those of the base, fixed values of hidden settings included.
+
+    Raises:
+        UserError: a name in `without` or `changed` is none of the base's settings, or a page in the package gives `family`.
     """
 
     def mark(recipe: Callable[..., M]) -> Callable[..., M]:
         module = recipe.__module__
+        if base is None and (changed or without):
+            raise UserError(
+                f"{module}: {', '.join([*changed, *without])} can be given to @method only together with base="
+            )
+        whole = recipe if base is None else inherit(recipe, base, without, changed)
         called = name or module.rsplit(".", 1)[-1].removeprefix(_OF_FILE).replace("_", "-")
         doc = inspect.getdoc(sys.modules[module]) or inspect.getdoc(recipe) or ""
 
-        @functools.wraps(recipe)
+        @functools.wraps(whole)
         def named(*args: Any, **kwargs: Any) -> M:
-            made: M = _named(recipe(*args, **kwargs), called)
+            made: M = _named(whole(*args, **kwargs), called)
             return made
 
+        own = [p for p in inspect.signature(recipe).parameters if base is None or p != "base"]
         named.page = Page(  # type: ignore[attr-defined]
             name=called,
-            family=family,
+            family=_family(module, family),
             kind=kind,
             id=id,
             papers=(papers,) if isinstance(papers, Paper) else tuple(papers),
-            recipe=recipe,
+            recipe=whole,
             module=module,
             summary=doc.split("\n", 1)[0].strip(),
+            base=getattr(base, "page", None),
+            needs=frozenset((needs,) if isinstance(needs, str) else needs),
+            explained=explained(recipe.__doc__ or "", own),
         )
         return named
 
     return mark
 
 
+def _family(module: str, given: str) -> str:
+    """Return the family of a page: its folder in the package, elsewhere what it says."""
+    if not module.startswith("vantage.methods."):
+        return given or "mine"
+    if given:
+        raise UserError(f"{module}: the family of a page is its folder; leave out family={given!r}")
+    return module.split(".")[2]
+
+
 @functools.cache
 def _modules() -> dict[str, str]:
-    """Return method name -> module, from the files' names alone: nothing is imported."""
-    root = Path(__file__).parent
+    """Return method name -> module, from the files' names alone: nothing is imported.
+
+    Raises:
+        UserError: two pages have one name.
+    """
     found: dict[str, str] = {}
-    for family in sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("_")):
+    for family in sorted(p for p in ROOT.iterdir() if p.is_dir() and not p.name.startswith("_")):
         for info in pkgutil.iter_modules([str(family)]):
-            if not info.name.startswith("_"):
-                found[info.name.replace("_", "-")] = f"vantage.methods.{family.name}.{info.name}"
+            if info.name.startswith("_"):
+                continue
+            name, module = info.name.replace("_", "-"), f"vantage.methods.{family.name}.{info.name}"
+            if name in found:
+                files = " and ".join(f"{one.replace('.', '/')}.py" for one in (found[name], module))
+                raise UserError(f"two pages have the name {name!r}: {files}; rename one")
+            found[name] = module
     return found
 
 

@@ -142,7 +142,7 @@ def _masks(context: Context) -> Any:
     return policy
 
 
-@method(id="S000", family="compression", papers=PAPER)
+@method(id="S000", papers=PAPER)
 def bypass_backprop(
     group_size: int = 2, window: int = 5, lr: float = 2e-3, penalty: float = 0.0, warmup: float = 0.0
 ) -> Method:

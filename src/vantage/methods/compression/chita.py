@@ -203,7 +203,7 @@ def levels(sparsity: float, first: float, stages: int, schedule: str) -> list[fl
     return [first + (sparsity - first) * scale * (1 - 0.5**stage) for stage in range(stages)]
 
 
-@method(id="S089", family="compression", papers=PAPER)
+@method(id="S089", papers=PAPER)
 def chita(
     solver: str = "bso",
     samples: int = 500,

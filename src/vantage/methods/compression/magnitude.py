@@ -41,7 +41,7 @@ class Magnitude:
         return {}
 
 
-@method(family="compression", papers=PAPER)
+@method(papers=PAPER)
 def magnitude(scope: str = "layer", kept: int = 0, of: int = 0) -> Magnitude:
     """Compose magnitude pruning; `kept` of each `of` weights stay where `of` is given, whatever the sparsity asked for."""
     return Magnitude(Scope(scope, kept, of))

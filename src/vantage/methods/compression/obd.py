@@ -44,7 +44,7 @@ class BrainDamage:
         return {}
 
 
-@method(family="compression", papers=PAPER)
+@method(papers=PAPER)
 def obd(samples: int = 500, batch: int = 1, scope: str = "global") -> BrainDamage:
     """Compose Optimal Brain Damage with the empirical Fisher diagonal of `samples` mini-batches of `batch` rows."""
     return BrainDamage(samples, batch, Scope(scope))

@@ -64,7 +64,7 @@ class Wanda:
         return {}
 
 
-@method(family="compression", papers=PAPER)
+@method(papers=PAPER)
 def wanda(
     samples: int = 128, rows: int = 16, sequential: bool = True, scope: str = "row", kept: int = 0, of: int = 0
 ) -> Wanda:

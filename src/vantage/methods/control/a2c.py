@@ -31,7 +31,7 @@ PAPER = Paper(
 )
 
 
-@method(family="control", papers=PAPER)
+@method(papers=PAPER)
 def a2c(
     rows: int = 16,
     length: int = 5,

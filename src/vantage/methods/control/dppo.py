@@ -166,7 +166,7 @@ class DecisionCritic(FittedCritic):
         super().fit(batch.select(batch.mask.any(-1)).replace(mask=batch.mask & (batch[INNER] == 0)), context)
 
 
-@method(id="S021", family="control", kind="framework", papers=PAPER)
+@method(id="S021", kind="framework", papers=PAPER)
 def dppo(
     rows: int = 40,
     length: int = 500,

@@ -86,7 +86,7 @@ class DynamicGradient:
                 update += 1
 
 
-@method(id="S096", family="control", kind="theory", papers=PAPER)
+@method(id="S096", kind="theory", papers=PAPER)
 def dynamic_pg(episodes: int = 32, scale: float = 1.0, bound: float = 1.0) -> DynamicGradient:
     """Compose the algorithm with the steps of its theory."""
     return DynamicGradient(episodes, scale, bound)

@@ -146,7 +146,7 @@ class FlowRollout(Steps):
             raise UserError("fpo trains a policy that acts by a flow: give the task the option policy=flow")
 
 
-@method(id="S091", family="control", papers=PAPER)
+@method(id="S091", papers=PAPER)
 def fpo(
     rows: int = 32_768,
     length: int = 30,

@@ -219,7 +219,7 @@ def logp_of_choices(distribution: Any, action: Tensor) -> Tensor:
     return one.unsqueeze(-1)
 
 
-@method(id="S012", family="control", papers=PAPER)
+@method(id="S012", papers=PAPER)
 def pdppo(
     rows: int = 40,
     length: int = 100,

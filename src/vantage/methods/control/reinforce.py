@@ -30,7 +30,7 @@ PAPER = Paper(
 )
 
 
-@method(family="control", papers=PAPER)
+@method(papers=PAPER)
 def reinforce(
     episodes: int = 16,
     lr: float = 1e-3,

@@ -73,7 +73,7 @@ class BestDraft(Groups):
         return engine.sample(Prompts(prompts.ids, items), self.size, context)
 
 
-@method(id="S242", family="credit", papers=PAPER)
+@method(id="S242", papers=PAPER)
 def igrpo(
     prompts: int = 16,
     drafts: int = 4,

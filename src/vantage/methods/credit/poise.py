@@ -185,7 +185,7 @@ class ScoreLessValue:
         return torch.where(batch.mask, batch.score.unsqueeze(-1) - batch.value, 0.0)
 
 
-@method(id="S246", family="credit", papers=PAPER)
+@method(id="S246", papers=PAPER)
 def poise(
     prompts: int = 1024,
     group_size: int = 2,

@@ -67,7 +67,7 @@ class SharedPrefixes(GradientUpdate):
             policy.prefix_sharing = self.sharing
 
 
-@method(id="S133", family="credit", papers=PAPER)
+@method(id="S133", papers=PAPER)
 def prefix_grouper(
     prompts: int = 16,
     group_size: int = 64,

@@ -231,7 +231,7 @@ class BatchStandardized:
         return per_decision(whiten(excess, torch.ones_like(excess, dtype=torch.bool)).squeeze(-1), batch.mask)
 
 
-@method(id="S066", family="credit", papers=PAPER)
+@method(id="S066", papers=PAPER)
 def spo_single_stream(
     prompts: int = 1024,
     lr: float = 1e-6,

@@ -165,7 +165,7 @@ def _with(context: Context, method: Method) -> Any:
     return twin
 
 
-@method(id="S189", family="credit", papers=PAPER)
+@method(id="S189", papers=PAPER)
 def st_ppo(
     prompts: int = 128,
     group_size: int = 1,

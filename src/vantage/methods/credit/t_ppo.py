@@ -145,7 +145,7 @@ class OutcomeCritic(FittedCritic):
         super().fit(batch.replace(mask=whole, returns=returns), context)
 
 
-@method(id="S008", family="credit", papers=PAPER)
+@method(id="S008", papers=PAPER)
 def t_ppo(
     rows: int = 512,
     window: int = 1024,

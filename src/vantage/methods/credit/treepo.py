@@ -90,7 +90,7 @@ class TreeAdvantage:
         return total / norm
 
 
-@method(id="S162", family="credit", papers=PAPER)
+@method(id="S162", papers=PAPER)
 def treepo(
     prompts: int = 512,
     group_size: int = 16,

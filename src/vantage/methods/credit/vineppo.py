@@ -151,7 +151,7 @@ class SequenceKL:
         return self.coefficient * estimate.sum(-1)
 
 
-@method(id="S094", family="credit", papers=PAPER)
+@method(id="S094", papers=PAPER)
 def vineppo(
     prompts: int = 64,
     group_size: int = 8,

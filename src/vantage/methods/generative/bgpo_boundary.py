@@ -111,7 +111,7 @@ def tangent(gap: Tensor, estimator: str) -> tuple[Tensor, Tensor]:
     return value.detach(), slope
 
 
-@method(id="S078", family="generative", papers=BGPO_PAPER)
+@method(id="S078", papers=BGPO_PAPER)
 def bgpo_boundary(
     prompts: int = 16,
     group_size: int = 8,

@@ -230,7 +230,7 @@ class PruneWidth:
         return batch.replace(mask=(batch.mask & ~late) | kept)
 
 
-@method(id="S125", family="generative", papers=PAPER)
+@method(id="S125", papers=PAPER)
 def branchgrpo(
     prompts: int = 16,
     splits: tuple[int, ...] = (0, 3, 6, 9),

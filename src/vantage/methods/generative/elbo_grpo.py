@@ -27,7 +27,7 @@ PAPER = Paper(
 )
 
 
-@method(family="generative", kind="recipe", papers=PAPER)
+@method(kind="recipe", papers=PAPER)
 def elbo_grpo(
     prompts: int = 16,
     group_size: int = 8,

@@ -39,7 +39,7 @@ PAPER = Paper(
 )
 
 
-@method(family="generative", papers=PAPER)
+@method(papers=PAPER)
 def flow_grpo(
     prompts: int = 48,
     group_size: int = 24,

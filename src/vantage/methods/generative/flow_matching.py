@@ -94,7 +94,7 @@ class MatchVelocity:
         return -evaluation.logp
 
 
-@method(family="generative", kind="recipe", papers=(PAPER, STRAIGHT))
+@method(kind="recipe", papers=(PAPER, STRAIGHT))
 def flow_matching(
     batch: int = 256, lr: float = 2e-3, weight_decay: float = 0.0, final: float = 0.05, max_grad_norm: float = 1.0
 ) -> Method:

@@ -72,7 +72,7 @@ class GuardedClip:
         return loss / length if self.by_length else loss
 
 
-@method(id="S040", family="generative", papers=PAPER)
+@method(id="S040", papers=PAPER)
 def grpo_guard(
     prompts: int = 48,
     group_size: int = 16,

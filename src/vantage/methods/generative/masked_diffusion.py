@@ -72,7 +72,7 @@ class Answers:
         ).to(context.device)
 
 
-@method(family="generative", kind="recipe", papers=PAPER)
+@method(kind="recipe", papers=PAPER)
 def masked_diffusion(
     batch: int = 64,
     lr: float = 2e-3,

@@ -235,7 +235,7 @@ def _refuse_others(form: str, given: Mapping[str, Any]) -> None:
             raise UserError(f"brrl: form={form!r} has no {', '.join(odd)}: of form={other!r} alone")
 
 
-@method(id="S224", family="objectives", papers=PAPER)
+@method(id="S224", papers=PAPER)
 def brrl(
     form: str = "bpo",
     lr: float | None = None,

@@ -27,7 +27,7 @@ PAPER = Paper(
 )
 
 
-@method(family="objectives", papers=PAPER)
+@method(papers=PAPER)
 def dapo(
     prompts: int = 512,
     group_size: int = 16,

@@ -113,7 +113,7 @@ class SmoothStandardized:
         self._records.load_state_dict(state)
 
 
-@method(id="S146", family="objectives", papers=PAPER)
+@method(id="S146", papers=PAPER)
 def dcpo(
     prompts: int = 512,
     group_size: int = 16,

@@ -123,7 +123,7 @@ class SquaredHinge:
         return coefficient * kl
 
 
-@method(id="S127", family="objectives", papers=PAPER)
+@method(id="S127", papers=PAPER)
 def disco(
     prompts: int = 128,
     group_size: int = 8,

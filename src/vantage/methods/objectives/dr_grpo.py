@@ -40,7 +40,7 @@ class FixedLength:
         return mask / (mask.shape[0] * self.length)
 
 
-@method(family="objectives", papers=PAPER)
+@method(papers=PAPER)
 def dr_grpo(
     prompts: int = 128,
     group_size: int = 8,

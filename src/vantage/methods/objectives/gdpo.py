@@ -106,7 +106,7 @@ class Decoupled:
         return per_decision(total, batch.mask)
 
 
-@method(id="S215", family="objectives", papers=PAPER)
+@method(id="S215", papers=PAPER)
 def gdpo(
     prompts: int = 16,
     group_size: int = 64,

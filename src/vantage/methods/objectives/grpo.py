@@ -31,7 +31,7 @@ PAPER = Paper(
 )
 
 
-@method(family="objectives", papers=PAPER)
+@method(papers=PAPER)
 def grpo(
     prompts: int = 16,
     group_size: int = 64,

@@ -25,7 +25,7 @@ PAPER = Paper(
 )
 
 
-@method(family="objectives", papers=PAPER)
+@method(papers=PAPER)
 def gspo(
     prompts: int = 16,
     group_size: int = 64,

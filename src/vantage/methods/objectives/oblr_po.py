@@ -190,7 +190,7 @@ def _logits(evaluation: Evaluation) -> Tensor:
     return found
 
 
-@method(id="S210", family="objectives", papers=PAPER)
+@method(id="S210", papers=PAPER)
 def oblr_po(
     prompts: int = 16,
     group_size: int = 8,

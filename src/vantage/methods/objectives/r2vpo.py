@@ -79,7 +79,7 @@ class VarianceRegularized:
         self.multiplier.load_state_dict(state)
 
 
-@method(id="S227", family="objectives", papers=(PAPER, CONFERENCE))
+@method(id="S227", papers=(PAPER, CONFERENCE))
 def r2vpo(
     prompts: int = 16,
     group_size: int = 8,

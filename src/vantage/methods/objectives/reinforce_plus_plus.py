@@ -42,7 +42,7 @@ class GroupCentred:
         return batch.replace(score=batch.score - mean, reward=batch.reward - at_last(mean, batch))
 
 
-@method(family="objectives", papers=PAPER)
+@method(papers=PAPER)
 def reinforce_plus_plus(
     prompts: int = 128,
     group_size: int = 1,

@@ -82,7 +82,7 @@ class GreedyBaseline:
         return torch.where(batch.mask, returns, 0.0)
 
 
-@method(id="S239", family="objectives", papers=PAPER)
+@method(id="S239", papers=PAPER)
 def remax(
     prompts: int = 16,
     group_size: int = 1,

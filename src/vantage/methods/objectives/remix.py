@@ -126,7 +126,7 @@ class Reincarnate:
             context.record("reincarnated", 1.0)
 
 
-@method(id="S234", family="objectives", papers=PAPER)
+@method(id="S234", papers=PAPER)
 def remix(
     prompts: int = 16,
     group_size: int = 8,

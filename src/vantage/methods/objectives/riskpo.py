@@ -169,7 +169,7 @@ def _std(papers: Tensor) -> Tensor:
     return std.masked_fill(std <= 1e-3, 1.0)
 
 
-@method(id="S105", family="objectives", papers=PAPER)
+@method(id="S105", papers=PAPER)
 def riskpo(
     prompts: int = 1024,
     group_size: int = 5,

@@ -28,7 +28,7 @@ PAPER = Paper(
 )
 
 
-@method(family="objectives", papers=PAPER)
+@method(papers=PAPER)
 def rloo(
     prompts: int = 128,
     group_size: int = 4,

@@ -23,7 +23,7 @@ PAPER = Paper(
 )  # fmt: skip
 
 
-@method(family="offline", papers=PAPER)
+@method(papers=PAPER)
 def bc(rows: int = 256, lr: float = 3e-4) -> Method:
     """Compose behaviour cloning; `rows` transitions a step."""
     return Method(

@@ -165,7 +165,7 @@ class ResidualWeight:
         return weight
 
 
-@method(id="S204", family="offline", papers=PAPER)
+@method(id="S204", papers=PAPER)
 def odice(
     rows: int = 256,
     lr: float = 2e-4,

@@ -71,7 +71,7 @@ class Neighbour:
         return actions[torch.from_numpy(nearest).to(actions.device)].unsqueeze(1)
 
 
-@method(id="S098", family="offline", papers=PAPER)
+@method(id="S098", papers=PAPER)
 def prdc(
     rows: int = 256,
     lr: float = 3e-4,

@@ -44,7 +44,7 @@ PAPER = Paper(
 )
 
 
-@method(id="S025", family="operations", papers=PAPER)
+@method(id="S025", papers=PAPER)
 def hdpo(
     scenarios: int = 8192,
     lr: float = 3e-3,

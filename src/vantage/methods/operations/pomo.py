@@ -32,7 +32,7 @@ PAPER = Paper(
 )
 
 
-@method(family="operations", papers=PAPER)
+@method(papers=PAPER)
 def pomo(
     prompts: int = 64,
     starts: int = 0,

@@ -252,7 +252,7 @@ def _draw(
     return edges(policy.problem, cells, torch.stack(actions, -1), length).sum(-1)
 
 
-@method(id="S042", family="operations", papers=PAPER)
+@method(id="S042", papers=PAPER)
 def poppy(
     agents: int = 16,
     prompts: int = 64,

@@ -63,7 +63,7 @@ class SharedTours(Groups):
         policy.cached = self.cached
 
 
-@method(id="S067", family="operations", papers=PAPER)
+@method(id="S067", papers=PAPER)
 def rlor(
     prompts: int = 1024,
     starts: int = 50,

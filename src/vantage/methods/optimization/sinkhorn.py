@@ -61,7 +61,7 @@ class Sinkhorn:
         return Plan(plan, float(value), done)
 
 
-@method(family="optimization", papers=PAPER)
+@method(papers=PAPER)
 def sinkhorn(eps: float = 0.05, tolerance: float = 1e-6, limit: int = 1000) -> Sinkhorn:
     """Compose Sinkhorn's iteration."""
     return Sinkhorn(eps, tolerance, limit)

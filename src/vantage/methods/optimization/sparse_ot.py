@@ -142,7 +142,7 @@ class SparseTransport:
         return Plan(plan, float(value), done)
 
 
-@method(id="S149", family="optimization", papers=PAPER)
+@method(id="S149", papers=PAPER)
 def sparse_ot(
     gamma: float = 1.0, nonzeros: int = 2, form: str = "semi-dual", tolerance: float = 1e-6, limit: int = 1000
 ) -> SparseTransport:

@@ -29,7 +29,7 @@ PAPER = Paper(
 )
 
 
-@method(family="preference", papers=PAPER)
+@method(papers=PAPER)
 def dpo(
     prompts: int = 64,
     lr: float = 1e-6,

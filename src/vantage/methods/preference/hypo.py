@@ -76,7 +76,7 @@ class OnlineKL:
         return self.coefficient * torch.where(fresh, (ratio - others) * logp, 0.0)
 
 
-@method(id="S062", family="preference", papers=PAPER)
+@method(id="S062", papers=PAPER)
 def hypo(
     pairs: int = 64,
     fresh: int = 64,

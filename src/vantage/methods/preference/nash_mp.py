@@ -85,7 +85,7 @@ class ProximalDuel:
         return weight * logp
 
 
-@method(id="S231", family="preference", papers=PAPER)
+@method(id="S231", papers=PAPER)
 def nash_mp(
     prompts: int = 64,
     group_size: int = 2,

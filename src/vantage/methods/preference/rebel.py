@@ -97,7 +97,7 @@ class RelativeRewards:
         return on_both((d - target).square(), first, second, len(batch))
 
 
-@method(id="S010", family="preference", papers=PAPER)
+@method(id="S010", papers=PAPER)
 def rebel(
     prompts: int = 512,
     lr: float = 3e-6,

@@ -56,7 +56,7 @@ class ChosenLikelihood:
         return -self.coefficient * total / mask.sum().clamp(min=1)
 
 
-@method(id="S177", family="preference", papers=PAPER)
+@method(id="S177", papers=PAPER)
 def simpo(
     prompts: int = 128,
     lr: float = 6e-7,

@@ -89,7 +89,7 @@ class BestSolvedShorter:
         return chosen[index]
 
 
-@method(id="S123", family="rewards", papers=PAPER)
+@method(id="S123", papers=PAPER)
 def grpo_lambda(
     prompts: int = 16,
     group_size: int = 64,

@@ -122,7 +122,7 @@ class CallEconomy:
         self._records.load_state_dict(state)
 
 
-@method(id="S041", family="rewards", papers=PAPER)
+@method(id="S041", papers=PAPER)
 def otc(
     prompts: int = 16,
     group_size: int = 8,

@@ -226,7 +226,7 @@ class FreshKL:
         return self.coefficient * estimate
 
 
-@method(id="S080", family="sampling", papers=PAPER)
+@method(id="S080", papers=PAPER)
 def repo_replay(
     prompts: int = 16,
     group_size: int = 8,

@@ -156,7 +156,7 @@ class Scaffolded(Groups):
         return Prompts(prompts.ids[owner], items), owner, level
 
 
-@method(id="S009", family="sampling", papers=PAPER)
+@method(id="S009", papers=PAPER)
 def scaf_grpo(
     prompts: int = 256,
     group_size: int = 8,

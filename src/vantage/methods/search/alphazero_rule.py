@@ -30,7 +30,7 @@ PAPERS = (
 )
 
 
-@method(family="search", papers=PAPERS)
+@method(papers=PAPERS)
 def alphazero_rule(
     c: float = 1.25,
     growth: float | None = 19652.0,

@@ -29,7 +29,7 @@ PAPER = Paper(
 USES = ("act", "search", "learn")
 
 
-@method(id="S054", family="search", papers=PAPER)
+@method(id="S054", papers=PAPER)
 def mcts_regularized(
     use: str = "all", c: float = 1.25, growth: float | None = 19652.0, unvisited: str = "node", noise: float = 0.25
 ) -> Search:

@@ -23,7 +23,7 @@ PAPER = Paper(
 )
 
 
-@method(family="search", papers=PAPER)
+@method(papers=PAPER)
 def uct(c: float = 1.0) -> Search:
     """Compose UCT; values are taken as they are, outcomes between -1 and 1 as q between 0 and 1."""
     return Search(

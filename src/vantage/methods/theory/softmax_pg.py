@@ -65,7 +65,7 @@ class SoftmaxGradient:
             policy = logits.softmax(-1)
 
 
-@method(family="theory", papers=PAPERS)
+@method(papers=PAPERS)
 def softmax_pg(episodes: int = 32, scale: float = 1.0, bound: float = 1.0) -> SoftmaxGradient:
     """Compose the algorithm with the step of its theory."""
     return SoftmaxGradient(episodes, scale, bound)

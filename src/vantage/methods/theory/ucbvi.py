@@ -147,7 +147,7 @@ class OptimisticIteration:
         return torch.stack(found[::-1], 1)
 
 
-@method(family="theory", papers=PAPER)
+@method(papers=PAPER)
 def ucbvi(
     bonus: str = "hoeffding", scale: float = 1.0, delta: float = 0.05, stationary: bool = True
 ) -> OptimisticIteration:

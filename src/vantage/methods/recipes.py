@@ -1,0 +1,94 @@
+"""Recipes that start from another recipe, and the explanations of settings in their docstrings."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar, get_type_hints
+
+from vantage.core.errors import UserError, nearest
+
+M = TypeVar("M")
+
+
+def inherit(
+    recipe: Callable[..., M], base: Callable[..., Any], without: Iterable[str], changed: Mapping[str, Any]
+) -> Callable[..., M]:
+    """Return `recipe` with the settings of `base` before its own; its first argument becomes what `base` made.
+
+    Args:
+        recipe: has `base` as its first parameter, then its own settings. One of the base's name is given to both, with the
+            recipe's default and range, unless `without` hides the base's.
+        base: the recipe that it starts from.
+        without: settings of the base that callers cannot give.
+        changed: defaults that replace those of the base; of a hidden setting, its fixed value.
+
+    Raises:
+        UserError: a name in `without` or `changed` is none of the base's settings, or a default is given twice.
+    """
+    who = f"{recipe.__module__}.{recipe.__qualname__}"
+    theirs, hidden = inspect.signature(base).parameters, frozenset(without)
+    names = list(inspect.signature(recipe).parameters.values())
+    own = names[1:]
+    if not names or names[0].name != "base":
+        raise UserError(f"{who}: a recipe with base= takes what its base made as first argument, `base`")
+    for argument, given in (("without", hidden), ("a changed default", changed)):
+        for name in given:
+            if name not in theirs:
+                raise UserError(
+                    f"{who}: {argument} names {name!r}, which {base.__name__} has not{nearest(name, theirs)}"
+                    f" (its settings: {', '.join(theirs)})"
+                )
+    mine = {p.name: p for p in own}
+    twice = sorted(set(mine) & set(changed) - hidden)
+    if twice:
+        raise UserError(f"{who}: the default of {twice[0]!r} stands in the signature and in @method; give it once")
+    fixed = {name: changed[name] for name in hidden if name in changed}
+    passed = [name for name in theirs if name not in hidden]
+    shown = [mine.get(name, theirs[name].replace(default=changed.get(name, theirs[name].default))) for name in passed]
+    new = [p for p in own if p.name not in passed]
+    hints, inherited = (get_type_hints(f, include_extras=True) for f in (recipe, base))
+    signature = inspect.Signature(
+        [p.replace(annotation=hints.get(p.name, inherited.get(p.name, Any))) for p in (*shown, *new)],
+        return_annotation=hints.get("return", Any),
+    )
+
+    @functools.wraps(recipe)
+    def whole(*args: Any, **kwargs: Any) -> M:
+        try:
+            bound = signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"{recipe.__name__}(): {error}") from None
+        bound.apply_defaults()
+        settings = bound.arguments
+        made = base(**fixed, **{name: settings[name] for name in passed})
+        return recipe(made, **{name: settings[name] for name in mine})
+
+    whole.__signature__ = signature  # type: ignore[attr-defined]
+    whole.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()} | {
+        "return": signature.return_annotation
+    }
+    return whole
+
+
+def explained(doc: str, names: Iterable[str]) -> dict[str, str]:
+    """Return the explanations of settings in a recipe's docstring, by name.
+
+    They are written `name: text; other, third: text.`, and may go over several lines. A text ends before `; name:`, at the
+    end of its paragraph, or at the end.
+    """
+    known = "|".join(sorted(map(re.escape, names), key=len, reverse=True))
+    found: dict[str, str] = {}
+    if not known:
+        return found
+    start = re.compile(rf"(?:^|[;.]\s+)((?:{known})(?:, (?:{known}))*): ")
+    for paragraph in re.split(r"\n\s*\n", inspect.cleandoc(doc)):
+        text = " ".join(paragraph.split())
+        heads = list(start.finditer(text))
+        ends = [*(head.start() for head in heads[1:]), len(text)]
+        for head, end in zip(heads, ends):
+            body = text[head.end() : end].rstrip(".; ")
+            found.update(dict.fromkeys(head[1].split(", "), body))
+    return found
