@@ -11,7 +11,7 @@ import pytest
 
 from vantage.core.errors import UserError
 from vantage.rewards import sandbox
-from vantage.rewards.textual import numbers
+from vantage.rewards.numeric import numbers
 from vantage.rewards.verifiers import (
     Code,
     Exact,

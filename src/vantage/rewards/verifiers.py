@@ -12,9 +12,12 @@ from types import MappingProxyType
 from typing import Any, Protocol
 
 from vantage.core.errors import UserError, unknown
+from vantage.rewards.choice import MultipleChoice
+from vantage.rewards.mathematics import Math
+from vantage.rewards.numeric import Numeric
 from vantage.rewards.programs import Code, PythonFunction
 from vantage.rewards.specs import build, parse
-from vantage.rewards.textual import Exact, Graded, JsonSchema, Math, MultipleChoice, Numeric, Regex
+from vantage.rewards.textual import Exact, Graded, JsonSchema, Regex
 
 __all__ = [
     "VERIFIERS",
