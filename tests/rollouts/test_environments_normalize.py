@@ -1,6 +1,8 @@
-"""Normalised observations and rewards against Gymnasium's wrappers, stacked as the one-file scripts stack them."""
+"""Normalised observations and rewards against Stable-Baselines3's VecNormalize."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,50 +20,100 @@ LIMIT = 17
 
 
 @pytest.mark.peers
-@pytest.mark.parametrize("env_id", ["Pendulum-v1", "MountainCarContinuous-v0", "InvertedPendulum-v5"])
-def test_one_stream_equals_the_wrappers(env_id: str) -> None:
+@pytest.mark.parametrize(
+    ("env_id", "rows"),
+    [("Pendulum-v1", 1), ("Pendulum-v1", 3), ("MountainCarContinuous-v0", 2), ("InvertedPendulum-v5", 2)],
+)
+def test_streams_equal_stable_baselines(env_id: str, rows: int) -> None:
+    from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+
     engine = EnvironmentEngine(env_id, options={"max_episode_steps": LIMIT}, normalize_rewards=True, gamma=0.97)
     env = gymnasium.make(env_id, max_episode_steps=LIMIT)
     policy = policy_for(env, normalize_observations=True)
     context = context_for(policy, engine)
-    batches = [engine.advance(1, 40, context) for _ in range(3)]
+    batches = [engine.advance(rows, 40, context) for _ in range(3)]
 
-    wrapped = gymnasium.wrappers.NormalizeObservation(gymnasium.wrappers.ClipAction(env))
-    wrapped = gymnasium.wrappers.TransformObservation(wrapped, lambda x: np.clip(x, -10, 10), None)
-    wrapped = gymnasium.wrappers.NormalizeReward(wrapped, gamma=0.97)
-    wrapped = gymnasium.wrappers.TransformReward(wrapped, lambda r: np.clip(r, -10, 10))
-    seen, _ = wrapped.reset(seed=int(batches[0].prompt[0]))
-    finals = []
+    peer = DummyVecEnv([lambda: gymnasium.make(env_id, max_episode_steps=LIMIT)] * rows)
+    wrapped = VecNormalize(peer, clip_obs=10.0, clip_reward=10.0, gamma=0.97)
+    peer._seeds = batches[0].prompt.tolist()
+    seen = wrapped.reset()
     for batch in batches:
+        finals: list[list[np.ndarray]] = [[] for _ in range(rows)]
         for t in range(40):
-            np.testing.assert_allclose(batch.observation[0, t], seen, rtol=1e-5, atol=1e-5)
-            seen, reward, terminated, truncated, _ = wrapped.step(batch.action[0, t].numpy())
-            assert float(batch.reward[0, t]) == pytest.approx(float(reward), rel=1e-5, abs=1e-5)
-            assert bool(batch.terminated[0, t]) == terminated
-            if terminated or truncated:
-                finals += [seen] if not terminated else []
-                seen, _ = wrapped.reset()
-        np.testing.assert_allclose(batch.last_observation[0], seen, rtol=1e-5, atol=1e-5)
-        if finals:
-            np.testing.assert_allclose(
-                batch.final_observation[0, : len(finals)], np.stack(finals), rtol=1e-5, atol=1e-5
-            )
-        finals = []
+            np.testing.assert_allclose(batch.observation[:, t], seen, rtol=1e-5, atol=1e-6)
+            seen, reward, done, infos = wrapped.step(policy.to_environment(batch.action[:, t].numpy()))
+            np.testing.assert_allclose(batch.reward[:, t], reward, rtol=1e-5, atol=1e-6)
+            np.testing.assert_array_equal((batch.terminated | batch.truncated)[:, t], done)
+            for row, info in enumerate(infos):
+                if info["TimeLimit.truncated"]:
+                    finals[row].append(info["terminal_observation"])
+        np.testing.assert_allclose(batch.last_observation, seen, rtol=1e-5, atol=1e-6)
+        assert (batch.terminated | batch.truncated).any(1).all()
+        for row, cut in enumerate(finals):
+            for k, observation in enumerate(cut):
+                np.testing.assert_allclose(batch.final_observation[row, k], observation, rtol=1e-5, atol=1e-6)
 
 
-def loop(reward: np.ndarray, terminated: np.ndarray, mask: np.ndarray, gamma: float) -> np.ndarray:
+@pytest.mark.peers
+def test_reward_scale_equals_stable_baselines_on_any_rewards_and_ends() -> None:
+    from stable_baselines3.common.running_mean_std import RunningMeanStd
+
+    random = np.random.default_rng(1)
+    reward, over = random.normal(1.0, 3.0, (200, 4)), random.random((200, 4)) < 0.1
+    scale = RewardScale(4, 0.99)
+    ours = np.concatenate(
+        [scale.take(reward[s : s + 50], over[s : s + 50], np.ones((50, 4), bool)) for s in range(0, 200, 50)]
+    )
+    running, moments = np.zeros(4), RunningMeanStd(shape=())
+    for t in range(200):
+        running = running * 0.99 + reward[t]
+        moments.update(running)
+        np.testing.assert_allclose(ours[t], np.clip(reward[t] / np.sqrt(moments.var + 1e-8), -10, 10), atol=1e-6)
+        running[over[t]] = 0.0
+    np.testing.assert_allclose(scale.returns, running)
+
+
+@pytest.mark.parametrize("truncated", [True, False])
+def test_returns_restart_at_time_limits(truncated: bool) -> None:
+    """Reward 1, ten-step episodes: R runs 1, 1.99, ..., 9.56, whose deviation is 2.73; without a restart it was 25.3."""
+
+    class Tens(Counter):
+        def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict]:
+            seen, _, over, cut, told = super().step(action)
+            return seen, 1.0, (over or cut) and not truncated, (over or cut) and truncated, told
+
+    engine = EnvironmentEngine(lambda: Tens(lengths=(10,)), normalize_rewards=True, gamma=0.99)
+    context = context_for(policy_for(Tens()), engine)
+    batch = engine.advance(1, 1000, context)
+    assert engine._scale is not None
+    assert engine._scale.var**0.5 == pytest.approx(2.73, abs=0.005)
+    assert float(batch.reward[0, -1]) == pytest.approx(1 / 2.73, abs=1e-3)
+
+
+@pytest.mark.parametrize("backend", ["single", "vector"])
+def test_moments_take_in_the_observations_that_are_acted_on(backend: str) -> None:
+    engine = EnvironmentEngine("CartPole-v1", backend=backend, options={"max_episode_steps": 12})
+    policy = policy_for(gymnasium.make("CartPole-v1"), normalize_observations=True)
+    batch = engine.advance(3, 50, context_for(policy, engine))
+    assert policy.normalizer is not None
+    waiting = 3 - int(engine._late.sum())
+    assert float(policy.normalizer.count) == pytest.approx(int(batch.mask.sum()) + waiting, abs=0.01)
+
+
+def loop(reward: np.ndarray, over: np.ndarray, mask: np.ndarray, gamma: float) -> np.ndarray:
     """Moments merged step by step, streams together."""
     running, mean, var, count = np.zeros(reward.shape[1]), 0.0, 1.0, 1e-4
     out = np.empty_like(reward)
     for t in range(len(reward)):
         on = mask[t]
-        running[on] = running[on] * gamma * ~terminated[t, on] + reward[t, on]
+        running[on] = running[on] * gamma + reward[t, on]
         values, n = running[on], on.sum()
         if n:
             delta, total = values.mean() - mean, count + n
             var = (var * count + values.var() * n + delta**2 * count * n / total) / total
             mean, count = mean + delta * n / total, total
         out[t] = np.clip(reward[t] / np.sqrt(var + 1e-8), -10, 10)
+        running[over[t]] = 0.0
     return out
 
 
@@ -69,10 +121,10 @@ def loop(reward: np.ndarray, terminated: np.ndarray, mask: np.ndarray, gamma: fl
 def test_reward_scale_equals_its_loop(gamma: float) -> None:
     random = np.random.default_rng(0)
     reward = random.normal(1.0, 3.0, (90, 5))
-    terminated, mask = random.random((90, 5)) < 0.05, random.random((90, 5)) < 0.9
-    expected = loop(reward, terminated, mask, gamma)
+    over, mask = random.random((90, 5)) < 0.05, random.random((90, 5)) < 0.9
+    expected = loop(reward, over, mask, gamma)
     scale = RewardScale(5, gamma)
-    parts = [scale.take(reward[s : s + 30], terminated[s : s + 30], mask[s : s + 30]) for s in (0, 30, 60)]
+    parts = [scale.take(reward[s : s + 30], over[s : s + 30], mask[s : s + 30]) for s in (0, 30, 60)]
     np.testing.assert_allclose(np.concatenate(parts)[mask], expected[mask], rtol=1e-9)
 
 
@@ -97,8 +149,8 @@ def test_whole_episodes_are_normalised_and_streams_left_alone() -> None:
     np.testing.assert_array_equal(engine._scale.returns, before)
     assert engine._scale.count == count + 6 * 9
     assert policy.normalizer is not None
-    # Every observation that came was counted once: 2 (1 + 7) in the streams, 6 (1 + 9) in the episodes.
-    assert float(policy.normalizer.count) == pytest.approx(16 + 60, abs=0.01)
+    # Every observation that was acted on was counted once: 2 (1 + 7) in the streams, 6 * 9 in the episodes.
+    assert float(policy.normalizer.count) == pytest.approx(16 + 54, abs=0.01)
     assert batch.reward.abs().max() < 10
 
 

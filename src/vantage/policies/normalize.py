@@ -31,8 +31,10 @@ class Moments:
         self._deviation = np.empty_like(mean)
 
     def update(self, values: Floats) -> None:
-        """Take in values [n, ...], all at once."""
+        """Take in values [n, ...], all at once; none change nothing."""
         n = len(values)
+        if not n:
+            return
         count = float(self.count)
         total = count + n
         if n == 1:

@@ -48,9 +48,11 @@ class Episodes:
 class RewardScale:
     """Divides rewards by the standard deviation of the running discounted return, without taking a mean away.
 
-    The return of stream n is R <- gamma R (1 - terminated) + r; its moments take in all streams at every step, and each
-    reward is divided by the deviation as it is after its own step, then clipped to +-10. This is what OpenAI Baselines'
-    VecNormalize and Gymnasium's NormalizeReward do, without their loop over steps.
+    The return of stream n is R_t = gamma R_{t-1} + r_t, and starts again from 0 after every end of an episode, time limits
+    included. Its moments take in all streams at every step; each reward is divided by the deviation as it is after its own
+    step (plus 1e-8 under the root), then clipped to +-10. These are the numbers of OpenAI Baselines' and
+    Stable-Baselines3's VecNormalize, without a loop over steps. Gymnasium's NormalizeReward differs: it multiplies by
+    (1 - terminated) of the same step and runs on over time limits.
 
     Args:
         rows: number of streams.
@@ -62,12 +64,18 @@ class RewardScale:
         self.returns = np.zeros(rows)
         self.mean, self.var, self.count = 0.0, 1.0, 1e-4
 
-    def take(self, reward: Floats, terminated: Bools, mask: Bools, fresh: bool = False) -> Floats:
-        """Return the scaled rewards of T further steps, all [T, N]; steps outside the mask are skipped.
+    def take(self, reward: Floats, over: Bools, mask: Bools, fresh: bool = False) -> Floats:
+        """Return the scaled rewards of T further steps.
 
-        With `fresh` the rows are whole episodes of their own, which leave the streams' returns as they are.
+        Args:
+            reward: [T, N].
+            over: whether the step ended an episode, by termination or truncation, [T, N].
+            mask: steps outside the mask are skipped, [T, N].
+            fresh: the rows are whole episodes of their own, which leave the streams' returns as they are.
         """
-        decay = np.where(mask, self.gamma * ~terminated, 1.0)
+        ended = np.zeros_like(over)
+        ended[1:] = over[:-1]
+        decay = np.where(mask, self.gamma, 1.0) * ~ended
         increment = np.where(mask, reward, 0.0).astype(np.float64)
         if not fresh:
             increment[0] += decay[0] * self.returns
@@ -81,7 +89,7 @@ class RewardScale:
         var = second - np.square(first)
         scaled = reward / np.sqrt(var + EPSILON)[:, None]
         if not fresh:
-            self.returns = running[-1].copy()
+            self.returns = running[-1] * ~over[-1]
         self.mean, self.var, self.count = self.mean + float(first[-1]), float(var[-1]), float(count[-1])
         return np.clip(scaled, -CLIP, CLIP)
 
@@ -91,7 +99,7 @@ class RewardScale:
         return {**moments, "returns": torch.from_numpy(self.returns.copy())}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take them back."""
+        """Restore from `state_dict()`."""
         self.mean, self.var, self.count = state["mean"], state["var"], state["count"]
         self.returns = state["returns"].numpy().copy()
 

@@ -76,8 +76,8 @@ def run_episodes(
         }
         for name, values in taken.items():
             chunks[-1][name][t, active] = values
-        x = see(raw, moments)
         ended = over | cut
+        x = see(raw, moments, ~ended)
         if ended.any():
             last[active[ended]] = x[ended]
             active, x = active[~ended], x[~ended]
@@ -85,11 +85,20 @@ def run_episodes(
     return ran | {"last": last}
 
 
-def see(raw: Array, moments: Moments | None) -> Array:
-    """Return observations as the policy sees them; those that came at once are taken into the moments at once."""
+def see(raw: Array, moments: Moments | None, acted_on: Array | None = None) -> Array:
+    """Return observations [n, *shape] as the policy sees them, after the moments have taken in those that it acts on.
+
+    `acted_on` [n] bool leaves out the observations that end an episode, as OpenAI Baselines' and Stable-Baselines3's
+    VecNormalize do; None: the policy acts on all.
+    """
     if moments is None:
         return raw
-    moments.update(raw)
+    moments.update(raw if acted_on is None or acted_on.all() else raw[acted_on])
+    return normalized(raw, moments)
+
+
+def normalized(raw: Array, moments: Moments) -> Array:
+    """Return observations [n, *shape] normalised by the moments as they are, float32."""
     seen = np.empty(raw.shape, np.float32)
     moments.normalize(raw, seen)
     return seen

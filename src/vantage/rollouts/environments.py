@@ -21,7 +21,7 @@ from vantage.policies.normalize import Moments
 from vantage.rollouts import env_backends
 from vantage.rollouts.env_backends import Backend, OneByOne, seeds_of
 from vantage.rollouts.env_batch import Episodes, Final, RewardScale, final_column, rows_first
-from vantage.rollouts.env_episodes import run_episodes, see
+from vantage.rollouts.env_episodes import normalized, run_episodes, see
 from vantage.rollouts.env_make import make_env
 from vantage.rollouts.env_state import CannotSave
 
@@ -159,16 +159,17 @@ class EnvironmentEngine:
             if moments is None:
                 raw = seen[t + 1]
             ended = streams.step(to_environment(actions[t]), raw, reward[t], terminated[t], truncated[t])
-            if moments is not None:
-                moments.update(raw)
-                moments.normalize(raw, seen[t + 1])
+            ends: Array = np.empty((0, *space.shape))
             if ended:
-                for i in ended:
-                    if not terminated[t, i]:
-                        finals.append((i, t, seen[t + 1, i].copy()))
                 fresh = np.empty((len(ended), *space.shape), raw.dtype)
                 streams.reset_some(ended, fresh)
-                seen[t + 1, ended] = see(fresh, moments)
+                ends = raw[ended]
+                raw[ended] = fresh
+            if moments is not None:
+                acted_on = ~(terminated[t] | truncated[t]) if streams.late_reset else None
+                seen[t + 1] = see(raw, moments, acted_on)
+                ends = normalized(ends, moments) if ended else ends
+            finals.extend((i, t, end) for i, end in zip(ended, ends, strict=True) if not terminated[t, i])
         self._seen = seen[-1].copy()
         mask = np.ones((steps, rows), dtype=bool)
         over = terminated | truncated
@@ -182,7 +183,7 @@ class EnvironmentEngine:
             reward *= mask
         self._record(*self._episodes.take(reward, over, mask), context)
         if self._scale is not None:
-            reward = self._scale.take(reward, terminated, mask)
+            reward = self._scale.take(reward, over, mask)
         elif self.clip_rewards:
             reward = np.sign(reward)
         columns = {
@@ -225,7 +226,7 @@ class EnvironmentEngine:
         if self.normalize_rewards:
             if self._scale is None:
                 self._scale = RewardScale(0, self.gamma)
-            reward = self._scale.take(reward, ran["terminated"], mask, fresh=True) * mask
+            reward = self._scale.take(reward, ran["terminated"] | ran["truncated"], mask, fresh=True) * mask
         elif self.clip_rewards:
             reward = np.sign(reward)
         columns = {name: rows_first(ran[name]) for name in ("observation", "action", "mask", "terminated", "truncated")}
