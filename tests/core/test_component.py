@@ -7,7 +7,7 @@ import math
 import pickle
 import re
 import timeit
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import FrozenInstanceError, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -16,8 +16,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from vantage.core import UserError, above, at_least, at_most, below, between, component, memory, one_of
-from vantage.core.component import check_value, out_of_range
+from vantage.core import (
+    UserError,
+    above,
+    at_least,
+    at_most,
+    below,
+    between,
+    checked_by,
+    component,
+    memory,
+    not_empty,
+    one_of,
+)
+from vantage.core.component import check_value
+from vantage.core.errors import out_of_range
 from vantage.core.method import configure, describe
 
 if TYPE_CHECKING:
@@ -166,6 +179,18 @@ class Even(Bounds):
             raise out_of_range("Even.steps", self.steps, "even")
 
 
+def even(value: int) -> None:
+    if value % 2:
+        raise ValueError("an even number is needed")
+
+
+@component
+class Filled:
+    names: Annotated[tuple[str, ...], not_empty]
+    pairs: Annotated[Mapping[str, int], not_empty] = field(default_factory=lambda: {"a": 1})
+    size: Annotated[int, at_least(0), checked_by(even)] = 0
+
+
 @component(label="task flow")
 class Flow:
     modes: Annotated[int, at_least(2)] = 8
@@ -182,7 +207,12 @@ class Flow:
         (lambda: Narrow(share=2.0), "Narrow.share=2.0 is out of range: 0 to 1"),
         (lambda: Even(0.3, 0.2), "Bounds.high=0.2 is out of range: at least low=0.3"),
         (lambda: Even(steps=3), "Even.steps=3 is out of range: even"),
-        (lambda: Flow(1), "task flow.modes=1 is out of range: at least 2"),
+        (lambda: Filled(()), "Filled.names is empty"),
+        (lambda: Filled((1,)), "Filled.names[0]=1 is not text"),  # type: ignore[arg-type]
+        (lambda: Filled(("a",), {}), "Filled.pairs is empty"),
+        (lambda: Filled(("a",), size=-2), "Filled.size=-2 is out of range: at least 0"),
+        (lambda: Filled(("a",), size=3), "Filled.size=3: an even number is needed"),
+        (lambda: Flow(1), "task flow: modes=1 is out of range: at least 2"),
         (lambda: check_value("steps", 0, Annotated[int, at_least(1)]), "steps=0 is out of range: at least 1"),
     ],
 )
@@ -217,7 +247,7 @@ def test_configure_names_the_whole_path() -> None:
     message = "setting 'inner.inner.low': Bounds.low=-1.0 is out of range: at least 0"
     with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
         configure(held, "inner.inner.low", -1)
-    message = "setting 'others.0.modes': task flow.modes=1 is out of range: at least 2"
+    message = "setting 'others.0.modes': task flow: modes=1 is out of range: at least 2"
     with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
         configure(held, "others.0.modes", 1)
 

@@ -6,7 +6,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 # Eager: the decorator has its module's name, and imports nothing heavy.
-from vantage.core.component import above, at_least, at_most, below, between, component, memory, one_of
+from vantage.annotations import above, at_least, at_most, below, between, checked_by, not_empty, one_of
+from vantage.core.component import component, memory
 
 if TYPE_CHECKING:
     from vantage.core.context import Context, Metrics
@@ -57,9 +58,11 @@ __all__ = [
     "at_most",
     "below",
     "between",
+    "checked_by",
     "component",
     "concatenate",
     "memory",
+    "not_empty",
     "one_of",
     "per_decision",
     "reads",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Iterable
 from types import ModuleType
+from typing import Any
+
+from vantage.annotations import nearest as nearest
 
 
 class UserError(ValueError):
@@ -27,18 +29,17 @@ class CheckpointError(TrainingError):
     """A checkpoint is truncated, altered or of another run."""
 
 
-def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
-    """Return '; did you mean a, b?' for the known names nearest to `name`, or '' when none is near."""
-    found = difflib.get_close_matches(name, list(known), n=count, cutoff=0.5)
-    return f"; did you mean {', '.join(found)}?" if found else ""
-
-
 def unknown(kind: str, name: str, known: Iterable[str], where: str = "") -> UserError:
     """Build the error for a name that is not known: what it was, where it stood, what is near, what there is."""
     names = sorted(known)
     listed = ", ".join(names) if len(names) <= 30 else f"{len(names)} names; list them with `vantage {kind}s`"
     place = f" in {where}" if where else ""
     return UserError(f"unknown {kind} {name!r}{place}{nearest(name, names)} (known: {listed})")
+
+
+def out_of_range(place: str, value: Any, allowed: str) -> UserError:
+    """Build the error for a value that is out of its range; for conditions over several fields."""
+    return UserError(f"{place}={value!r} is out of range: {allowed}")
 
 
 def require(module: str, extra: str) -> ModuleType:
