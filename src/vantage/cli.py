@@ -231,7 +231,10 @@ class Show:
         print(f"page      {page.module.replace('.', '/')}.py")
         if parent is not None:
             print(f"parent    {parent.name}; parts that differ are marked *")
-        print("settings  " + (", ".join(f"{k}={v}" for k, v in page.settings().items()) or "none"))
+        for name, default in page.settings().items():
+            text, source = page.explanation(name)
+            origin = f" (of {source.name})" if source is not page else ""
+            print(f"  {f'{name}={default}':<27} {text or '-'}{origin}")
         print()
         for place, held in registry.parts_of(built).items():
             mark = "*" if place in changed else " "

@@ -57,7 +57,14 @@ def ppo(
     max_grad_norm: float = 0.5,
     target_kl: float | None = None,
 ) -> Method:
-    """Compose PPO; the settings are those of the paper's continuous-control table."""
+    """Compose PPO.
+
+    rows: environments side by side; length: steps of each before an update; epochs: passes over a batch; minibatches:
+    optimiser steps a pass; lr: learning rate; anneal: let it fall to 0 over the run; gamma: discount; lam: lambda of GAE;
+    eps: clip range of the ratio, and of the change of a value; clip_value: whether values are clipped; value_coefficient: c1,
+    weight of half the squared error of values; entropy_coefficient: c2, weight of the entropy; max_grad_norm: largest
+    norm of a gradient; target_kl: divergence from the old policy that ends the passes, none never does.
+    """
     return Method(
         prompts=Shuffled(),
         rollout=Steps(rows, length),

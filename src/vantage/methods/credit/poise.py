@@ -185,31 +185,21 @@ class ScoreLessValue:
         return torch.where(batch.mask, batch.score.unsqueeze(-1) - batch.value, 0.0)
 
 
-@method(id="S246", papers=PAPER)
+@method(
+    id="S246", papers=PAPER, base=grpo, without=("eps", "beta"), beta=0.0, prompts=1024, group_size=2, minibatches=64
+)
 def poise(
-    prompts: int = 1024,
-    group_size: int = 2,
-    lr: float = 1e-6,
+    base: Method,
     pool: int = 10,
     penalty: float = 0.01,
     memory: int = 8,
     eps_low: float = 0.2,
     eps_high: float = 0.28,
-    minibatches: int = 64,
-    temperature: float = 1.0,
-    micro_batch: int | None = None,
 ) -> Method:
-    """Compose POISE; `memory` is in steps."""
-    at_least("poise.group_size", group_size, 2)
-    return grpo(
-        prompts,
-        group_size,
-        lr=lr,
-        beta=0.0,
-        minibatches=minibatches,
-        temperature=temperature,
-        micro_batch=micro_batch,
-    ).replace(
+    """pool: last states of an answer whose mean is a feature; penalty: of the ridge regression; memory: steps whose answers
+    the probe is fitted to, 0 for no probe; eps_low, eps_high: clip range."""
+    at_least("poise.group_size", base.rollout.size, 2)
+    return base.replace(
         values=HiddenProbe(pool, penalty, memory),
         advantage=ScoreLessValue(),
         objective=Clip(eps_low, eps_high),

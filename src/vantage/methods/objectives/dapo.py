@@ -16,8 +16,8 @@ from vantage.methods.claim import Claim
 from vantage.methods.objectives.grpo import grpo
 from vantage.methods.registry import Paper, method
 from vantage.objectives.surrogates import Clip
-from vantage.rewards.mixing import Overlong, Total
-from vantage.rollouts.plans import Groups, Refill
+from vantage.rewards.mixing import Overlong
+from vantage.rollouts.plans import Refill
 
 PAPER = Paper(
     "DAPO: An Open-Source LLM Reinforcement Learning System at Scale",
@@ -27,32 +27,27 @@ PAPER = Paper(
 )
 
 
-@method(papers=PAPER)
+@method(
+    papers=PAPER,
+    base=grpo,
+    without=("eps", "beta"),
+    beta=0.0,
+    prompts=512,
+    group_size=16,
+    minibatches=16,
+    weight_decay=0.1,
+)
 def dapo(
-    prompts: int = 512,
-    group_size: int = 16,
-    lr: float = 1e-6,
-    eps_low: float = 0.2,
-    eps_high: float = 0.28,
-    minibatches: int = 16,
-    rounds: int = 10,
-    overlong_buffer: int = 0,
-    temperature: float = 1.0,
-    weight_decay: float = 0.1,
-    micro_batch: int | None = None,
+    base: Method, eps_low: float = 0.2, eps_high: float = 0.28, rounds: int = 10, overlong_buffer: int = 0
 ) -> Method:
-    """Compose DAPO; `overlong_buffer` is in tokens (4096 of 20480 in the paper), 0 switches the punishment off."""
-    return grpo(
-        prompts,
-        group_size,
-        lr=lr,
-        beta=0.0,
-        minibatches=minibatches,
-        weight_decay=weight_decay,
-        micro_batch=micro_batch,
-    ).replace(
-        rollout=Refill(Groups(prompts, group_size, temperature), groups=prompts, rounds=rounds),
-        rewards=(Total(), Overlong(overlong_buffer)) if overlong_buffer else (Total(),),
+    """Compose DAPO.
+
+    eps_low, eps_high: clip range; rounds: plans drawn at most until the batch is full of informative groups;
+    overlong_buffer: tokens before the limit in which length is punished (4096 of 20480 in the paper), 0 for none.
+    """
+    return base.replace(
+        rollout=Refill(base.rollout, groups=base.rollout.prompts, rounds=rounds),
+        rewards=(*base.rewards, Overlong(overlong_buffer)) if overlong_buffer else base.rewards,
         objective=Clip(eps_low, eps_high),
         averaging="token-mean",
     )

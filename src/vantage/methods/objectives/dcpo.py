@@ -113,30 +113,10 @@ class SmoothStandardized:
         self._records.load_state_dict(state)
 
 
-@method(id="S146", papers=PAPER)
-def dcpo(
-    prompts: int = 512,
-    group_size: int = 16,
-    lr: float = 1e-6,
-    eps_low: float = 0.16,
-    eps_high: float = 0.2,
-    limit: float = 10.0,
-    epochs: int = 1,
-    minibatches: int = 1,
-    temperature: float = 1.0,
-    micro_batch: int | None = None,
-) -> Method:
-    """Compose DCPO."""
-    return grpo(
-        prompts,
-        group_size,
-        lr=lr,
-        beta=0.0,
-        epochs=epochs,
-        minibatches=minibatches,
-        temperature=temperature,
-        micro_batch=micro_batch,
-    ).replace(
+@method(id="S146", papers=PAPER, base=grpo, without=("eps", "beta"), beta=0.0, prompts=512, group_size=16)
+def dcpo(base: Method, eps_low: float = 0.16, eps_high: float = 0.2, limit: float = 10.0) -> Method:
+    """eps_low, eps_high: bounds on |ratio - 1| times the new probability; limit: c, largest ratio."""
+    return base.replace(
         advantage=SmoothStandardized(),
         objective=DynamicClip(eps_low, eps_high, limit),
         averaging="seq-sum-token-mean",

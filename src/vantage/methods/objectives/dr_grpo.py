@@ -40,20 +40,10 @@ class FixedLength:
         return mask / (mask.shape[0] * self.length)
 
 
-@method(papers=PAPER)
-def dr_grpo(
-    prompts: int = 128,
-    group_size: int = 8,
-    lr: float = 1e-6,
-    eps: float = 0.2,
-    max_length: int | None = None,
-    temperature: float = 1.0,
-    micro_batch: int | None = None,
-) -> Method:
-    """Compose Dr. GRPO; `max_length` is T_max, None takes the batch's longest row."""
-    return grpo(
-        prompts, group_size, lr=lr, beta=0.0, eps=eps, temperature=temperature, micro_batch=micro_batch
-    ).replace(
+@method(papers=PAPER, base=grpo, without=("beta",), beta=0.0, prompts=128, group_size=8)
+def dr_grpo(base: Method, max_length: int | None = None) -> Method:
+    """max_length: T_max in tokens, none takes the batch's longest row."""
+    return base.replace(
         advantage=GroupStandardized(scale="none"),
         averaging=FixedLength(max_length) if max_length else "seq-mean-token-sum-norm",
     )

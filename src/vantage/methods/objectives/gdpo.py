@@ -28,7 +28,6 @@ from vantage.core.trajectories import Trajectories, per_decision
 from vantage.methods.claim import Claim
 from vantage.methods.objectives.grpo import grpo
 from vantage.methods.registry import Paper, method
-from vantage.rewards.mixing import Total
 from vantage.rollouts.plans import at_least
 
 PAPER = Paper(
@@ -106,27 +105,17 @@ class Decoupled:
         return per_decision(total, batch.mask)
 
 
-@method(id="S215", papers=PAPER)
-def gdpo(
-    prompts: int = 16,
-    group_size: int = 64,
-    lr: float = 1e-6,
-    beta: float = 0.04,
-    eps: float = 0.2,
-    eps_std: float = 1e-4,
-    gated: str = "",
-    gate: str = "",
-    threshold: float = 1.0,
-    temperature: float = 1.0,
-    micro_batch: int | None = None,
-) -> Method:
-    """Compose GDPO on GRPO's settings; weights: `advantage.weights`. `gated` is paid only where `gate` reaches `threshold`."""
+@method(id="S215", papers=PAPER, base=grpo)
+def gdpo(base: Method, eps_std: float = 1e-4, gated: str = "", gate: str = "", threshold: float = 1.0) -> Method:
+    """Compose GDPO; the weights of the rewards are the setting `advantage.weights`.
+
+    eps_std: added to each standard deviation; gated: name of a reward that is paid only where `gate` reaches `threshold`, ""
+    for none; gate: name of the reward that decides; threshold: what it must reach.
+    """
     if bool(gated) != bool(gate):
         raise UserError(f"gdpo: gated={gated!r} and gate={gate!r} go together: both name a reward")
-    return grpo(
-        prompts, group_size, lr=lr, beta=beta, eps=eps, temperature=temperature, micro_batch=micro_batch
-    ).replace(
-        rewards=(PaidIf(gated, gate, threshold), Total()) if gated else (Total(),),
+    return base.replace(
+        rewards=(PaidIf(gated, gate, threshold), *base.rewards) if gated else base.rewards,
         advantage=Decoupled(eps=eps_std),
     )
 

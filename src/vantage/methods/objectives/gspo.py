@@ -25,27 +25,10 @@ PAPER = Paper(
 )
 
 
-@method(papers=PAPER)
-def gspo(
-    prompts: int = 16,
-    group_size: int = 64,
-    lr: float = 1e-6,
-    eps_low: float = 3e-4,
-    eps_high: float = 4e-4,
-    minibatches: int = 4,
-    temperature: float = 1.0,
-    micro_batch: int | None = None,
-) -> Method:
-    """Compose GSPO."""
-    return grpo(
-        prompts,
-        group_size,
-        lr=lr,
-        beta=0.0,
-        minibatches=minibatches,
-        temperature=temperature,
-        micro_batch=micro_batch,
-    ).replace(objective=Clip(eps_low, eps_high, level="sequence"))
+@method(papers=PAPER, base=grpo, without=("eps", "beta"), beta=0.0, minibatches=4)
+def gspo(base: Method, eps_low: float = 3e-4, eps_high: float = 4e-4) -> Method:
+    """eps_low, eps_high: clip range of the answer's ratio."""
+    return base.replace(objective=Clip(eps_low, eps_high, level="sequence"))
 
 
 claim = Claim(

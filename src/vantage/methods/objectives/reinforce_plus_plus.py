@@ -22,7 +22,7 @@ from vantage.core.trajectories import Trajectories
 from vantage.methods.claim import Claim
 from vantage.methods.objectives.grpo import grpo
 from vantage.methods.registry import Paper, method
-from vantage.rewards.mixing import DivergencePenalty, Total, at_last
+from vantage.rewards.mixing import DivergencePenalty, at_last
 
 PAPER = Paper(
     "REINFORCE++: Stabilizing Critic-Free Policy Optimization with Global Advantage Normalization",
@@ -42,32 +42,16 @@ class GroupCentred:
         return batch.replace(score=batch.score - mean, reward=batch.reward - at_last(mean, batch))
 
 
-@method(papers=PAPER)
-def reinforce_plus_plus(
-    prompts: int = 128,
-    group_size: int = 1,
-    lr: float = 5e-7,
-    beta: float = 0.01,
-    eps: float = 0.2,
-    baseline: bool = False,
-    epochs: int = 1,
-    minibatches: int = 1,
-    temperature: float = 1.0,
-    micro_batch: int | None = None,
-) -> Method:
-    """Compose REINFORCE++."""
-    rewards = (Total(), *((GroupCentred(),) if baseline else ()), *((DivergencePenalty(beta),) if beta else ()))
-    return grpo(
-        prompts,
-        group_size,
-        lr=lr,
-        beta=0.0,
-        eps=eps,
-        epochs=epochs,
-        minibatches=minibatches,
-        temperature=temperature,
-        micro_batch=micro_batch,
-    ).replace(rewards=rewards, advantage=RewardToGo(1.0, whiten=True), averaging="token-mean")
+@method(papers=PAPER, base=grpo, without=("beta",), beta=0.0, prompts=128, group_size=1, lr=5e-7)
+def reinforce_plus_plus(base: Method, beta: float = 0.01, baseline: bool = False) -> Method:
+    """beta: weight of the divergence in the reward; baseline: subtract the mean score of the group first."""
+    centred = (GroupCentred(),) if baseline else ()
+    penalty = (DivergencePenalty(beta),) if beta else ()
+    return base.replace(
+        rewards=(*base.rewards, *centred, *penalty),
+        advantage=RewardToGo(1.0, whiten=True),
+        averaging="token-mean",
+    )
 
 
 claim = Claim(

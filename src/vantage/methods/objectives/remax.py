@@ -82,21 +82,16 @@ class GreedyBaseline:
         return torch.where(batch.mask, returns, 0.0)
 
 
-@method(id="S239", papers=PAPER)
-def remax(
-    prompts: int = 16,
-    group_size: int = 1,
-    lr: float = 1e-6,
-    gamma: float = 0.99,
-    limit: float = 5.0,
-    kl_coefficient: float = 0.05,
-    weight_decay: float = 0.1,
-    temperature: float = 1.0,
-    micro_batch: int | None = None,
-) -> Method:
-    """Compose ReMax; with `group_size` above 1 the answers to a prompt share its greedy baseline."""
-    return grpo(prompts, group_size, lr=lr, beta=0.0, weight_decay=weight_decay, micro_batch=micro_batch).replace(
-        rollout=GreedyCompanion(prompts, group_size, temperature),
+@method(id="S239", papers=PAPER, base=grpo, without=("eps", "beta"), beta=0.0, group_size=1, weight_decay=0.1)
+def remax(base: Method, gamma: float = 0.99, limit: float = 5.0, kl_coefficient: float = 0.05) -> Method:
+    """Compose ReMax; with `group_size` above 1 the answers to a prompt share its greedy baseline.
+
+    gamma: discount of the terminal reward towards the beginning of the answer; limit: c, bound on |R|; kl_coefficient:
+    weight of the divergence, 0 leaves the reference policy out.
+    """
+    plan = base.rollout
+    return base.replace(
+        rollout=GreedyCompanion(plan.prompts, plan.size, plan.temperature),
         advantage=GreedyBaseline(gamma, limit, kl_coefficient),
         objective=PolicyGradient(),
         averaging="token-mean",

@@ -169,11 +169,9 @@ def _std(papers: Tensor) -> Tensor:
     return std.masked_fill(std <= 1e-3, 1.0)
 
 
-@method(id="S105", papers=PAPER)
+@method(id="S105", papers=PAPER, base=grpo, without=("beta",), beta=0.0, prompts=1024, group_size=5, minibatches=2)
 def riskpo(
-    prompts: int = 1024,
-    group_size: int = 5,
-    lr: float = 1e-6,
+    base: Method,
     bundle: int = 5,
     alpha: float = 0.2,
     beta: float = 0.9,
@@ -183,35 +181,26 @@ def riskpo(
     seeking: bool = False,
     quantiles: str = "track",
     quantile_rate: float = 0.1,
-    eps: float = 0.2,
-    minibatches: int = 2,
-    temperature: float = 1.0,
-    micro_batch: int | None = None,
 ) -> Method:
-    """Compose RiskPO; `beta` is the upper level, there is no divergence term. `quantiles="batch"` is the code as released."""
-    return grpo(
-        prompts,
-        group_size,
-        lr=lr,
-        beta=0.0,
-        eps=eps,
-        minibatches=minibatches,
-        temperature=temperature,
-        micro_batch=micro_batch,
-    ).replace(
-        advantage=BundleRisk(
-            bundle,
-            alpha,
-            beta,
-            tail,
-            credit,
-            quantiles,
-            baseline=baseline,
-            seeking=seeking,
-            tracker=QuantileTracker(quantile_rate),
-        ),
-        averaging="token-mean",
+    """Compose RiskPO, which has no divergence term.
+
+    bundle: B, groups that make a bundle; alpha, beta: levels of the lower and upper quantile; tail: w, weight of the lower
+    tail; credit: how an answer takes its paper's advantage, "std", "uniform", "score" or "sum-mean"; baseline: whether g1 has
+    its bracket; seeking: reward the upper end instead of the lower; quantiles: "track" over the run, "batch" as in the
+    released code, or "mix", their mean; quantile_rate: step size of the tracked quantiles.
+    """
+    risk = BundleRisk(
+        bundle,
+        alpha,
+        beta,
+        tail,
+        credit,
+        quantiles,
+        baseline=baseline,
+        seeking=seeking,
+        tracker=QuantileTracker(quantile_rate),
     )
+    return base.replace(advantage=risk, averaging="token-mean")
 
 
 _RATE = (

@@ -17,7 +17,7 @@ from vantage.methods.claim import Claim
 from vantage.methods.objectives.grpo import grpo
 from vantage.methods.registry import Paper, method
 from vantage.objectives.surrogates import PolicyGradient
-from vantage.rewards.mixing import DivergencePenalty, Total
+from vantage.rewards.mixing import DivergencePenalty
 
 PAPER = Paper(
     "Back to Basics: Revisiting REINFORCE Style Optimization for Learning from Human Feedback in LLMs",
@@ -28,18 +28,11 @@ PAPER = Paper(
 )
 
 
-@method(papers=PAPER)
-def rloo(
-    prompts: int = 128,
-    group_size: int = 4,
-    lr: float = 1e-6,
-    beta: float = 0.03,
-    temperature: float = 1.0,
-    micro_batch: int | None = None,
-) -> Method:
-    """Compose RLOO; `beta=0` leaves the reference policy out altogether."""
-    return grpo(prompts, group_size, lr=lr, beta=0.0, temperature=temperature, micro_batch=micro_batch).replace(
-        rewards=(Total(), DivergencePenalty(beta)) if beta else (Total(),),
+@method(papers=PAPER, base=grpo, without=("eps", "beta"), beta=0.0, prompts=128, group_size=4)
+def rloo(base: Method, beta: float = 0.03) -> Method:
+    """beta: weight of the divergence in the score, 0 leaves the reference policy out altogether."""
+    return base.replace(
+        rewards=(*base.rewards, DivergencePenalty(beta)) if beta else base.rewards,
         advantage=LeaveOneOut(),
         objective=PolicyGradient(),
         averaging="seq-mean-token-sum",
