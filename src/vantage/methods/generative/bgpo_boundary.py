@@ -31,14 +31,15 @@ on-policy gradient of k2 is 1 + (H_L - 1) / n times that of KL(policy || referen
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
 from vantage.advantages.groups import group_mean
+from vantage.annotations import at_least
+from vantage.core.component import component
 from vantage.core.context import Context
-from vantage.core.errors import UserError
 from vantage.core.method import Method
 from vantage.core.protocols import Evaluation
 from vantage.core.trajectories import Trajectories
@@ -49,10 +50,8 @@ from vantage.methods.registry import method
 from vantage.objectives.elbo import LinearBound, sample_difference
 from vantage.regularizers.penalties import divergence
 
-ESTIMATORS = ("k1", "k2", "k3")
 
-
-@dataclass(frozen=True)
+@component
 class ReferenceGap:
     """Selection: fills `reference_gap` [N], in nats, the page's u of each row's answer. No gradient.
 
@@ -71,7 +70,7 @@ class ReferenceGap:
         return batch.replace(reference_gap=group_mean(gap, batch["answer"]))
 
 
-@dataclass(frozen=True)
+@component
 class LinearKL:
     """coefficient * (K(u) + K'(u) d_j), a loss per row [N]: the page's KL; gradient flows through d_j alone.
 
@@ -81,18 +80,12 @@ class LinearKL:
         by_length: u / T and d_j / T in place of u and d_j.
     """
 
-    coefficient: float = 0.04
-    estimator: str = "k2"
+    coefficient: Annotated[float, at_least(0)] = 0.04
+    estimator: Literal["k1", "k2", "k3"] = "k2"
     by_length: bool = False
     wants = frozenset({"logp"})
     unit = "row"
     label = "kl"
-
-    def __post_init__(self) -> None:
-        if self.estimator not in ESTIMATORS:
-            raise UserError(f"LinearKL.estimator={self.estimator!r} is not known: {', '.join(ESTIMATORS)}")
-        if not self.coefficient >= 0:
-            raise UserError(f"LinearKL.coefficient={self.coefficient} is out of range: at least 0")
 
     def __call__(self, evaluation: Evaluation, batch: Trajectories, context: Context) -> Tensor:
         """Return the term per sample; records the estimate at the old policy."""
@@ -111,40 +104,20 @@ def tangent(gap: Tensor, estimator: str) -> tuple[Tensor, Tensor]:
     return value.detach(), slope
 
 
-@method(id="S078", papers=BGPO_PAPER)
+@method(id="S078", papers=BGPO_PAPER, base=elbo_grpo, samples=16)
 def bgpo_boundary(
-    prompts: int = 16,
-    group_size: int = 8,
-    samples: int = 16,
-    lr: float = 5e-7,
-    kind: str = "fixed",
-    minibatches: int = 1,
-    temperature: float = 1.0,
+    base: Method,
     by_length: bool = False,
     limit: float | None = None,
     beta: float = 0.0,
     estimator: str = "k2",
-    weight_decay: float = 0.0,
-    max_grad_norm: float = 1.0,
-    micro_batch: int | None = None,
 ) -> Method:
-    """Compose BGPO; `samples` is n, `micro_batch` the rows (answer, sample) whose graphs are held at once.
-
-    `beta=0` leaves the reference policy out altogether.
-    """
+    """by_length: d_j / T in place of d_j; limit: bound of d_j, none for none; beta: coefficient of the page's KL, 0
+    leaves the reference out; estimator: of that KL, k1, k2 or k3."""
     penalty = LinearKL(beta, estimator, by_length)
-    composed = elbo_grpo(
-        prompts,
-        group_size,
-        samples,
-        lr=lr,
-        kind=kind,
-        minibatches=minibatches,
-        temperature=temperature,
-        weight_decay=weight_decay,
-        max_grad_norm=max_grad_norm,
-        micro_batch=micro_batch or max(prompts * group_size // minibatches, 1),
-    ).replace(objective=LinearBound(by_length, limit))
+    rows = base.rollout.prompts * base.rollout.size // base.update.minibatches
+    composed = base.replace(objective=LinearBound(by_length, limit))
+    composed = composed.adapt("update", micro_batch=base.update.micro_batch or max(rows, 1))
     if not beta:
         return composed
     return composed.replace(selection=(*composed.selection, ReferenceGap()), regularizers=(penalty,))

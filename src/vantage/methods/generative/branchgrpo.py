@@ -27,15 +27,17 @@ the first of them alone, so that it is judged and learnt from once.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from itertools import pairwise
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
 
 from vantage.advantages.clamped import Clamped
 from vantage.advantages.groups import group_moments, group_sums, standardize
+from vantage.annotations import above, at_least, at_most
+from vantage.core.component import component
 from vantage.core.context import Context
 from vantage.core.errors import UserError
 from vantage.core.method import Method
@@ -44,7 +46,6 @@ from vantage.methods.claim import Claim
 from vantage.methods.generative.flow_grpo import flow_grpo
 from vantage.methods.registry import Paper, method
 from vantage.rollouts.denoising import Sampler, denoising_engine
-from vantage.rollouts.plans import at_least
 from vantage.selection.steps import NoisySteps
 
 PAPER = Paper(
@@ -55,7 +56,7 @@ PAPER = Paper(
 )
 
 
-@dataclass(frozen=True)
+@component
 class Tree:
     """Rollout: a binary tree of samples for each of `prompts` prompts; 2^(number of splits) rows a tree.
 
@@ -68,18 +69,15 @@ class Tree:
         sampler: times and noise.
     """
 
-    prompts: int = 16
+    prompts: Annotated[int, at_least(1)] = 16
     splits: tuple[int, ...] = (0, 3, 6, 9)
-    noise_scale: float = 4.0
+    noise_scale: Annotated[float, above(0)] = 4.0
     sampler: Sampler = field(default_factory=lambda: Sampler(20, 0.3, "constant", 3.0, outcome="prediction"))
 
     def __post_init__(self) -> None:
-        at_least("Tree.prompts", self.prompts, 1)
         steps = self.sampler.steps
         if list(self.splits) != sorted(set(self.splits)) or any(not 0 <= split < steps for split in self.splits):
             raise UserError(f"Tree.splits={self.splits} is out of range: ascending steps from 0 to {steps - 1}")
-        if not self.noise_scale > 0:
-            raise UserError(f"Tree.noise_scale={self.noise_scale} is out of range: above 0")
 
     def __call__(self, context: Context) -> Trajectories:
         """Grow the trees of the next prompts."""
@@ -111,7 +109,7 @@ class Tree:
         return batch.replace(group=tree, mask=first, edge=edge, parent=None)
 
 
-@dataclass(frozen=True)
+@component
 class DepthStandardized:
     """Advantage [N, T] of an edge: its child's fused value among the nodes of the same tree and depth.
 
@@ -167,7 +165,7 @@ def branch_shares(batch: Trajectories, weighted: bool) -> Tensor:
     return (weight / total).reshape(edge.shape)
 
 
-@dataclass(frozen=True)
+@component
 class PruneDepths:
     """Selection: the edges into the nodes of some depths are not learnt from.
 
@@ -191,7 +189,7 @@ class PruneDepths:
         return batch.replace(mask=batch.mask & ~pruned)
 
 
-@dataclass(frozen=True)
+@component
 class PruneWidth:
     """Selection: of the edges after the last split only some are learnt from.
 
@@ -203,14 +201,8 @@ class PruneWidth:
     """
 
     last: int
-    mode: int = 0
-    share: float = 0.5
-
-    def __post_init__(self) -> None:
-        if self.mode not in (0, 1, 2):
-            raise UserError(f"PruneWidth.mode={self.mode} is not known: 0, 1 or 2")
-        if not 0 < self.share <= 1:
-            raise UserError(f"PruneWidth.share={self.share} is out of range: above 0, at most 1")
+    mode: Literal[0, 1, 2] = 0
+    share: Annotated[float, above(0), at_most(1)] = 0.5
 
     def __call__(self, batch: Trajectories, context: Context) -> Trajectories:
         """Mask the others."""
@@ -230,14 +222,14 @@ class PruneWidth:
         return batch.replace(mask=(batch.mask & ~late) | kept)
 
 
-@method(id="S125", papers=PAPER)
+@method(
+    id="S125", papers=PAPER, base=flow_grpo, without=("group_size", "beta", "trained"), group_size=1, beta=0.0,
+    prompts=16, lr=1e-5, steps=20, noise=0.3, minibatches=37,
+)  # fmt: skip
 def branchgrpo(
-    prompts: int = 16,
+    base: Method,
     splits: tuple[int, ...] = (0, 3, 6, 9),
-    lr: float = 1e-5,
     eps: float = 1e-3,
-    steps: int = 20,
-    noise: float = 0.3,
     shift: float = 3.0,
     noise_scale: float = 4.0,
     weighted: bool = False,
@@ -247,34 +239,21 @@ def branchgrpo(
     window: int = 4,
     interval: int = 30,
     limit: float = 5.0,
-    epochs: int = 1,
-    minibatches: int = 37,
-    weight_decay: float = 1e-4,
-    max_grad_norm: float = 1.0,
-    micro_batch: int | None = None,
 ) -> Method:
-    """Compose BranchGRPO.
-
-    `mixed`: noise only at the splits and in windows of `window` steps that begin every `interval` steps; the other steps are the
-    ODE's and not learnt from.
-    """
-    splits = tuple(splits)
+    """splits: steps (from 0) at which every node has two children; eps: clip range of the ratio of a step; shift:
+    of the sampler's times; noise_scale: factor on the children's noise; weighted: children count by the softmax of
+    their log-density; pruned_depths: depths that are not learnt from; prune_width: 1 or 2 prunes edges after the
+    last split, see `PruneWidth`; mixed: noise only at the splits and in windows of steps, the other steps are the
+    ODE's and not learnt from; window: steps of such a window; interval: steps between their starts, and updates
+    after which the pruned depths slide; limit: bound of |A|."""
+    splits, steps, noise = tuple(splits), base.rollout.sampler.steps, base.rollout.sampler.noise
     noisy = None
     if mixed:
         noisy = tuple(step for step in range(steps) if step in splits or step % max(interval, 1) < window)
-    sampler = Sampler(steps, noise, "constant", shift, noisy, "prediction")
-    return flow_grpo(
-        prompts,
-        lr=lr,
-        beta=0.0,
-        eps=eps,
-        epochs=epochs,
-        minibatches=minibatches,
-        weight_decay=weight_decay,
-        max_grad_norm=max_grad_norm,
-        micro_batch=micro_batch,
-    ).replace(
-        rollout=Tree(prompts, splits, noise_scale, sampler),
+    return base.replace(
+        rollout=Tree(
+            base.rollout.prompts, splits, noise_scale, Sampler(steps, noise, "constant", shift, noisy, "prediction")
+        ),
         advantage=Clamped(DepthStandardized(weighted), limit),
         selection=(
             NoisySteps(),

@@ -27,31 +27,15 @@ PAPER = Paper(
 )
 
 
-@method(kind="recipe", papers=PAPER)
-def elbo_grpo(
-    prompts: int = 16,
-    group_size: int = 8,
-    samples: int = 4,
-    lr: float = 5e-7,
-    kind: str = "fixed",
-    minibatches: int = 1,
-    temperature: float = 1.0,
-    weight_decay: float = 0.0,
-    max_grad_norm: float = 1.0,
-    micro_batch: int | None = None,
-) -> Method:
-    """Compose ELBO-GRPO; `samples` is n."""
-    composed = grpo(
-        prompts,
-        group_size,
-        lr=lr,
-        beta=0.0,
-        minibatches=minibatches,
-        weight_decay=weight_decay,
-        max_grad_norm=max_grad_norm,
-        micro_batch=micro_batch,
-    ).replace(
-        rollout=Unmask(prompts, group_size, temperature),
+@method(
+    kind="recipe", papers=PAPER, base=grpo, without=("beta", "eps", "epochs"), beta=0.0, group_size=8, lr=5e-7
+)  # fmt: skip
+def elbo_grpo(base: Method, samples: int = 4, kind: str = "fixed") -> Method:
+    """samples: n, sets of masked positions an answer; kind: `fixed` draws how many positions are masked,
+    `bernoulli` each position independently."""
+    plan = base.rollout
+    composed = base.replace(
+        rollout=Unmask(plan.prompts, plan.size, plan.temperature),
         advantage=GroupStandardized(eps=1e-6),
         # Whether the old policy must be kept is the update's to say, which may be set after this.
         selection=(MonteCarloMasks(samples, kind, old=None),),

@@ -19,8 +19,11 @@ to first order in the step.
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from vantage.advantages.clamped import Clamped
 from vantage.advantages.groups import GroupStandardized
+from vantage.annotations import at_least
 from vantage.core.method import Method
 from vantage.methods.claim import Claim
 from vantage.methods.objectives.grpo import grpo
@@ -39,36 +42,24 @@ PAPER = Paper(
 )
 
 
-@method(papers=PAPER)
+@method(
+    papers=PAPER, base=grpo, without=("beta", "temperature"),
+    prompts=48, group_size=24, lr=3e-4, minibatches=2, weight_decay=1e-4,
+)  # fmt: skip
 def flow_grpo(
-    prompts: int = 48,
-    group_size: int = 24,
-    lr: float = 3e-4,
+    base: Method,
     beta: float = 0.04,
     eps: float = 1e-4,
-    steps: int = 10,
+    steps: Annotated[int, at_least(1)] = 10,
     noise: float = 0.7,
     trained: float = 0.99,
     limit: float = 5.0,
-    epochs: int = 1,
-    minibatches: int = 2,
-    weight_decay: float = 1e-4,
-    max_grad_norm: float = 1.0,
-    micro_batch: int | None = None,
 ) -> Method:
-    """Compose Flow-GRPO; `trained` is the share of the steps that is learnt from, `beta=0` leaves the reference out."""
-    return grpo(
-        prompts,
-        group_size,
-        lr=lr,
-        beta=0.0,
-        epochs=epochs,
-        minibatches=minibatches,
-        weight_decay=weight_decay,
-        max_grad_norm=max_grad_norm,
-        micro_batch=micro_batch,
-    ).replace(
-        rollout=Denoise(prompts, group_size, Sampler(steps, noise)),
+    """beta: coefficient of the KL of a step to the reference's, 0 leaves the reference out; eps: clip range of the
+    ratio of a step; steps: of the sampler; noise: a of the equation, 0 gives the ODE; trained: share of the steps,
+    from the first, that is learnt from; limit: bound of |A|."""
+    return base.replace(
+        rollout=Denoise(base.rollout.prompts, base.rollout.size, Sampler(steps, noise)),
         advantage=Clamped(GroupStandardized("batch", ddof=0), limit),
         selection=(FirstSteps(trained), NoisySteps()),
         objective=StepClip(eps),

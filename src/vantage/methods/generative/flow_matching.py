@@ -13,13 +13,14 @@ models.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+from vantage.annotations import at_least
+from vantage.core.component import component
 from vantage.core.context import Context
 from vantage.core.errors import UserError
 from vantage.core.method import Method
@@ -27,7 +28,7 @@ from vantage.core.protocols import Evaluation
 from vantage.core.trajectories import Trajectories
 from vantage.methods.registry import Paper, method
 from vantage.objectives.likelihood import NoCredit
-from vantage.rollouts.plans import Shuffled, at_least
+from vantage.rollouts.plans import Shuffled
 from vantage.updates.gradient import GradientUpdate
 from vantage.updates.optimizers import Adam, Cosine
 
@@ -45,14 +46,11 @@ STRAIGHT = Paper(
 )
 
 
-@dataclass(frozen=True)
+@component
 class Pairs:
     """Rollout: `batch` points on lines from noise to the task's data, rows of one decision whose action is the line's direction."""
 
-    batch: int = 256
-
-    def __post_init__(self) -> None:
-        at_least("Pairs.batch", self.batch, 1)
+    batch: Annotated[int, at_least(1)] = 256
 
     def __call__(self, context: Context) -> Trajectories:
         """Draw the next pairs."""
@@ -81,7 +79,7 @@ class Pairs:
         ).to(context.device)
 
 
-@dataclass(frozen=True)
+@component
 class MatchVelocity:
     """The page's loss per decision [N, 1]; gradient flows through the policy's proxy `logp`, which is its negative."""
 
@@ -98,7 +96,8 @@ class MatchVelocity:
 def flow_matching(
     batch: int = 256, lr: float = 2e-3, weight_decay: float = 0.0, final: float = 0.05, max_grad_norm: float = 1.0
 ) -> Method:
-    """Compose flow matching; the rate falls along a cosine to the share `final`."""
+    """batch: points a step; lr: Adam's, at the start; weight_decay: Adam's; final: share of the rate at the end of
+    its cosine; max_grad_norm: bound of the gradient's norm."""
     return Method(
         prompts=Shuffled(),
         rollout=Pairs(batch),

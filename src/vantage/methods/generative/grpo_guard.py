@@ -17,15 +17,16 @@ sample trains a random int(0.6 (T - 1)) = 14 of its own, and all of a sample's a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from vantage.advantages.clamped import Clamped
 from vantage.advantages.groups import GroupStandardized
+from vantage.annotations import at_least
+from vantage.core.component import component
 from vantage.core.context import Context
-from vantage.core.errors import UserError
 from vantage.core.method import Method
 from vantage.core.protocols import Evaluation
 from vantage.core.trajectories import Trajectories
@@ -43,7 +44,7 @@ PAPER = Paper(
 )
 
 
-@dataclass(frozen=True)
+@component
 class GuardedClip:
     """The page's loss per decision [N, T]; gradient flows through the step's mean.
 
@@ -52,14 +53,10 @@ class GuardedClip:
         by_length: divide a step's loss by -dt.
     """
 
-    eps: float = 1e-4
+    eps: Annotated[float, at_least(0)] = 1e-4
     by_length: bool = True
     wants = frozenset({"mean"})
     columns = frozenset({"mean_old"})
-
-    def __post_init__(self) -> None:
-        if not self.eps >= 0:
-            raise UserError(f"GuardedClip.eps={self.eps} is out of range: at least 0")
 
     def __call__(self, evaluation: Evaluation, batch: Trajectories, context: Context) -> Tensor:
         """Return the loss."""
@@ -72,44 +69,16 @@ class GuardedClip:
         return loss / length if self.by_length else loss
 
 
-@method(id="S040", papers=PAPER)
-def grpo_guard(
-    prompts: int = 48,
-    group_size: int = 16,
-    lr: float = 1e-5,
-    beta: float = 0.0,
-    eps: float = 1e-4,
-    steps: int = 25,
-    noise: float = 0.7,
-    trained: float = 0.6,
-    limit: float = 5.0,
-    epochs: int = 1,
-    minibatches: int = 2,
-    weight_decay: float = 1e-4,
-    max_grad_norm: float = 1.0,
-    micro_batch: int | None = None,
-) -> Method:
-    """Compose GRPO-Guard; `trained` is the share of the steps, without the last, that a sample is learnt from."""
-    composed = flow_grpo(
-        prompts,
-        group_size,
-        lr=lr,
-        beta=beta,
-        eps=eps,
-        steps=steps,
-        noise=noise,
-        epochs=epochs,
-        minibatches=minibatches,
-        weight_decay=weight_decay,
-        max_grad_norm=max_grad_norm,
-        micro_batch=micro_batch,
-    ).replace(
+@method(id="S040", papers=PAPER, base=flow_grpo, group_size=16, lr=1e-5, beta=0.0, steps=25)
+def grpo_guard(base: Method, eps: float = 1e-4, trained: float = 0.6, limit: float = 5.0) -> Method:
+    """trained: share of the steps, the last left out, that a sample is learnt from."""
+    guarded = base.replace(
         advantage=Clamped(GroupStandardized("group", eps=1e-8), limit),
         selection=(RandomSteps(trained), NoisySteps()),
         objective=GuardedClip(eps),
     )
     # A sample's steps are not shuffled apart.
-    return composed.adapt("update", unit="row")
+    return guarded.adapt("update", unit="row")
 
 
 claim = (

@@ -12,19 +12,20 @@ settings are ours.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from tensordict import TensorDict
 
+from vantage.annotations import at_least
+from vantage.core.component import component
 from vantage.core.context import Context
 from vantage.core.errors import UserError
 from vantage.core.method import Method
 from vantage.core.trajectories import Trajectories
 from vantage.methods.registry import Paper, method
 from vantage.objectives.likelihood import NegativeLogLikelihood, NoCredit
-from vantage.rollouts.plans import Shuffled, at_least
+from vantage.rollouts.plans import Shuffled
 from vantage.selection.masks import MonteCarloMasks
 from vantage.updates.gradient import GradientUpdate
 from vantage.updates.optimizers import Adam, Cosine
@@ -38,14 +39,11 @@ PAPER = Paper(
 )
 
 
-@dataclass(frozen=True)
+@component
 class Answers:
     """Rollout: the worked answers of the next `batch` training problems; nothing is sampled."""
 
-    batch: int = 64
-
-    def __post_init__(self) -> None:
-        at_least("Answers.batch", self.batch, 1)
+    batch: Annotated[int, at_least(1)] = 64
 
     def __call__(self, context: Context) -> Trajectories:
         """Return the next batch."""
@@ -83,7 +81,10 @@ def masked_diffusion(
     max_grad_norm: float = 1.0,
     micro_batch: int | None = None,
 ) -> Method:
-    """Compose masked diffusion; `samples` sets of masked positions an answer."""
+    """batch: problems a step; lr: Adam's, after the warm-up; samples: sets of masked positions an answer; kind:
+    `fixed` draws how many positions are masked, `bernoulli` each position independently; weight_decay: Adam's;
+    warmup: share of the run in which the rate rises; max_grad_norm: bound of the gradient's norm; micro_batch: rows
+    whose graphs are held at once, none for all."""
     return Method(
         prompts=Shuffled(),
         rollout=Answers(batch),
