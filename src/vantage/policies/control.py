@@ -279,10 +279,8 @@ class ControlPolicy(nn.Module):
         space = self.actions
         if space.kind == "continuous":
             low, high = self._bounds
-            if self.config["squash"]:
-                bounded = low + (np.tanh(action) + 1.0) * (0.5 * (high - low))
-            else:
-                bounded = np.minimum(np.maximum(action, low), high)
+            squashed = self.config["squash"]
+            bounded = space.stretch(np.tanh(action)) if squashed else np.minimum(np.maximum(action, low), high)
             return bounded.reshape(-1, *space.shape).astype(np.float32, copy=False)
         shifted = action + self._start
         return shifted if space.kind == "discrete" else shifted.reshape(-1, *space.shape)
@@ -392,8 +390,12 @@ def _check(
     if actions.kind != "continuous" and (squash or state_dependent_std):
         name = "squash" if squash else "state_dependent_std"
         raise UserError(f"{name}=True needs continuous actions, not {actions.kind} ones")
-    if squash and (None in actions.low or None in actions.high):
-        raise UserError("squash=True needs an action space with finite bounds")
+    unbounded = [i for i, pair in enumerate(zip(actions.low, actions.high, strict=True)) if None in pair]
+    if squash and unbounded:
+        raise UserError(
+            f"squash=True needs an action space with finite bounds: coordinate {unbounded[0]} of {actions.width} has"
+            f" [{actions.low[unbounded[0]]}, {actions.high[unbounded[0]]}]; leave squash out, so that actions are not bounded"
+        )
     if normalize_observations and observations.kind != "vector":
         raise UserError(
             f"normalize_observations=True needs observations that are numbers, not {observations.kind} ones"

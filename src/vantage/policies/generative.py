@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -137,8 +137,9 @@ class LongActions(Actions):
 class GenerativePolicy(ControlPolicy):
     """Actor by a generative process, critic by a perceptron of its own; continuous actions.
 
-    Actions are made in [-1, 1] and stretched to the bounds of the action space where these are finite. The column `action`
-    holds decisions as the process keeps them. Without noise (`deterministic`, `greedy`) the process starts from 0.
+    Actions are made in [-1, 1] and stretched, coordinate by coordinate, to the bounds of the action space where these are
+    finite (`Actions.stretch`). The column `action` holds decisions as the process keeps them. Without noise (`deterministic`,
+    `greedy`) the process starts from 0.
 
     Args:
         observations, actions: the spaces.
@@ -181,7 +182,9 @@ class GenerativePolicy(ControlPolicy):
         self.made_for = actions
         self.process = process
         width = actions.width
-        self.actions = LongActions(**vars(actions), stored=process.stored_width(width))
+        self.actions = LongActions(
+            **{f.name: getattr(actions, f.name) for f in fields(actions)}, stored=process.stored_width(width)
+        )
         self.log_std = None
         generator = torch.Generator().manual_seed(seed)
         shape = (observations.width, width, process.time_features, hidden, activation, output_scale)
@@ -200,10 +203,6 @@ class GenerativePolicy(ControlPolicy):
             "output_scale": output_scale,
             "normalize_observations": normalize_observations,
         }
-        low, high = self._bounds
-        finite = bool(np.isfinite(low).all() and np.isfinite(high).all())
-        self._middle: Any = (high + low) / 2 if finite else 0.0
-        self._half: Any = (high - low) / 2 if finite else 1.0
 
     @property
     def networks(self) -> Networks:
@@ -256,7 +255,8 @@ class GenerativePolicy(ControlPolicy):
 
     def imitation_loss(self, observation: Tensor, action: Tensor, generator: torch.Generator) -> Tensor:
         """Return the loss [n] that teaches to take these actions of the environment [n, width] when seeing these observations."""
-        scaled = (action - torch.as_tensor(self._middle)) / torch.as_tensor(self._half)
+        middle, half = (torch.as_tensor(part, device=action.device) for part in self.made_for.centre)
+        scaled = (action - middle) / half
         return self.process.imitation(self.networks, self.encode(observation), scaled, generator)
 
     # acting --------------------------------------------------------------------------------------------------------
@@ -295,8 +295,7 @@ class GenerativePolicy(ControlPolicy):
     def to_environment(self, action: np.ndarray) -> np.ndarray:
         """Turn stored decisions [n, stored] into the environment's actions."""
         bounded = self.process.bounded(action[:, -self.made_for.width :])
-        stretched = self._middle + bounded * self._half
-        return np.asarray(stretched, dtype=np.float32).reshape(-1, *self.made_for.shape)
+        return self.made_for.stretch(bounded).reshape(-1, *self.made_for.shape)
 
     # keeping -------------------------------------------------------------------------------------------------------
 

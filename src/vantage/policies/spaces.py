@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -99,12 +100,30 @@ class Actions:
         """The numpy type in which decisions are kept."""
         return np.float32 if self.kind == "continuous" else np.int64
 
-    @property
+    @cached_property
     def bounds(self) -> tuple[np.ndarray, np.ndarray]:
         """Bounds of a continuous action as flat float32 arrays, infinite where there is none."""
         low = np.array([-np.inf if b is None else b for b in self.low], dtype=np.float32)
         high = np.array([np.inf if b is None else b for b in self.high], dtype=np.float32)
         return low, high
+
+    @cached_property
+    def centre(self) -> tuple[np.ndarray, np.ndarray]:
+        """Middle and half width of a continuous action's box, [D] float32: 0 and 1 where a side has no bound."""
+        low, high = (bound.astype(np.float64) for bound in self.bounds)
+        finite = np.isfinite(low) & np.isfinite(high)
+        low, high = np.where(finite, low, -1.0), np.where(finite, high, 1.0)
+        return ((low + high) / 2).astype(np.float32), ((high - low) / 2).astype(np.float32)
+
+    def stretch(self, unit: np.ndarray) -> np.ndarray:
+        """Map numbers [..., D] in [-1, 1] onto the box, linearly where both bounds are finite; float32.
+
+        A coordinate without one of its bounds keeps its number. The result is clipped to the bounds, which the rounding of
+        the sum can miss: in float32 -0.1 + 2 * 0.15 is above 0.2.
+        """
+        middle, half = self.centre
+        low, high = self.bounds
+        return np.clip(middle + half * unit.astype(np.float32, copy=False), low, high)
 
     @classmethod
     def of(cls, space: Any) -> Actions:
