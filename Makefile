@@ -11,7 +11,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $(STAMP)
 
-.PHONY: install demo test test-slow lint clean
+.PHONY: install demo test test-slow lint docs-claims clean
 install: $(STAMP)
 
 demo: $(STAMP)
@@ -27,6 +27,9 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs-claims: $(STAMP)
+	$(BIN)/vantage claims table --out build/claims
 
 clean:
 	rm -rf $(VENV) demo runs

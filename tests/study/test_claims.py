@@ -1,11 +1,13 @@
-"""A claim's verdict follows from its numbers, is stored whole, and is called stale when what it stands on has moved."""
+"""A claim's verdict follows from its numbers; its record is stored whole, dated, and says which changes came after it."""
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,12 +15,12 @@ from vantage.cli import main
 from vantage.core.errors import UserError
 from vantage.methods import registry
 from vantage.methods.claim import Claim, claims_of
-from vantage.study import claims, staleness
+from vantage.study import claims
 from vantage.study.cache import Cache
-from vantage.study.claims import Results, Stated, decide, measure, of_page, stated
+from vantage.study.claims import Stated, decide, measure, of_page, stated
+from vantage.study.records import Change, Result, Results, mark
 from vantage.study.results import Point, Run
-from vantage.study.schema import encode, write_atomically
-from vantage.study.systems import NO_CLAIM, NO_PAGE, NOT_RUN, markdown, rows, systems
+from vantage.study.systems import NO_CLAIM, NO_PAGE, NOT_RUN, index, rows, systems, table, write_tables
 
 from .synthetic import build
 
@@ -91,7 +93,6 @@ def test_every_page_claims_something_that_can_be_run() -> None:
             ours, theirs = one.sides
             assert ours.arm.method == page.name
             assert ours.arm.name != theirs.arm.name
-            assert one.code()
             assert one.words
 
 
@@ -168,7 +169,7 @@ def test_a_claim_is_run_judged_and_stored_beside_the_others(page: str, tmp_path:
     assert better.theirs.settings == {"end": 0.5}
     assert better.seeds == (0, 1, 2)
     assert better.versions["torch"]
-    assert "tests.study.hooks" in better.code
+    assert better.measured == f"{better.date[:10]}, {better.commit[:7]}{'+' * better.commit.endswith('+')}"
     # The method's three runs served all three claims.
     assert len(list((tmp_path / "cache/runs").glob("*/*.json"))) == 12
     path = Results.path(folder, registry.page(page))
@@ -233,99 +234,66 @@ def test_the_course_of_a_figure_is_its_mean_between_columns() -> None:
     assert claims.course(run, "y", [0, 10]) == [None, None]
 
 
-def test_a_result_is_stale_when_code_claim_or_arena_has_changed(
-    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    one = stated(f"{page}/better")[0]
-    result = claims.judge(one, claims.contest_of(one).study(), one.code())
-    assert staleness.stale(one, result) == ""
-    moved = replace(result, code={**result.code, "vantage.core.loss": "0"})
-    assert staleness.stale(one, moved).startswith("changed since: vantage.core.loss")
-    other = replace(one, claim=replace(one.claim, margin=0.1))
-    assert staleness.stale(other, result) == "the claim or its arena has changed"
-    assert staleness.stale(replace(one, claim=replace(one.claim, note="more words", seen="and more")), result) == ""
-    (tmp_path / "toy.toml").write_text(ARENA.format(function="learn").replace("100", "200"))
-    assert staleness.stale(one, result) == "the claim or its arena has changed"
+def stored(one: Stated, folder: Path, **changes: Any) -> Result:
+    """A result of no run, with these figures, in the page's file."""
+    result = replace(claims.judge(one, claims.contest_of(one).study()), **changes)
+    claims.store(folder, one.page, result)
+    return result
 
 
-def test_a_result_of_older_code_is_verified_by_running_a_part_again(
+def test_a_result_says_before_which_changes_it_was_measured_until_it_is_run_again(page: str, tmp_path: Path) -> None:
+    folder, (one, other) = tmp_path / "claims", stated(page)[:2]
+    stored(one, folder, date="2031-01-02T03:04:05+00:00", commit="a" * 40)
+    stored(other, folder)
+    first, second = Change("2031-02-01", "b" * 40, "the step is halved"), Change("2031-03-01", "c" * 40, "a mask")
+    assert mark(folder, one.page, ("better", "same"), first) == ["better"]  # "same" has no result
+    assert mark(folder, one.page, ("better",), second) == ["better"]
+    held = Results.of(folder, one.page).claims
+    assert held["better"].measured == (
+        "2031-01-02, aaaaaaa; measured before: the step is halved (2031-02-01, bbbbbbb); a mask (2031-03-01, ccccccc)"
+    )
+    assert held["worse"].changes == ()
+    claims.run(one, claims.contest_of(one, 2), folder, cache=Cache(tmp_path / "cache"), jobs=2)
+    assert Results.of(folder, one.page).claims["better"].changes == ()
+
+
+def test_what_was_seen_stays_with_the_values_that_it_is_about(page: str, tmp_path: Path) -> None:
+    one, folder = stated(page)[0], tmp_path / "claims"
+    held = stored(one, folder, seen="One seed fell.")
+    stored(one, folder)
+    assert Results.of(folder, one.page).claims["better"].seen == "One seed fell."
+    stored(one, folder, ours=replace(held.ours, values=(0.1, 0.2, 0.3)))
+    assert Results.of(folder, one.page).claims["better"].seen == ""
+
+
+def test_check_lists_marked_and_missing_results_and_refuses_strays(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("VANTAGE_CACHE", str(tmp_path / "cache"))
-    cache, folder = Cache(tmp_path / "cache"), tmp_path / "claims"
-    one = stated(f"{page}/better")[0]
-    claims.run(one, claims.contest_of(one), folder, cache=cache, jobs=2)
-    path = Results.path(folder, registry.page(page))
-    fresh = Results.load(path).claims["better"]
-
-    def aged(**changes: object) -> claims.Result:
-        older = replace(fresh, code={**fresh.code, "tests.study.hooks": "0" * 16}, **changes)
-        claims.store(folder, one.page, older)
-        assert staleness.stale(one, older) == "changed since: tests.study.hooks"
-        return older
-
-    command = ["claims", "verify", f"{page}/better", "--folder", str(folder)]
-    # The same again: the digests are those of the code that is here, and the result says how that is known.
-    aged()
-    assert main(command) == 0
-    held = Results.load(path).claims["better"]
-    assert not staleness.stale(one, held)
-    assert held.again.startswith("seeds 0 of both sides gave the same again on ")
-    assert replace(held, again="") == fresh
-    # Another value: refused, and the stored result is left as it was.
-    other = aged(ours=replace(fresh.ours, values=(0.75, *fresh.ours.values[1:])))
-    assert main(command) == 1
-    assert "gives 1.0 where 0.75 is stored; run `vantage claims run" in capsys.readouterr().out
-    assert Results.load(path).claims["better"] == other
-    # A seed that is not run again is not looked at; two seeds look further.
-    aged(ours=replace(fresh.ours, values=(*fresh.ours.values[:1], 0.75, *fresh.ours.values[2:])))
-    assert main([*command, "--seeds", "2"]) == 1
-    # The old run is still there and took another course to the same value.
-    older = aged()
-    job = one.sides[0].job(one.arena, 0)
-    record = cache.load(claims.key_of_job(job, claims.code_of_job(job)))
-    assert record is not None
-    bent = replace(record, run=replace(record.run, curve=(Point(0.0, 0.25), *record.run.curve[1:])))
-    key = claims.key_of_job(job, {name: older.code[name] for name in claims.code_of_job(job)})
-    write_atomically(cache.record_path(key), json.dumps(encode(bent)))
-    assert main(command) == 1
-    assert "takes another course" in capsys.readouterr().out
-    # What cannot be verified says why.
-    claims.store(folder, one.page, replace(fresh, asked="other"))
-    assert main(command) == 0
-    assert "the claim or its arena has changed; run it" in capsys.readouterr().out
-    assert main(["claims", "verify", f"{page}/same", "--folder", str(folder)]) == 0
-    assert "has no result yet" in capsys.readouterr().out
-
-
-def test_check_tells_older_code_missing_results_and_strays(
-    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    both = stated(page)[:2]
-    monkeypatch.setattr(staleness, "all_stated", lambda: both)
-    folder = tmp_path / "claims"
-    result = claims.judge(both[0], claims.contest_of(both[0]).study(), both[0].code())
-    claims.store(folder, both[0].page, result)
-    problems, missing, unseen = staleness.check(folder)
-    assert problems == []
-    assert missing == [f"{both[0].page.name}/worse"]
-    assert result.verdict == "not shown"  # nothing was run
-    assert unseen == [f"{both[0].page.name}/better"]
+    both, folder = stated(page)[:2], tmp_path / "claims"
+    name = both[0].page.name
+    monkeypatch.setattr(claims, "all_stated", lambda: both)
+    monkeypatch.setattr(claims, "of_page", lambda page: both)
+    monkeypatch.setattr(registry, "pages", lambda: [both[0].page])
+    stored(both[0], folder)  # nothing was run: not shown
+    found = claims.check(folder)
+    assert (found.problems, found.missing, found.marked) == ([], [f"{name}/worse"], [])
+    assert found.unseen == [f"{name}/better"]
+    stored(both[0], folder, seen="Nothing was run.")
+    mark(folder, both[0].page, ("better",), Change.now("another step"))
+    found = claims.check(folder)
+    assert (found.unseen, found.marked) == ([], [f"{name}/better"])
+    assert [one.claim.label for one in claims.marked(folder)] == ["better"]
     assert main(["claims", "check", "--folder", str(folder)]) == 0
-    said = capsys.readouterr().out
-    assert "made by the code that is here" in said
-    assert "1 results do not hold" in said
-    told = replace(both[0], claim=replace(both[0].claim, seen="Nothing was run."))
-    monkeypatch.setattr(staleness, "all_stated", lambda: [told, both[1]])
-    assert staleness.check(folder)[2] == []
-    # The module's own name holds "claim": it is the code that has changed all the same.
-    claims.store(folder, both[0].page, replace(result, code={**result.code, "vantage.methods.claim": "0"}))
+    assert (
+        f"1 results were measured before a change that altered them (vantage claims run --marked): {name}/better"
+        in (capsys.readouterr().out)
+    )
     (folder / "toys/ghost.json").write_text("{}")
-    problems, *_ = staleness.check(folder)
+    stored(both[1], folder, claim="gain on toy lower than plain's")
+    problems = claims.check(folder).problems
     assert len(problems) == 2
     assert "no page makes these claims" in problems[0]
-    assert "vantage.methods.claim" in problems[1]
-    assert f"run `vantage claims verify {both[0].page.name}/better`" in problems[1]
+    assert f"run `vantage claims run {name}/worse`" in problems[1]
     assert main(["claims", "check", "--folder", str(folder)]) == 1
 
 
@@ -342,28 +310,29 @@ def test_the_table_holds_every_system_and_every_page_with_its_verdict(tmp_path: 
     assert {row.verdict for row in found} <= {NO_PAGE, NO_CLAIM, NOT_RUN}
     ppo = [row for row in found if row.name == "ppo"]
     assert [row.verdict for row in ppo] == [NOT_RUN, NOT_RUN]
-    one = stated("ppo/cartpole")[0]
-    result = claims.judge(one, claims.contest_of(one).study(), one.code())
     figures = {"verdict": "holds", "effect": 1.5, "interval": (-2.0, 5.0), "date": "2031-01-02T03:04:05+00:00"}
-    claims.store(tmp_path, one.page, replace(result, **figures))
-    found = rows(tmp_path)
-    told = [replace(row, verdict="not shown", seen="One seed fell.") if row.result else row for row in found]
-    assert "- ppo, return on cartpole-100k" in markdown(told)
-    assert "(not shown): One seed fell.\n" in markdown(told)
-    assert "(holds): One seed fell.\n" in markdown([replace(row, seen="One seed fell.") for row in found])
-    assert "What looking at" not in markdown([replace(row, seen="") for row in found])
-    text = markdown(found)
+    stored(stated("ppo/cartpole")[0], tmp_path, **figures, commit="a" * 40, seen="One seed fell.")
+    control = [row for row in rows(tmp_path) if row.family == "control"]
+    text = table("control", control)
     line = next(line for line in text.splitlines() if "cartpole-100k" in line)
-    assert "[ppo](../src/vantage/methods/control/ppo.py) S043" in line
-    assert "| **holds** | +1.5 [-2, +5] | 5 | 2031-01-02 |" in line
-    assert "1 claims with a result: 1 holds, 0 not shown, 0 contradicted." in text
-    claims.store(tmp_path, one.page, replace(result, **figures, code={}))
-    assert "**holds** (of older code)" in markdown(rows(tmp_path))
+    assert "[ppo](../../src/vantage/methods/control/ppo.py) S043" in line
+    assert "| **holds** | +1.5 [-2, +5] | 5 | 2031-01-02, aaaaaaa |" in line
+    assert "- ppo, return on cartpole-100k" in text
+    assert "(holds): One seed fell.\n" in text
+    assert "What looking at" not in table("theory", [row for row in found if row.family == "theory"])
+    assert "1 claims with a result: 1 holds, 0 not shown, 0 contradicted" in index(control)
+    number = write_tables(tmp_path / "build/claims", tmp_path)
+    assert number == len({(row.family, row.name) for row in found})
+    files = {path.name for path in (tmp_path / "build/claims").iterdir()}
+    assert files == {"index.md", *(f"{row.family}.md" for row in found)}
+    for link in re.findall(r"\]\((\.\./[^)]+)\)", text):
+        assert (Path("build/claims") / link).resolve().is_file(), link
 
 
 def test_names_are_for_running_alone(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["claims", "check", "ppo"]) == 2
     assert main(["claims", "run"]) == 2
+    assert main(["claims", "show", "ppo", "--marked"]) == 2
     assert main(["claims", "run", "no-such-method"]) == 2
     assert "unknown method" in capsys.readouterr().err
 

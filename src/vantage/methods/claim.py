@@ -33,7 +33,6 @@ class Claim:
         seeds: runs of each side.
         name: tells several claims of a page apart; the arena's name where it is empty.
         note: a sentence for the reader: what the authors say, and how this differs from it.
-        seen: where the result does not hold, what looking at its runs showed of why; written after the result, from figures.
 
     Raises:
         UserError: a direction that is not known, a margin out of range or missing, or fewer than 2 seeds.
@@ -50,7 +49,6 @@ class Claim:
     seeds: int = 5
     name: str = ""
     note: str = ""
-    seen: str = ""
 
     def __post_init__(self) -> None:
         if self.direction not in get_args(Direction):

@@ -1,4 +1,4 @@
-"""Claims: each page's statement, run, judged and stored; and whether what is stored was made by the code that is here.
+"""Claims: each page's statement, run, scored and stored as a dated record.
 
 A result says "holds", "not shown" or "contradicted". With e the difference between the means of the method and of the baseline,
 in the direction claimed, and m the margin (0 where there is none; for "no worse" minus the margin):
@@ -13,13 +13,12 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from vantage.config import commit, versions
 from vantage.core.errors import UserError, nearest
@@ -31,102 +30,9 @@ from vantage.study.cache import Cache, code_of_job, default_folder, key_of_job
 from vantage.study.comparison import compare
 from vantage.study.contest import Contest, Entrant, entrant, seeds_of
 from vantage.study.curves import area_under_curve, samples_to_threshold
+from vantage.study.records import FORMAT, Result, Results, Side, Verdict, files
 from vantage.study.results import Run, Study
 from vantage.study.runner import Watcher
-from vantage.study.schema import decode, encode, plain, write_atomically
-
-Verdict = Literal["holds", "not shown", "contradicted"]
-FORMAT = 1
-
-
-@dataclass(frozen=True)
-class Side:
-    """One side of a claim as it was run: full settings, and a value for each seed (None for a crashed run)."""
-
-    method: str
-    settings: Mapping[str, Any]
-    values: tuple[float | None, ...]
-
-
-@dataclass(frozen=True)
-class Result:
-    """What came out of a claim.
-
-    Args:
-        name: the claim's label on its page.
-        claim: the claim in words.
-        verdict: "holds", "not shown" or "contradicted".
-        effect: mean of the method minus mean of the baseline, in the metric's unit.
-        interval: its 95 % interval; None with too few runs.
-        p: of the verdict's test, which is of the difference beyond the margin.
-        seeds: that both sides ran.
-        ours, theirs: the two sides.
-        metric, direction, margin, arena, note: of the claim.
-        budget: what each run could spend.
-        seeds_needed: runs a side that would show an effect of this size four times in five, where the spread is known.
-        reason: why it is "not shown" where the numbers are not the reason.
-        date: ISO 8601.
-        duration: wall-clock seconds of all runs, one after the other.
-        cpu_seconds: their user and system time.
-        commit: of the code; "+" for changes that were not committed.
-        versions: of the libraries.
-        asked: digest of the claim and of its arena.
-        code: module -> digest of everything that the runs executed.
-        again: by which runs the code has been shown to give the same since, where it has changed (`verify`).
-    """
-
-    name: str
-    claim: str
-    verdict: Verdict
-    effect: float | None
-    interval: tuple[float, float] | None
-    p: float | None
-    seeds: tuple[int, ...]
-    ours: Side
-    theirs: Side
-    metric: str
-    direction: str
-    margin: float | None
-    arena: str
-    budget: str
-    note: str
-    seeds_needed: float | None
-    reason: str
-    date: str
-    duration: float
-    cpu_seconds: float
-    commit: str
-    versions: Mapping[str, str]
-    asked: str
-    code: Mapping[str, str]
-    again: str = ""
-
-
-@dataclass(frozen=True)
-class Results:
-    """The file of a page: its results by the claims' names."""
-
-    method: str
-    family: str
-    claims: Mapping[str, Result] = field(default_factory=dict)
-    format: int = FORMAT
-
-    @staticmethod
-    def path(folder: Path, page: registry.Page) -> Path:
-        """Return where a page's results are stored."""
-        return folder / page.family / f"{page.name}.json"
-
-    @classmethod
-    def load(cls, path: Path) -> Results:
-        """Read a file of results.
-
-        Raises:
-            UserError: it cannot be read or holds something else.
-        """
-        try:
-            return decode(cls, json.loads(path.read_text(encoding="utf-8")), str(path))
-        except (OSError, json.JSONDecodeError) as error:
-            raise UserError(f"{path} is no file of claim results: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -166,21 +72,6 @@ class Stated:
         if claim.direction == "no worse":
             return f"{metric} on {where.name} no worse than {claim.against}'s (margin {claim.margin:g})"
         return f"{metric} on {where.name} {claim.direction} than {claim.against}'s{margin}"
-
-    def asked(self) -> str:
-        """Digest of what the claim asks: its data without what is written for readers, and its arena."""
-        held = encode(dataclasses.replace(self.claim, note="", name="", seeds=2))
-        del held["seen"]
-        ours, theirs = self.sides
-        settings = [dict(side.settings) for side in (ours, theirs)]
-        return fingerprint.digest_of([held, self.arena.decides(), plain(settings, self.page.name)])
-
-    def code(self) -> dict[str, str]:
-        """Digests of the code of both sides."""
-        found: dict[str, str] = {}
-        for side in self.sides:
-            found |= code_of_job(side.job(self.arena, 0))
-        return dict(sorted(found.items()))
 
 
 def stated(name: str) -> list[Stated]:
@@ -242,15 +133,14 @@ def run(
     watchers: Sequence[Watcher] = (),
 ) -> Result:
     """Run a claim's comparison and store its result in `folder/FAMILY/NAME.json`, beside the page's other claims."""
-    code = one.code()
     study = contest.run(cache or Cache(default_folder()), jobs=jobs, fresh=fresh, out=out, watchers=watchers)
-    result = judge(one, study, code, sum(work.record.cpu_seconds for work in contest.works if work.record))
+    result = judge(one, study, sum(work.record.cpu_seconds for work in contest.works if work.record))
     store(folder, one.page, result)
     return result
 
 
-def judge(one: Stated, study: Study, code: Mapping[str, str], cpu_seconds: float = 0.0) -> Result:
-    """Return the result of a claim from the study of its two arms, the baseline first, which this code made."""
+def judge(one: Stated, study: Study, cpu_seconds: float = 0.0) -> Result:
+    """Return the result of a claim from the study of its two arms, the baseline first."""
     claim = one.claim
     theirs, ours = study.arms
     values = {
@@ -274,7 +164,7 @@ def judge(one: Stated, study: Study, code: Mapping[str, str], cpu_seconds: float
         direction=claim.direction,
         margin=claim.margin,
         arena=study.arena,
-        budget=f"{study.budget.size:g} {study.budget.unit}",
+        budget=budget_of(study),
         note=claim.note,
         seeds_needed=found.get("seeds_needed"),
         reason=reason,
@@ -283,9 +173,12 @@ def judge(one: Stated, study: Study, code: Mapping[str, str], cpu_seconds: float
         cpu_seconds=cpu_seconds,
         commit=commit(),
         versions=versions() | fingerprint.versions(),
-        asked=one.asked(),
-        code=code,
     )
+
+
+def budget_of(where: Arena | Study) -> str:
+    """Return what each run may spend, in words."""
+    return f"{where.budget.size:g} {where.budget.unit}"
 
 
 def decide(
@@ -384,12 +277,71 @@ def sentence(label: str, result: Result) -> str:
 
 
 def store(folder: Path, page: registry.Page, result: Result) -> Path:
-    """Write a result beside the page's others, atomically; return the file."""
-    path = Results.path(folder, page)
-    before = dict(Results.load(path).claims) if path.is_file() else {}
+    """Write a result beside the page's others, atomically; return the file.
+
+    What was seen of the runs that it replaces is kept where the values are the same.
+    """
+    held = Results.of(folder, page)
+    old = held.claims.get(result.name)
+    if old is not None and (old.ours.values, old.theirs.values) == (result.ours.values, result.theirs.values):
+        result = dataclasses.replace(result, seen=result.seen or old.seen)
     labels = [claim.label for claim in claims_of(importlib.import_module(page.module))]
-    # Results of claims that the page no longer makes go.
-    kept = {name: held for name, held in {**before, result.name: result}.items() if name in labels}
-    ordered = {name: kept[name] for name in labels if name in kept}
-    write_atomically(path, json.dumps(encode(Results(page.name, page.family, ordered)), indent=1) + "\n")
-    return path
+    # Results of claims that the page no longer makes are dropped.
+    results = {**held.claims, result.name: result}
+    ordered = {name: results[name] for name in labels if name in results}
+    return Results(FORMAT, page.name, page.family, ordered).store(folder)
+
+
+def marked(folder: Path) -> list[Stated]:
+    """Return the claims whose stored result was measured before a change that altered it."""
+    found = []
+    for page in registry.pages():
+        results = Results.of(folder, page).claims
+        found += [one for one in of_page(page) if one.claim.label in results and results[one.claim.label].changes]
+    return found
+
+
+@dataclass
+class Findings:
+    """What `check` finds of the stored results, by names of claims but for `problems`, which are sentences."""
+
+    problems: list[str] = field(default_factory=list)
+    """Files that no page claims or that cannot be read, and results of another claim than the page now makes."""
+    missing: list[str] = field(default_factory=list)
+    """Claims that have no result yet."""
+    marked: list[str] = field(default_factory=list)
+    """Results that were measured before a change which altered them."""
+    unseen: list[str] = field(default_factory=list)
+    """Results that do not hold and of which `seen` does not say what the runs showed."""
+
+
+def check(folder: Path) -> Findings:
+    """Compare the stored results with what the pages claim."""
+    found = Findings()
+    pages = {Results.path(folder, one.page): one.page for one in all_stated()}
+    found.problems += [f"{path}: no page makes these claims" for path in files(folder) if path not in pages]
+    for path, page in sorted(pages.items()):
+        try:
+            held = Results.of(folder, page).claims
+        except UserError as error:
+            found.problems.append(str(error))
+            continue
+        several = {one.claim.label: one for one in of_page(page)}
+        found.problems += [f"{path}: the page makes no claim {name!r}" for name in held if name not in several]
+        for label, one in several.items():
+            name = f"{page.name}/{label}"
+            result = held.get(label)
+            if result is None:
+                found.missing.append(name)
+                continue
+            budget = budget_of(one.arena)
+            if (result.claim, result.budget) != (one.words, budget):
+                found.problems.append(
+                    f"{name}: the result is of another claim ({result.claim}, {result.budget}) than the page's"
+                    f" ({one.words}, {budget}); run `vantage claims run {name}`"
+                )
+            if result.changes:
+                found.marked.append(name)
+            if result.verdict != "holds" and not result.seen:
+                found.unseen.append(name)
+    return found

@@ -104,25 +104,25 @@ class Arenas:
 
 @dataclass
 class Claims:
-    """Run the claims of method pages, look at their runs, tabulate the results, or check that this code made them."""
+    """Run the claims of method pages, and look at their runs and records."""
 
-    action: tyro.conf.Positional[Literal["run", "verify", "show", "table", "check"]]
-    """run: run and store claims; verify: for results of older code, a run of each side again, which must give the same; show: how
-    each finished run went, seed by seed; table: write the table of all systems; check: fail if a result is of older code."""
+    action: tyro.conf.Positional[Literal["run", "show", "table", "check"]]
+    """run: run and store claims; show: how each finished run went, seed by seed; table: write tables of all systems, a file a
+    family; check: which results were measured before a change that altered them, and which are missing."""
     names: Texts = ()
-    """For `run`, `verify` and `show`: methods (ppo), single claims (ppo/hopper), or all."""
+    """For `run` and `show`: methods (ppo), single claims (ppo/hopper), or all."""
     figures: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")] = ()
     """For `show`: diagnostics to print beside the score (length entropy ...); any unknown one lists them."""
+    marked: bool = False
+    """For `run`: those measured before a change that altered them."""
     seeds: int | None = None
-    """Runs of each side. Default: the claim's, 5 as a rule; for `verify`, 1."""
+    """Runs of each side. Default: the claim's, 5 as a rule."""
     jobs: int | None = None
     """Runs at a time. Default: the processors that there are."""
     folder: str = "claims"
     """Where results are stored."""
-    table: str = "docs/claims.md"
-    """File that `table` writes."""
     out: str = ""
-    """For `run`: folder for a report of each claim."""
+    """For `run`: folder for a report of each claim. For `table`: folder of the tables. Default: build/claims."""
     fresh: bool = False
     """Run everything again, also what was finished before."""
 
@@ -130,11 +130,11 @@ class Claims:
         """Run the command."""
         if self.action in ("table", "check") and self.names:
             raise UserError(f"claims {self.action} takes no names; it looks at all results")
-        if self.action != "show" and self.figures:
-            raise UserError(f"--figures goes with claims show; claims {self.action} prints none")
+        for name, action in (("figures", "show"), ("marked", "run")):
+            if getattr(self, name) and self.action != action:
+                raise UserError(f"--{name} goes with claims {action}, not with claims {self.action}")
         actions = {
             "run": self._run,
-            "verify": self._verify,
             "show": self._show,
             "table": self._table,
             "check": self._check,
@@ -155,7 +155,11 @@ class Claims:
         from vantage.study.live import Live
 
         folder = Path(self.folder)
-        for one in self._chosen():
+        chosen = self._chosen() if self.names or not self.marked else claims.all_stated()
+        if self.marked:
+            marked = claims.marked(folder)
+            chosen = [one for one in chosen if one in marked]
+        for one in chosen:
             label = f"{one.page.name}/{one.claim.label}"
             contest = claims.contest_of(one, self.seeds)
             out = Path(self.out) / label.replace("/", "-") if self.out else None
@@ -163,32 +167,6 @@ class Claims:
                 result = claims.run(one, contest, folder, jobs=self.jobs, fresh=self.fresh, out=out, watchers=[live])
             print(claims.sentence(label, result))
         return 0
-
-    def _verify(self) -> int:
-        from vantage.study import claims, staleness
-        from vantage.study.cache import Cache, code_of_job, default_folder, key_of_job
-        from vantage.study.live import Live
-        from vantage.study.runner import run_all
-
-        folder, cache = Path(self.folder), Cache(default_folder())
-        work, others = staleness.verifications(folder, self._chosen(), 1 if self.seeds is None else self.seeds)
-        for line in others:
-            print(line)
-        # All claims' runs in one pool, those that several share once; each claim then finds them in the cache.
-        every = [each for one in work for each in one.contest.works]
-        runs = list({key_of_job(each.job, code_of_job(each.job)): each for each in every}.values())
-        with Live("verify", runs, self.jobs) as live:
-            run_all(runs, cache, jobs=self.jobs, fresh=self.fresh, watchers=[live])
-        failed = 0
-        for one in work:
-            one.contest.run(cache, jobs=self.jobs)
-            result, words = one.judge(cache)
-            label = f"{one.one.page.name}/{one.one.claim.label}"
-            if result is not None:
-                claims.store(folder, one.one.page, result)
-            failed += result is None
-            print(f"{label}: {words}" + ("" if result is not None else f"; run `vantage claims run {label}`"))
-        return 1 if failed else 0
 
     def _show(self) -> int:
         from vantage.cli import _table
@@ -223,24 +201,27 @@ class Claims:
     def _table(self) -> int:
         from vantage.study import systems
 
-        path = Path(self.table)
-        rows = systems.write_table(path, Path(self.folder))
-        print(f"wrote {path}: {rows} systems")
+        out = Path(self.out or "build/claims")
+        number = systems.write_tables(out, Path(self.folder))
+        print(f"wrote {out / systems.INDEX}: {number} systems")
         return 0
 
     def _check(self) -> int:
-        from vantage.study import staleness
+        from vantage.study import claims
 
-        problems, missing, unseen = staleness.check(Path(self.folder))
-        for problem in problems:
+        found = claims.check(Path(self.folder))
+        for problem in found.problems:
             print(problem)
-        if missing:
-            print(f"{len(missing)} claims have no result yet: {', '.join(missing)}")
-        if unseen:
-            print(f"{len(unseen)} results do not hold and their page does not say why (seen=...): {', '.join(unseen)}")
-        if not problems:
-            print("every stored result was made by the code that is here")
-        return 1 if problems else 0
+        for names, said in (
+            (found.missing, "claims have no result yet"),
+            (found.marked, "results were measured before a change that altered them (vantage claims run --marked)"),
+            (found.unseen, 'results do not hold and do not say what their runs showed ("seen" in their file)'),
+        ):
+            if names:
+                print(f"{len(names)} {said}: {', '.join(names)}")
+        if not (found.problems or found.missing or found.marked):
+            print("every claim has a result that no accepted change has altered")
+        return 1 if found.problems else 0
 
 
 @dataclass

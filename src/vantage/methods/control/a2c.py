@@ -66,7 +66,4 @@ claim = Claim(
     against_settings={"lr": 1e-2},
     note="A learned value and steps before the episode's end. Both have the best of three learning rates, A2C of 7e-4 (the"
     " paper's), 3e-3 and 1e-2 on two seeds (78, 158 and 150).",
-    seen="A2C is sooner off the ground (67 to 186 after a tenth of the budget, REINFORCE near 50), then swings between 70 and"
-    " 780 and ends between 120 and 267, 194 on average, where REINFORCE ends between 155 and 536, 342 on average. At the"
-    " paper's rate it ends at 88.",
 )

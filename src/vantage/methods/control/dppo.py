@@ -230,9 +230,6 @@ claim = (
         note="Both start from policies cloned from the same slow demonstrations of two routes; the return pays arriving and speed."
         + _RATES
         + " (DPPO: 0.763, 0.777, 0.751; PPO: 0.755, 0.761, 0.778).",
-        seen="PPO climbs from 0.75 to between 0.80 and 0.83 on all seeds and falls in the last tenth on two (0.81 to 0.76,"
-        " 0.77 to 0.67). DPPO climbs less evenly, with dips to between 0.63 and 0.70 on three seeds while it trains, and"
-        " ends between 0.77 and 0.82: the means, 0.787 and 0.778, are closer than the seeds of either side.",
     ),
     Claim(
         name="on route",
@@ -245,9 +242,5 @@ claim = (
         note="Share of visited places farther than 0.1 from both demonstrated routes, over the whole run."
         + _RATES
         + " (DPPO: 0.076, 0.071, 0.119; PPO: 0.040, 0.038, 0.029).",
-        seen="Lower on three seeds of five, the same on one (means over the run 0.161 and 0.211). Neither side strays at"
-        " first; each does as its episodes shorten, from about 12.5 decisions to between 9 and 10: at the end 0.47 to 0.66"
-        " of PPO's places and 0.12 to 0.49 of DPPO's. How early that begins differs more between seeds than between the"
-        " sides.",
     ),
 )  # fmt: skip

@@ -102,9 +102,5 @@ claim = (
         name="tuned", arena="stopping-8", against="softmax-pg", direction="lower",
         settings={"scale": 80.0}, against_settings={"scale": 1000.0},
         note="Both with the best of five multiples of the theory's step (to 160 and to 3000).",
-        seen="Tuned, softmax PG is within 0.012 of the optimum after seven tenths of the budget and ends at 0.010. Dynamic PG"
-        " trains the stages one after the other, the last first, with an equal share of the budget: until the first stage"
-        " has had its own it acts badly (0.36 after seven tenths, 0.03 after eight), and it ends at 0.018. With the"
-        " theory's steps, far below the best for both, the order is the other way round.",
     ),
 )  # fmt: skip

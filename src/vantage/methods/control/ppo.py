@@ -102,8 +102,6 @@ claim = (
         },
         note="CleanRL's hyperparameters on both sides; the margin is 5 % of the highest return. vf_coef 0.25 is the same"
         " value loss: the peer's has no half in front.",
-        seen="Ours ends at 434 to 459 on every seed, stable-baselines3's at 490 to 500 on three, 414 on one and 190 on one:"
-        " the mean is higher by 28, and the spread of the peer leaves the margin open.",
     ),
     Claim(
         name="hopper",

@@ -106,8 +106,4 @@ claim = Claim(
     note="4 drafts and 4 answers against 8; the draft stands before the question, as the start policy has learnt to read it."
     " Each side's rate is the better of two by pass@1 of one further seed (at 1e-4 and 3e-4, iGRPO: 0.350, 0.249;"
     " GRPO: 0.521, 0.589).",
-    seen="Answering with a draft before it becomes copying: the answers are right as often as the best drafts are (0.65 of"
-    " both), 0.72 of the groups teach nothing at first and 0.96 at the end, and the drafts, which are answers to the"
-    " question alone, stay at 0.36 where GRPO climbs to 0.6. Here a draft is the whole answer, so that it leaves nothing"
-    " to be worked out; the authors' drafts are long solutions.",
 )

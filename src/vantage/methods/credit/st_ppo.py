@@ -215,10 +215,6 @@ claim = (
         settings=_STALE,
         against_settings=_PPO,
         note=_NOTE,
-        seen="The two sides begin alike (0.41 to 0.46 after a tenth of the budget), then ST-PPO falls back at times, to"
-        " between 0.22 and 0.34 on four seeds, and recovers, while conversations grow shorter (from 24 to between 17 and"
-        " 22 tokens); it ends lower on three seeds of five. Its baseline does not collapse here, so that there is nothing"
-        " to prevent.",
     ),
     Claim(
         name="clip",
@@ -229,7 +225,5 @@ claim = (
         settings=_STALE,
         against_settings=_PPO,
         note=_NOTE,
-        seen="2 to 3 % of the decisions are clipped against 1.3 to 1.9 %, on every seed: a turn is clipped as a whole, and"
-        " where ratios are as close to 1 as here that removes more decisions than clipping each alone.",
     ),
 )

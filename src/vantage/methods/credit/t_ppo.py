@@ -198,9 +198,5 @@ claim = (
         settings=_WINDOW,
         against_settings=_WHOLE,
         note="At an equal number of tokens, so that the time saved is not bought with the score.",
-        seen="Neither side learns in so few tokens: whole answers begin at 0.39 to 0.43 and end at 0.40 to 0.45. Windows fall"
-        " to between 0.28 and 0.35 in the first sixth, come back and swing on (0.31 to 0.39 at the end). In a window 0.47"
-        " of the rows end, the others learn from the critic, and with one pass of the critic a step in place of ten the"
-        " score fell to 0.08: what the windows cost is what the critic cannot see.",
     ),
 )

@@ -167,9 +167,6 @@ claim = (
         settings=_SHORT,
         against_settings=_ROOT,
         note=_NOTE,
-        seen="Trees end between 0.42 and 0.47, independent sampling between 0.42 and 0.48, the mean lower by 0.012: the margin"
-        " of 0.03 lies within the interval. A quarter of the tokens is saved (the claim on tokens), and spent on more"
-        " steps.",
     ),
     Claim(
         name="tokens",

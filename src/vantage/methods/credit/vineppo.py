@@ -196,7 +196,4 @@ claim = Claim(
     note="Each character is a step. The authors compare at equal updates; here continuations count as samples, so that a step has"
     " 64 answers. Each side's rate is the best of three by pass@1 of one further seed (VinePPO: 0.392 at 3e-5, 0.375 at 1e-4, and"
     " at 3e-4 it unlearns; GRPO: 0.441 at 1e-4, 0.497 at 3e-4, 0.357 at 1e-3).",
-    seen="At its own rate it learns slowly and steadily, to 0.38 on average where GRPO reaches 0.50. Four in five of its"
-    " samples are continuations (some 60 states a step, four from each), which are not learnt from: it takes about as many"
-    " steps as GRPO, of a quarter of the answers, at a tenth of the rate.",
 )

@@ -131,8 +131,6 @@ claim = (
         settings={"samples": 16},
         against_settings={"samples": 2},
         note="The joint objective limited to n = 2.",
-        seen="Higher on four seeds of five, by 0.02 to 0.09, and lower by 0.012 on one; both first fall from 0.36 to about"
-        " 0.30, and BGPO is back the sooner.",
     ),
     Claim(
         name="one-sample",

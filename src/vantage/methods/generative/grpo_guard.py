@@ -89,10 +89,6 @@ claim = (
         metric="gold",
         note="Mean log-density under the data at the end of equal training on a flawed reward; the authors report markedly less"
         " over-optimisation at no loss of the proxy, which the claim `proxy` holds beside this one.",
-        seen="Both start at -2.6. GRPO-Guard climbs the flawed reward in half of the steps, with a third of the share of"
-        " clipped decisions, and on its way there falls deeper, to between -4.1 and -5.4 where Flow-GRPO's lowest is -3.3"
-        " to -3.8; when the reward is exhausted it comes back, to between -2.6 and -2.9. The claim is of the end of equal"
-        " training; at an equal reward of 0.9 it would go the other way.",
     ),
     Claim(name="proxy", arena="flow-proxy", against="flow-grpo", direction="no worse", margin=0.1),
     Claim(

@@ -133,9 +133,6 @@ claim = (
         settings={"epochs": 4},
         against_settings={"beta": 0.0, "epochs": 4},
         note="Four passes a batch on both sides. The arena visits a prompt about once, so this tests the bounds, not the history.",
-        seen="Both end level (0.462 and 0.457), with seeds 0.04 apart, so that five leave room for a loss of 0.044. On the way"
-        " DCPO is behind: the first tenth costs more of the warm start (0.35 to 0.24; GRPO to 0.30), at half of GRPO's"
-        " share of clipped tokens.",
     ),
     Claim(
         name="clipping",

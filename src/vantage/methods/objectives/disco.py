@@ -161,8 +161,4 @@ claim = Claim(
     settings={"minibatches": 1, "temperature": 1.0},
     against_settings={"beta": 0.0},
     note="The authors report 7 % over GRPO; the arena has one difficulty, so its hardest third is not told apart.",
-    seen="The two are level from the first evaluation to the last (0.502 and 0.502 at the end, within 0.01 on average on the"
-    " way). With one update a batch the policy is the old one when the gradient is taken, so the constraint on the"
-    " divergence never acts; what is left of the difference is GRPO's weight by difficulty, which this arena does not"
-    " show.",
 )

@@ -56,7 +56,4 @@ claim = Claim(
     margin=0.05,
     note="The authors claim the same accuracy with shorter wrong answers; here all answers are short, so that the accuracy alone"
     " is tested.",
-    seen="Lower on four seeds of five, by 0.01 to 0.05, higher on one: the margin of 0.05 lies within the interval. Answers"
-    " have 3.6 tokens throughout, so that there is no length for it to correct; what remains is that it does not divide by"
-    " the group's std.",
 )

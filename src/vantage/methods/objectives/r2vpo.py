@@ -117,8 +117,4 @@ claim = Claim(
     settings={"epochs": 4, "minibatches": 1},
     against_settings={"beta": 0.0, "epochs": 4},
     note="Accuracy over samples, four passes a batch; the authors report up to 17 % over clipping baselines.",
-    seen="It ends at 0.42 (GRPO 0.46) and is behind all the way: the first tenth costs more of the warm start (0.35 to 0.26;"
-    " GRPO to 0.30). The multiplier does hold the divergence from the old policy level, at 0.018 from first to last, while"
-    " with clipping it begins at 0.014 and grows to 0.02; whether the smaller steps at the beginning are what helps GRPO"
-    " was not tested apart.",
 )

@@ -44,8 +44,4 @@ claim = Claim(
     against="reinforce",
     note="The authors rank RLOO above REINFORCE with a baseline over the batch; here every answer of REINFORCE has a prompt of"
     " its own.",
-    seen="REINFORCE rises from the first evaluation on (0.34 to 0.38 after a tenth of the budget) where RLOO first falls a"
-    " little (to 0.33), and ends at 0.61 to 0.65 against 0.48 to 0.53. In its batch of 256 answers every answer has a"
-    " question of its own; RLOO's are to 32 questions, and in a fifth of its groups without the divergence term (oblr-po's"
-    " baseline) all answers score alike.",
 )

@@ -93,7 +93,4 @@ claim = Claim(
     against="td3-bc",
     settings={"beta": 2.0},
     note="The authors: state of the art on locomotion and navigation. Data: random walks with a tenth of good episodes.",
-    seen="PRDC learns sooner on three seeds of five (43 to 67 after three eighths of the budget, TD3+BC 6 to 14) and ends"
-    " higher on three; on seed 2 it stays at 0, where TD3+BC reaches 40, and on seed 3 TD3+BC falls from 38 to -5 at the"
-    " last evaluation: each seed is a data set of its own, and five are too few for swings of 50.",
 )

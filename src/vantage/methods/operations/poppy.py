@@ -299,7 +299,5 @@ claim = (
         settings=_PHASES,
         against_settings={**_PHASES, "agents": 1},
         note="Against one policy, trained on as many tours, whose best of a greedy and three drawn tours from each start counts.",
-        seen="1.06 to 1.60 % against 1.09 to 1.65 %: lower on three seeds, higher on one, by at most 0.05, where seeds differ"
-        " by 0.5. Against independent decoders it holds.",
     ),
 )

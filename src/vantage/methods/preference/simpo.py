@@ -97,9 +97,5 @@ claim = (
         against_settings={"beta": 0.3},
         note="Losers are the longer answer in 70 % of the pairs although length is worth nothing: how far the share of long answers"
         " moves from one half.",
-        seen="Both methods read the length out of the pairs, and SimPO reads all of it: from the first evaluation on its"
-        " answers are short alone (4.0 tokens; 0.5 is the most that the share can move), DPO's keep some filler (5.2"
-        " tokens, 0.36). The pairs here speak against long answers, those of the authors for them; being longer than DPO"
-        " is not what was seen. SimPO sorts better meanwhile (the claim above).",
     ),
 )

@@ -192,9 +192,6 @@ claim = (
         **_SIDES,
         note="Accuracy on hard problems without hints at equal samples, hinted ones included; the authors report a relative gain"
         " of 44 % on AIME24.",
-        seen="Neither side learns the hard half: pass@1 stays at 0.01 to 0.02 through 160 steps. The rescue works, for hinted"
-        " prompts: of the failed groups it saves 0.35 to 0.46 at first and about 0.5 later, and the groups that teach nothing"
-        " fall from 0.9 to 0.7. What the policy learns is to use the hint, and it does not carry over to the bare prompt.",
     ),
     Claim(
         name="silent groups",
