@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from tests.harness import context, random_batch
-from vantage.advantages.groups import GroupStandardized, LeaveOneOut, group_mean, group_moments, leave_one_out_mean
+from vantage.advantages.groups import GroupStandardized, LeaveOneOut
+from vantage.functions.groups import group_mean, group_moments, leave_one_out_mean
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, 0.3, 0.7, 3.3, 12.7, 100.3, 1000.1])

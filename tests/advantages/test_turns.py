@@ -7,8 +7,9 @@ import torch
 from tests.harness import context
 from tests.methods.conversations import talk
 from vantage.advantages.estimators import GAE, RewardToGo
-from vantage.advantages.turns import AcrossTurns, turn_mean
+from vantage.advantages.turns import AcrossTurns
 from vantage.core import Trajectories
+from vantage.functions.groups import turn_mean
 
 
 def valued(batch: Trajectories) -> Trajectories:

@@ -4,7 +4,8 @@ import pytest
 import torch
 from tensordict import TensorDict
 
-from vantage.core import MissingColumn, Trajectories, UserError, concatenate, per_decision
+from vantage.core import MissingColumn, Trajectories, UserError, concatenate
+from vantage.functions.rows import per_decision
 
 
 def small(rows: int = 3, steps: int = 4) -> Trajectories:

@@ -11,7 +11,9 @@ from tests.core.toy import ToyPolicy, toy_batch, toy_method
 from tests.harness import context, random_batch
 from vantage.core import Evaluation, UserError
 from vantage.core.loss import backward
-from vantage.objectives.preference import FRESH, STORED, PairLogistic, on_both, pair_rows, row_logp
+from vantage.core.trajectories import FRESH, STORED
+from vantage.functions.rows import row_logp
+from vantage.objectives.preference import PairLogistic, on_both, pair_rows
 
 
 def test_pairs_are_found_wherever_their_rows_stand() -> None:

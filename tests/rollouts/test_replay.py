@@ -8,9 +8,9 @@ import torch
 from tensordict import TensorDict
 
 from tests.core.toy import ToyEngine, ToyPolicy, ToyTask, toy_method
-from vantage.advantages.groups import rank_within
 from vantage.core import Schedule, Trainer, Trajectories, UserError
 from vantage.core.checkpoint import read_checkpoint
+from vantage.functions.groups import rank_within
 from vantage.rollouts.plans import Groups
 from vantage.rollouts.replay import PromptQueues, RecentReplay, RowTable, from_state, to_state
 

@@ -10,7 +10,8 @@ import torch
 
 from tests.core.toy import ToyPolicy
 from vantage.core import UserError
-from vantage.updates.targets import Every, MoveTargets, SlowCopy, polyak, twins
+from vantage.functions.parameters import polyak, twins
+from vantage.updates.targets import Every, MoveTargets, SlowCopy
 
 
 def test_polyak() -> None:

@@ -12,19 +12,7 @@ from torch import Tensor
 from vantage.core.context import Context
 from vantage.core.protocols import Evaluation
 from vantage.core.trajectories import Trajectories
-
-
-def value_loss(value: Tensor, returns: Tensor, value_old: Tensor | None = None, clip: float | None = None) -> Tensor:
-    """Return 0.5 * (value - returns)^2, or with `clip` the larger of it and that of the clipped value (PPO's form).
-
-    Shapes agree; gradient flows through `value` alone.
-    """
-    plain = (value - returns).square()
-    if clip is None:
-        return 0.5 * plain
-    assert value_old is not None
-    clipped = value_old + (value - value_old).clamp(-clip, clip)
-    return 0.5 * torch.maximum(plain, (clipped - returns).square())
+from vantage.functions.surrogates import value_loss
 
 
 @dataclass(frozen=True)

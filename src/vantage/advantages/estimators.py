@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vantage.advantages.gae import gae
-from vantage.advantages.groups import whiten
 from vantage.core.context import Context
 from vantage.core.errors import UserError
 from vantage.core.trajectories import Trajectories
+from vantage.functions.returns import gae
+from vantage.functions.whitening import whiten
 
 
 def unit_interval(name: str, value: float) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vantage.core.errors import UserError
+from vantage.functions.quantiles import quantiles, tracked_quantiles
 
 LEVELS = tuple(round(0.05 * step, 2) for step in range(1, 20))
 
@@ -49,16 +50,13 @@ class QuantileTracker:
     @torch.no_grad()
     def update(self, scores: Tensor) -> None:
         """Take in a batch of scores [M]; missing ones (NaN) are left out."""
-        scores = scores[~torch.isnan(scores)].float()
         levels = torch.tensor(self.levels, device=scores.device)
         held = self._memory.get("estimates")
-        if held is None:
-            self._memory["estimates"] = torch.quantile(scores, levels)
-            return
-        held = held.to(scores.device)
-        # Sorted once: a bisection for each level instead of a comparison of every score with every level.
-        below = torch.searchsorted(scores.sort().values, held) / max(len(scores), 1)
-        self._memory["estimates"] = held + self.rate * (levels - below)
+        self._memory["estimates"] = (
+            quantiles(scores, levels)
+            if held is None
+            else tracked_quantiles(held.to(scores.device), scores, levels, self.rate)
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """The estimates."""

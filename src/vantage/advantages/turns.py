@@ -1,4 +1,4 @@
-"""Means and credit over the turns of a conversation."""
+"""Credit over the turns of a conversation."""
 
 from __future__ import annotations
 
@@ -6,28 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from vantage.advantages.estimators import GAE
 from vantage.core.context import Context
 from vantage.core.trajectories import Trajectories
-
-
-def turn_mean(values: Tensor, turn: Tensor, mask: Tensor) -> Tensor:
-    """Return the mean of the values [N, T] over the decisions of each one's turn [N, T], 0 outside of the mask.
-
-    Gradient flows through the values.
-
-    Args:
-        values: [N, T].
-        turn: numbers of the turns [N, T], from 0.
-        mask: [N, T] bool, the decisions that count.
-    """
-    table = torch.zeros_like(values)  # there are no more turns than decisions
-    sums = table.scatter_add(1, turn, torch.where(mask, values, 0.0))
-    sizes = table.scatter_add(1, turn, mask.to(values.dtype))
-    return torch.where(mask, (sums / sizes.clamp(min=1)).gather(1, turn), 0.0)
-
 
 _DECISIONS = ("reward", "value", "next_value", "terminated", "truncated", "mask")
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from vantage.core.method import Method
     from vantage.core.protocols import Evaluation, Prompts, reads
     from vantage.core.trainer import Outcome, Report, Schedule, Trainer
-    from vantage.core.trajectories import Trajectories, concatenate, per_decision
+    from vantage.core.trajectories import Trajectories, concatenate
 
 # Names are imported when they are first used: an error class, a command's help or a worker's first line need no torch.
 _LAZY = {
@@ -34,7 +34,6 @@ _LAZY = {
     "Trajectories": "vantage.core.trajectories",
     "UserError": "vantage.core.errors",
     "concatenate": "vantage.core.trajectories",
-    "per_decision": "vantage.core.trajectories",
     "reads": "vantage.core.protocols",
 }
 
@@ -64,7 +63,6 @@ __all__ = [
     "memory",
     "not_empty",
     "one_of",
-    "per_decision",
     "reads",
 ]
 

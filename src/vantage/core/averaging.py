@@ -27,12 +27,6 @@ from vantage.core.errors import UserError, nearest
 Averaging = Callable[[Tensor, Tensor | None], Tensor]
 
 
-def group_index(group: Tensor) -> tuple[Tensor, int]:
-    """Return each row's group as a number in [0, groups) in order of appearance of the sorted keys, and the count."""
-    keys, index = torch.unique(group, return_inverse=True)
-    return index, int(keys.numel())
-
-
 def token(mask: Tensor, group: Tensor | None = None) -> Tensor:
     """Every decision of the batch counts the same."""
     return mask / mask.sum().clamp(min=1)
@@ -62,9 +56,9 @@ def by_group(mask: Tensor, group: Tensor | None = None) -> Tensor:
     """Every group counts the same, and within it every decision."""
     if group is None:
         raise UserError("averaging='group' needs the column 'group'")
-    index, count = group_index(group)
-    sizes = torch.zeros(count, device=mask.device, dtype=torch.float32).index_add_(0, index, mask.sum(-1).float())
-    return mask / sizes.clamp(min=1)[index].unsqueeze(-1) / count
+    keys, index = torch.unique(group, return_inverse=True)
+    sizes = torch.zeros(len(keys), device=mask.device, dtype=torch.float32).index_add_(0, index, mask.sum(-1).float())
+    return mask / sizes.clamp(min=1)[index].unsqueeze(-1) / len(keys)
 
 
 AVERAGINGS: dict[str, Averaging] = {

@@ -21,6 +21,10 @@ class MissingColumn(UserError, AttributeError):
     """A part read a column of the trajectories that nothing has filled."""
 
 
+class ShapeError(UserError, TypeError):
+    """A tensor function was called with a tensor of another shape or type than it takes."""
+
+
 class TrainingError(RuntimeError):
     """Training cannot go on (a loss that is not finite, a checkpoint that is not whole)."""
 

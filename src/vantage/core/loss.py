@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vantage.core.averaging import averaging, group_index
+from vantage.core.averaging import averaging
 from vantage.core.context import Context
 from vantage.core.errors import UserError
 from vantage.core.protocols import Evaluation
@@ -119,9 +119,9 @@ def micro_batches(batch: Trajectories, size: int | None, whole_groups: bool) -> 
 
 
 def _group_bounds(group: Tensor) -> tuple[Tensor, list[tuple[int, int]]]:
-    index, count = group_index(group)
+    _, index = torch.unique(group, return_inverse=True)
     order = torch.argsort(index, stable=True)
-    ends = torch.bincount(index, minlength=count).cumsum(0).tolist()
+    ends = torch.bincount(index).cumsum(0).tolist()
     return order, list(zip([0, *ends[:-1]], ends, strict=True))
 
 

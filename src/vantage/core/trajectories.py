@@ -52,6 +52,9 @@ COLUMNS: dict[str, ColumnInfo] = {
     "age": ColumnInfo("[N]", "updates since the row was generated", "a replay rollout"),
 }  # fmt: skip
 
+STORED, FRESH = 0, 1
+"""Values of the column `source` of a batch that mixes stored rows with rows that the policy has just sampled."""
+
 
 class Trajectories:
     """N rows of up to T decisions, held as named columns whose first dimension is N.
@@ -253,8 +256,3 @@ def pad_to_longest(parts: Sequence[Tensor]) -> list[Tensor]:
         else torch.cat([part, part.new_zeros(part.shape[0], longest - part.shape[1], *part.shape[2:])], 1)
         for part in parts
     ]
-
-
-def per_decision(row: Tensor, mask: Tensor) -> Tensor:
-    """Spread a value per row [N] over its decisions [N, T]; 0 where the mask is False."""
-    return row.unsqueeze(-1) * mask

@@ -12,7 +12,8 @@ from vantage.core.context import Context
 from vantage.core.errors import UserError
 from vantage.core.protocols import Evaluation
 from vantage.core.trajectories import Trajectories
-from vantage.objectives.surrogates import clipped_surrogate, log_ratio
+from vantage.functions.ratios import log_ratio
+from vantage.objectives.surrogates import recorded_clip
 
 
 @dataclass(frozen=True)
@@ -58,4 +59,4 @@ def clipped_step(log: Tensor, eps: float, batch: Trajectories, context: Context)
             shares.append((side & beyond).sum() / side.sum().clamp(min=1))
             context.record(f"clip_fraction/{name}", shares[-1])
         context.record("clip_balance", shares[0] - shares[1])
-    return clipped_surrogate(log, batch, 1 - eps, 1 + eps, None, context)
+    return recorded_clip(log, batch, 1 - eps, 1 + eps, None, context)

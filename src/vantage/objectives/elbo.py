@@ -11,7 +11,7 @@ from vantage.core.context import Context
 from vantage.core.errors import UserError
 from vantage.core.protocols import Evaluation
 from vantage.core.trajectories import Trajectories
-from vantage.objectives.surrogates import masked_mean
+from vantage.functions.whitening import masked_mean
 
 
 def sample_difference(evaluation: Evaluation, batch: Trajectories) -> Tensor:

@@ -16,16 +16,8 @@ from torch import Tensor
 from vantage.core.context import Context
 from vantage.core.errors import UserError
 from vantage.core.protocols import Evaluation
-from vantage.core.trajectories import Trajectories
-
-STORED, FRESH = 0, 1
-"""Values of the column `source`: rows of stored pairs, rows that the policy has just sampled."""
-
-
-def row_logp(logp: Tensor, mask: Tensor, average: bool = False) -> Tensor:
-    """Return the row's summed log-probability [N] of logp [N, T]; with `average` its mean over the row's decisions."""
-    total = torch.where(mask, logp, 0.0).sum(-1)
-    return total / mask.sum(-1).clamp(min=1) if average else total
+from vantage.core.trajectories import STORED, Trajectories
+from vantage.functions.rows import row_logp
 
 
 def pair_rows(batch: Trajectories) -> tuple[Tensor, Tensor]:

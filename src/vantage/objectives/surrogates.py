@@ -11,35 +11,16 @@ from vantage.core.context import Context
 from vantage.core.errors import UserError
 from vantage.core.protocols import Evaluation
 from vantage.core.trajectories import Trajectories
-
-
-def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the decisions where the mask holds; rows of one decision have no padding."""
-    if mask.shape[1] == 1:
-        return values.mean()
-    return torch.where(mask, values, 0.0).sum() / mask.sum().clamp(min=1)
-
-
-def log_ratio(logp: Tensor, logp_old: Tensor, mask: Tensor, level: str = "token") -> Tensor:
-    """Return log of the importance ratio, [N, T] or [N, 1].
-
-    level: "token" each decision's own; "sequence" the mean over the row (GSPO, arXiv 2507.18071, eq. 7: the ratio of the
-    row to the power 1 / length); "product" the sum over the row (the row's true ratio).
-    """
-    difference = logp - logp_old
-    if mask.shape[1] > 1:
-        # Padding becomes ratio 1, so that whatever stands there can neither overflow nor send NaN into the gradient.
-        difference = torch.where(mask, difference, 0.0)
-    if level == "token":
-        return difference
-    total = difference.sum(-1, keepdim=True)
-    return total / mask.sum(-1, keepdim=True).clamp(min=1) if level == "sequence" else total
+from vantage.functions.divergences import k3
+from vantage.functions.ratios import log_ratio
+from vantage.functions.surrogates import clipped_surrogate, surrogate
+from vantage.functions.whitening import masked_mean
 
 
 def record_ratio(log: Tensor, mask: Tensor, context: Context) -> None:
     """Record the KL estimate mean(ratio - 1 - log ratio) (k3, non-negative)."""
     with torch.no_grad():
-        excess = torch.expm1(log) - log
+        excess = k3(log)
         context.record("kl/old", masked_mean(excess if excess.shape == mask.shape else excess.expand(mask.shape), mask))
 
 
@@ -59,7 +40,8 @@ class PolicyGradient:
 
     def __call__(self, evaluation: Evaluation, batch: Trajectories, context: Context) -> Tensor:
         """Return the loss per decision [N, T]."""
-        return -batch.advantage * evaluation.logp
+        credit = torch.where(batch.mask, batch.advantage, 0.0)
+        return -credit * torch.where(batch.mask, evaluation.logp, 0.0)
 
 
 @dataclass(frozen=True)
@@ -80,7 +62,7 @@ class Surrogate:
         """Return the loss per decision [N, T]."""
         log = log_ratio(evaluation.logp, batch.logp_old, batch.mask, self.level)
         record_ratio(log, batch.mask, context)
-        return -batch.advantage * log.exp()
+        return surrogate(log, batch.advantage, batch.mask)
 
 
 @dataclass(frozen=True)
@@ -114,25 +96,16 @@ class Clip:
         """Return the loss per decision [N, T]."""
         high = self.low if self.high is None else self.high
         log = log_ratio(evaluation.logp, batch.logp_old, batch.mask, self.level)
-        return clipped_surrogate(log, batch, 1 - self.low, 1 + high, self.dual, context)
+        return recorded_clip(log, batch, 1 - self.low, 1 + high, self.dual, context)
 
 
-def clipped_surrogate(
+def recorded_clip(
     log: Tensor, batch: Trajectories, low: float | Tensor, high: float | Tensor, dual: float | None, context: Context
 ) -> Tensor:
-    """Return -min(ratio * A, clip(ratio, low, high) * A), [N, T]; the bounds are two numbers or two tensors that broadcast to it.
-
-    Records the share of decisions whose gradient the clip removed and the KL estimate to the policy that acted.
+    """Return `clipped_surrogate` of the batch [N, T]; record the share of decisions whose gradient the clip removed and the KL
+    estimate to the policy that acted.
     """
-    ratio = log.exp()
-    advantage, mask = batch.advantage, batch.mask
-    plain = -advantage * ratio
-    held = torch.clamp(ratio, low, high)  # type: ignore[arg-type]
-    clipped = -advantage * held
-    loss = torch.maximum(plain, clipped)
-    if dual is not None:
-        loss = torch.where(advantage < 0, torch.minimum(loss, -dual * advantage), loss)
-    with torch.no_grad():
-        context.record("clip_fraction", masked_mean((clipped > plain).float(), mask))
-    record_ratio(log, mask, context)
+    loss, removed = clipped_surrogate(log, batch.advantage, batch.mask, low, high, dual)
+    context.record("clip_fraction", masked_mean(removed.float(), batch.mask))
+    record_ratio(log, batch.mask, context)
     return loss

@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vantage.core.averaging import group_index
 from vantage.core.errors import UserError
 from vantage.core.protocols import Evaluation
 from vantage.core.trajectories import Trajectories
+from vantage.functions.groups import group_index
 from vantage.policies.folder import read_policy, write_policy
 from vantage.policies.routing_rules import PROBLEMS, Situation, check_problem, replay
 

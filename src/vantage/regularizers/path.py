@@ -12,7 +12,7 @@ from vantage.core.context import Context
 from vantage.core.errors import UserError
 from vantage.core.protocols import Evaluation
 from vantage.core.trajectories import Trajectories
-from vantage.objectives.surrogates import masked_mean
+from vantage.functions.whitening import masked_mean
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from vantage.core.context import Context
 from vantage.core.errors import UserError
 from vantage.core.protocols import Evaluation
 from vantage.core.trajectories import Trajectories
-from vantage.objectives.surrogates import masked_mean
+from vantage.functions.divergences import divergence
+from vantage.functions.whitening import masked_mean
 
 
 @dataclass(frozen=True)
@@ -26,21 +27,6 @@ class EntropyBonus:
         """Return the term per decision [N, T]."""
         context.record("entropy", masked_mean(evaluation.entropy.detach(), batch.mask))
         return -self.coefficient * evaluation.entropy
-
-
-def divergence(logp: Tensor, logp_ref: Tensor, estimator: str) -> Tensor:
-    """Estimate KL(policy || reference) from the log-probabilities of samples (Schulman 2020).
-
-    With u = logp_ref - logp: k1 = -u (unbiased), k2 = u^2 / 2, k3 = exp(u) - 1 - u (unbiased, non-negative). Gradient
-    flows through `logp`. On-policy, the expected gradient of k2 is that of KL(policy || reference), that of k3 is the
-    gradient of KL(reference || policy), and that of k1 is 0.
-    """
-    u = logp_ref - logp
-    if estimator == "k1":
-        return -u
-    if estimator == "k2":
-        return 0.5 * u.square()
-    return torch.expm1(u) - u
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
 
 from vantage.core.context import Context
 from vantage.core.errors import UserError, nearest
 from vantage.core.trajectories import Trajectories
+from vantage.functions.rows import at_last
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Total:
         for name, value in named.items():
             context.record(f"reward/{name}", torch.nanmean(value.float()))
         context.record("score", score.mean())
-        return batch.replace(score=score, reward=at_last(score, batch))
+        return batch.replace(score=score, reward=at_last(score, batch.length, batch.steps))
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,9 @@ class Overlong:
         start = limit - self.buffer
         penalty = ((start - batch.length).float() / self.buffer).clamp(-1.0, 0.0) * self.scale
         context.record("reward/overlong", penalty.mean())
-        return batch.replace(score=batch.score + penalty, reward=batch.reward + at_last(penalty, batch))
+        return batch.replace(
+            score=batch.score + penalty, reward=batch.reward + at_last(penalty, batch.length, batch.steps)
+        )
 
 
 @dataclass(frozen=True)
@@ -91,11 +93,3 @@ class DivergencePenalty:
         context.record("kl/reference", divergence.sum() / batch.mask.sum().clamp(min=1))
         penalty = -self.coefficient * divergence
         return batch.replace(reward=batch.reward + penalty, score=batch.score + penalty.sum(-1))
-
-
-def at_last(score: Tensor, batch: Trajectories) -> Tensor:
-    """Place a row's score [N] at its last decision: [N, T]. An empty row keeps nothing."""
-    placed = torch.zeros(batch.mask.shape, dtype=torch.float32, device=score.device)
-    last = (batch.length - 1).clamp(min=0)
-    placed.scatter_(1, last.unsqueeze(-1), torch.where(batch.length > 0, score.float(), 0.0).unsqueeze(-1))
-    return placed

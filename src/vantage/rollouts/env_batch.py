@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vantage.advantages.gae import reverse_scan
+from vantage.functions.returns import reverse_scan
 from vantage.policies.normalize import CLIP, EPSILON
 
 Floats = NDArray[np.floating]

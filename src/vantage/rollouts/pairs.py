@@ -12,12 +12,11 @@ from torch import Tensor
 
 from vantage.core.context import Context
 from vantage.core.errors import UserError
-from vantage.core.trajectories import Trajectories, concatenate
-from vantage.objectives.preference import FRESH, STORED
+from vantage.core.trajectories import FRESH, STORED, Trajectories, concatenate
+from vantage.functions.parameters import twins
 from vantage.rewards.mixing import Total
 from vantage.rollouts.offline import stored_engine
 from vantage.rollouts.plans import at_least, set_temperature
-from vantage.updates.targets import twins
 
 
 @dataclass(frozen=True)

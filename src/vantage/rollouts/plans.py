@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from vantage.advantages.groups import group_moments
 from vantage.core.context import Context
 from vantage.core.errors import UserError
 from vantage.core.protocols import Prompts
 from vantage.core.trajectories import Trajectories, concatenate
+from vantage.functions.groups import group_moments
 from vantage.rewards.mixing import Total
 
 

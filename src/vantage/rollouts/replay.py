@@ -14,12 +14,11 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
-from vantage.advantages.groups import rank_within
 from vantage.advantages.state import PromptIndex
-from vantage.core.averaging import group_index
 from vantage.core.context import Context
 from vantage.core.errors import UserError
 from vantage.core.trajectories import Trajectories, concatenate, pad_to_longest
+from vantage.functions.groups import group_index, rank_within
 from vantage.rollouts.plans import Groups, at_least
 
 

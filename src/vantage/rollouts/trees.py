@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vantage.advantages.groups import rank_within
 from vantage.core.context import Context
 from vantage.core.errors import UserError, unknown
 from vantage.core.protocols import prefix_engine
 from vantage.core.trajectories import Trajectories, concatenate
+from vantage.functions.groups import rank_within
 from vantage.rollouts.plans import Groups, at_least
 
 SHARES = ("equal", "logp", "mean_logp")

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
-from vantage.advantages.groups import group_moments
-from vantage.core.averaging import group_index
 from vantage.core.context import Context
 from vantage.core.trajectories import Trajectories
+from vantage.functions.groups import group_index, group_moments
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vantage.advantages.groups import whiten
-from vantage.core.averaging import group_index
 from vantage.core.context import Context
 from vantage.core.errors import UserError
 from vantage.core.loss import backward, units
 from vantage.core.trajectories import Trajectories
+from vantage.functions.groups import group_index
+from vantage.functions.whitening import whiten
 from vantage.updates.optimizers import Adam, Constant
 
 _UNITS = ("auto", "decision", "row", "group")

@@ -2,38 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from vantage.core.context import Context
 from vantage.core.errors import UserError
 from vantage.core.trajectories import Trajectories
-
-
-@torch.no_grad()
-def polyak(targets: Sequence[Tensor], sources: Sequence[Tensor], rate: float) -> None:
-    """Move targets towards sources in place: target <- (1 - rate) * target + rate * source. No gradient."""
-    torch._foreach_lerp_(list(targets), list(sources), rate)
-
-
-def twins(policy: Any, frozen: Any) -> list[tuple[Tensor, Tensor]]:
-    """Return the parameters that a policy and a frozen copy of it share by name, as pairs (live, copy).
-
-    Raises:
-        UserError: they share none: the copy is only a view of the policy.
-    """
-    theirs = dict(frozen.named_parameters())
-    found = [(live, theirs[name]) for name, live in policy.named_parameters() if name in theirs]
-    if not found:
-        raise UserError(
-            f"{type(frozen).__name__} shares its weights with the policy, so the two cannot differ: train without adapters"
-            " (lora_rank=0)"
-        )
-    return found
+from vantage.functions.parameters import polyak, twins
 
 
 @dataclass(frozen=True)

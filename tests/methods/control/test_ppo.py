@@ -8,10 +8,10 @@ import torch.nn.functional as F
 
 import vantage
 from tests.harness import loss_of, random_batch
-from vantage.advantages.critic import value_loss
-from vantage.advantages.gae import gae
-from vantage.advantages.groups import whiten
 from vantage.core import Trajectories
+from vantage.functions.returns import gae
+from vantage.functions.surrogates import value_loss
+from vantage.functions.whitening import whiten
 from vantage.objectives.surrogates import Clip
 
 
@@ -19,7 +19,9 @@ def one(ratio: float, advantage: float, eps: float = 0.2) -> tuple[float, float]
     """(objective, its gradient in the ratio) of one decision."""
     log = torch.tensor([[ratio]], dtype=torch.float64).log().requires_grad_()
     batch = random_batch(1, 1, size=1).replace(
-        logp_old=torch.zeros(1, 1), advantage=torch.tensor([[advantage]]), mask=torch.ones(1, 1, dtype=torch.bool)
+        logp_old=torch.zeros(1, 1),
+        advantage=torch.tensor([[float(advantage)]]),
+        mask=torch.ones(1, 1, dtype=torch.bool),
     )
     method = vantage.method("ppo").replace(objective=Clip(eps), values=None, regularizers=())
     loss = loss_of(method, batch, logp=log)

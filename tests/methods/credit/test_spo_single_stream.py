@@ -117,7 +117,7 @@ def rho_at(drift: float) -> float:
     tracker = SuccessTracker()
     batch = batch_of([1.0], [3])
     logs = iter([batch.logp_old.float(), batch.logp_old.float() + drift, batch.logp_old.float()])
-    where = context(judge=lambda rows: next(logs))
+    where = context(evaluate=lambda rows: next(logs))
     tracker.fit(batch, where)
     first = where.metrics.collect()["tracker/rho"]
     assert first == pytest.approx(0.96)

@@ -11,8 +11,8 @@ import vantage
 from tests.core.toy import STEPS
 from tests.harness import context, random_batch
 from tests.methods.toys import assert_resumes, gain, trainer
-from vantage.advantages.groups import group_mean
 from vantage.core import Trajectories, UserError
+from vantage.functions.groups import group_mean
 from vantage.methods.credit.treepo import TreeAdvantage
 from vantage.rollouts.trees import Trees, block_means, largest_remainder, path_keys
 from vantage.tasks.language.task import task_from_spec

@@ -15,9 +15,9 @@ from tests.harness import context
 from vantage.core import Evaluation, Method, Schedule, Trainer, Trajectories, UserError
 from vantage.core.checkpoint import load_tensors
 from vantage.core.loss import backward
+from vantage.functions.divergences import divergence
 from vantage.methods.generative.bgpo_boundary import LinearKL, ReferenceGap, tangent
 from vantage.objectives.elbo import JointBound, LinearBound
-from vantage.regularizers.penalties import divergence
 from vantage.tasks.generative.masked import task_from_spec
 
 OPTIONS = {"width": 16, "layers": 1, "heads": 2, "evaluated": 8}

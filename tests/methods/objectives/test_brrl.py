@@ -12,8 +12,8 @@ from torch import Tensor
 import vantage
 from tests.harness import context, loss_of, random_batch
 from tests.methods.toys import assert_resumes, gain, trainer
-from vantage.advantages.groups import group_median
 from vantage.core import Evaluation, Trajectories, UserError
+from vantage.functions.groups import group_median
 from vantage.methods.objectives.brrl import BoundedRatio, GroupTarget, MedianCritic, TargetRatio, regression
 from vantage.policies.control import ControlPolicy
 from vantage.policies.spaces import Actions, Observations

@@ -110,7 +110,7 @@ def test_norms_are_taken_of_as_many_rows_as_the_update_differentiates() -> None:
 def prepared(update: SignalToNoise, **fields: Any) -> tuple[Any, ToyPolicy]:
     policy = ToyPolicy(dtype=torch.float64)
     method = vantage.method("oblr-po").replace(update=update)
-    where = context(method=method, policy=policy, step=0, horizon=10, **fields)
+    where = context(method=method, policy=policy, step=0, total_steps=10, **fields)
     update.prepare(where)
     return where, policy
 

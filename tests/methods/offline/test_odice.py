@@ -13,8 +13,8 @@ import vantage
 from tests.harness import context
 from tests.methods.offline.worlds import assert_resumes, batch_of, runner
 from vantage.core import Trajectories, UserError
+from vantage.functions.parameters import inner, project_out
 from vantage.methods.offline.odice import DiceValue, ResidualWeight, conjugate
-from vantage.updates.projection import inner, project_out
 
 
 def test_conjugate_and_its_slope() -> None:

@@ -12,8 +12,8 @@ from tests.core.toy import ToyPolicy, toy_batch
 from tests.harness import context
 from vantage.core import Evaluation, Trajectories, UserError
 from vantage.core.loss import backward
+from vantage.core.trajectories import FRESH, STORED
 from vantage.methods.preference.hypo import OnlineKL
-from vantage.objectives.preference import FRESH, STORED
 from vantage.rollouts.pairs import PairsAndFresh, StoredPairs
 
 

@@ -8,10 +8,10 @@ import torch
 from vantage.core.errors import UserError
 from vantage.fields.search.rules import PUCT, Greedy, Regularized
 from vantage.fields.search.tree import Node
+from vantage.functions.simplex import power_policy
 from vantage.methods import registry
 from vantage.methods.search.alphazero_rule import alphazero_rule
 from vantage.methods.search.mcts_regularized import mcts_regularized
-from vantage.regularizers.simplex import power_policy
 
 DOUBLE = torch.float64
 

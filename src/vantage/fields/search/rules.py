@@ -10,7 +10,7 @@ from torch import Tensor
 from vantage.core.errors import UserError
 from vantage.fields.search.games import Game, playout
 from vantage.fields.search.tree import Evaluator, Node, Rule
-from vantage.regularizers.simplex import power_policy
+from vantage.functions.simplex import power_policy
 
 
 def best(score: Tensor, legal: Tensor) -> Tensor:

@@ -29,7 +29,8 @@ from torch import Tensor
 from vantage.core.context import Context
 from vantage.core.errors import UserError
 from vantage.core.method import Method
-from vantage.core.trajectories import Trajectories, per_decision
+from vantage.core.trajectories import Trajectories
+from vantage.functions.rows import per_decision
 from vantage.methods.claim import Claim
 from vantage.methods.registry import Paper, method
 from vantage.objectives.surrogates import PolicyGradient

@@ -37,9 +37,10 @@ from vantage.core.errors import UserError
 from vantage.core.method import Method
 from vantage.core.protocols import Evaluation
 from vantage.core.trajectories import Trajectories
+from vantage.functions.ratios import log_ratio
 from vantage.methods.claim import Claim
 from vantage.methods.registry import Paper, method
-from vantage.objectives.surrogates import clipped_surrogate, log_ratio
+from vantage.objectives.surrogates import recorded_clip
 from vantage.policies.diffusion import ETA, INNER, Diffusion
 from vantage.rewards.mixing import Total
 from vantage.rollouts.plans import Shuffled, Steps
@@ -137,7 +138,7 @@ class InnerClip:
         width = self.width(inner, tuned)
         weighed = batch.replace(advantage=batch.advantage * self.discount ** (tuned - 1 - inner))
         log = log_ratio(evaluation.logp, batch.logp_old, batch.mask)
-        loss = clipped_surrogate(log, weighed, 1 - width, 1 + width, None, context)
+        loss = recorded_clip(log, weighed, 1 - width, 1 + width, None, context)
         return loss * float(context.step >= self.warmup)
 
 

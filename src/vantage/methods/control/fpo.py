@@ -29,16 +29,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vantage.advantages.gae import gae
 from vantage.core.context import Context
 from vantage.core.errors import UserError
 from vantage.core.method import Method
 from vantage.core.protocols import Evaluation
 from vantage.core.trajectories import Trajectories
+from vantage.functions.returns import gae
+from vantage.functions.whitening import masked_mean
 from vantage.methods.claim import Claim
 from vantage.methods.registry import Paper, method
 from vantage.objectives.likelihood import NoCredit
-from vantage.objectives.surrogates import Clip, masked_mean
+from vantage.objectives.surrogates import Clip
 from vantage.policies.flow_control import LOSSES
 from vantage.rewards.mixing import Total
 from vantage.rollouts.plans import Shuffled, Steps

@@ -32,15 +32,16 @@ import torch
 from torch import Tensor
 
 from vantage.advantages.critic import add_critic
-from vantage.advantages.gae import gae
 from vantage.core.context import Context
 from vantage.core.errors import UserError, unknown
 from vantage.core.method import Method
 from vantage.core.protocols import Evaluation
 from vantage.core.trajectories import Trajectories
+from vantage.functions.returns import gae
+from vantage.functions.whitening import masked_mean
 from vantage.methods.claim import Claim
 from vantage.methods.registry import Paper, method
-from vantage.objectives.surrogates import masked_mean, record_ratio
+from vantage.objectives.surrogates import record_ratio
 from vantage.rewards.mixing import Total
 from vantage.rollouts.plans import Shuffled, Steps
 from vantage.updates.gradient import GradientUpdate, clip_gradient

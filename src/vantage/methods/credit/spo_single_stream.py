@@ -25,14 +25,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vantage.advantages.groups import group_sums, whiten
 from vantage.advantages.state import Records, per_prompt
 from vantage.core import columns
 from vantage.core.context import Context
 from vantage.core.errors import UserError
 from vantage.core.method import Method
 from vantage.core.protocols import Prompts, declared
-from vantage.core.trajectories import Trajectories, per_decision
+from vantage.core.trajectories import Trajectories
+from vantage.functions.groups import group_sums
+from vantage.functions.rows import per_decision
+from vantage.functions.whitening import whiten
 from vantage.methods.claim import Claim
 from vantage.methods.objectives.grpo import grpo
 from vantage.methods.registry import Paper, method

@@ -29,17 +29,19 @@ from torch import Tensor
 
 from vantage.advantages.critic import Critic
 from vantage.advantages.estimators import GAE
-from vantage.advantages.turns import AcrossTurns, turn_mean
+from vantage.advantages.turns import AcrossTurns
 from vantage.core.context import Context, Metrics
 from vantage.core.errors import UserError
 from vantage.core.loss import backward
 from vantage.core.method import Method
 from vantage.core.protocols import Evaluation
 from vantage.core.trajectories import Trajectories
+from vantage.functions.groups import turn_mean
+from vantage.functions.ratios import log_ratio
 from vantage.methods.claim import Claim
 from vantage.methods.objectives.grpo import grpo
 from vantage.methods.registry import Paper, method
-from vantage.objectives.surrogates import clipped_surrogate, log_ratio
+from vantage.objectives.surrogates import recorded_clip
 from vantage.updates.gradient import GradientUpdate
 from vantage.updates.optimizers import Adam
 
@@ -77,7 +79,7 @@ class TurnClip:
     def __call__(self, evaluation: Evaluation, batch: Trajectories, context: Context) -> Tensor:
         """Return the loss per decision [N, T]."""
         log, batch = self._terms(evaluation, batch)
-        return clipped_surrogate(log, batch, 1 - self.eps, 1 + self.eps, None, context)
+        return recorded_clip(log, batch, 1 - self.eps, 1 + self.eps, None, context)
 
     def removed(self, evaluation: Evaluation, batch: Trajectories) -> Tensor:
         """Return the unclipped loss [N, T] of the decisions whose gradient the clip takes away, 0 elsewhere."""

@@ -29,11 +29,11 @@ import torch
 
 from vantage.advantages.critic import FittedCritic
 from vantage.advantages.estimators import GAE
-from vantage.advantages.gae import gae
 from vantage.core.context import Context
 from vantage.core.method import Method
 from vantage.core.protocols import prefix_engine
 from vantage.core.trajectories import Trajectories, concatenate
+from vantage.functions.returns import gae
 from vantage.methods.claim import Claim
 from vantage.methods.objectives.grpo import grpo
 from vantage.methods.registry import Paper, method

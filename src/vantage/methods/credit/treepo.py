@@ -22,11 +22,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vantage.advantages.groups import group_moments, record_groups
+from vantage.advantages.groups import record_groups
 from vantage.core.context import Context
 from vantage.core.errors import UserError
 from vantage.core.method import Method
-from vantage.core.trajectories import Trajectories, per_decision
+from vantage.core.trajectories import Trajectories
+from vantage.functions.groups import group_moments
+from vantage.functions.rows import per_decision
 from vantage.methods.claim import Claim
 from vantage.methods.objectives.dapo import dapo
 from vantage.methods.registry import Paper, method

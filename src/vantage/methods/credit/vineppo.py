@@ -6,7 +6,7 @@ estimates the value where each begins by the mean score of K continuations from 
     V[n] = mean score of K continuations of the prompt and the first n steps,  n = 0 .. min(N - 1, most);   V[N] = 0
     A_n  = r_n + V[n] - V[n-1]  for every token of step n,  r_N = R, 0 before;    beyond `most` steps V[n] = R
     A    = (A - mean) rsqrt(var + 1e-8) over all tokens
-    loss = token mean of -min(ratio A, clip(ratio) A) + beta * mean over rows of sum_t min(k3(logp, logp_ref), 1e4)
+    loss = token mean of -min(ratio A, clip(ratio) A) + beta * mean over rows of sum_t min(k3(logp, logp_ref), 10)
 
 arXiv 2410.01679; steps and defaults as in the authors' code (MATH and GSM8K). Equal prefixes are continued once. A continuation
 that does not end counts `unfinished` (0), and so does an answer. Continuations are never learnt from. A step ends with a token
@@ -24,10 +24,10 @@ from vantage.core.context import Context
 from vantage.core.method import Method
 from vantage.core.protocols import Evaluation, prefix_engine
 from vantage.core.trajectories import Trajectories
+from vantage.functions.divergences import divergence
 from vantage.methods.claim import Claim
 from vantage.methods.objectives.grpo import grpo
 from vantage.methods.registry import Paper, method
-from vantage.regularizers.penalties import divergence
 from vantage.rewards.mixing import Total
 from vantage.rollouts.plans import at_least
 from vantage.rollouts.segments import StepsByToken, first_places
@@ -137,7 +137,7 @@ class SequenceKL:
     """
 
     coefficient: float = 1e-4
-    limit: float = 1e4
+    limit: float = 10.0
     wants = frozenset({"logp"})
     columns = frozenset({"logp_ref"})
     unit = "row"
@@ -146,7 +146,7 @@ class SequenceKL:
     def __call__(self, evaluation: Evaluation, batch: Trajectories, context: Context) -> Tensor:
         """Return the term per row [N]."""
         reference = torch.where(batch.mask, batch.logp_ref, evaluation.logp.detach())
-        estimate = torch.where(batch.mask, divergence(evaluation.logp, reference, "k3").clamp(0, self.limit), 0.0)
+        estimate = torch.where(batch.mask, divergence(evaluation.logp, reference, "k3", self.limit), 0.0)
         context.record("kl/reference", estimate.detach().sum() / batch.mask.sum().clamp(min=1))
         return self.coefficient * estimate.sum(-1)
 

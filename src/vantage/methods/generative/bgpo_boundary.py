@@ -36,19 +36,19 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
-from vantage.advantages.groups import group_mean
 from vantage.annotations import at_least
 from vantage.core.component import component
 from vantage.core.context import Context
 from vantage.core.method import Method
 from vantage.core.protocols import Evaluation
 from vantage.core.trajectories import Trajectories
+from vantage.functions.divergences import divergence
+from vantage.functions.groups import group_mean
 from vantage.methods.claim import Claim
 from vantage.methods.generative.elbo_grpo import PAPER as BGPO_PAPER
 from vantage.methods.generative.elbo_grpo import elbo_grpo
 from vantage.methods.registry import method
 from vantage.objectives.elbo import LinearBound, sample_difference
-from vantage.regularizers.penalties import divergence
 
 
 @component

@@ -35,13 +35,14 @@ import torch
 from torch import Tensor
 
 from vantage.advantages.clamped import Clamped
-from vantage.advantages.groups import group_moments, group_sums, standardize
 from vantage.annotations import above, at_least, at_most
 from vantage.core.component import component
 from vantage.core.context import Context
 from vantage.core.errors import UserError
 from vantage.core.method import Method
 from vantage.core.trajectories import Trajectories
+from vantage.functions.groups import group_moments, group_sums
+from vantage.functions.whitening import standardize
 from vantage.methods.claim import Claim
 from vantage.methods.generative.flow_grpo import flow_grpo
 from vantage.methods.registry import Paper, method

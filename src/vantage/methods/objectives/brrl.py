@@ -29,17 +29,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vantage.advantages.critic import add_critic, fill_values
-from vantage.advantages.groups import group_median, group_moments, group_sums, record_groups
+from vantage.advantages.groups import record_groups
 from vantage.core.context import Context
 from vantage.core.errors import UserError
 from vantage.core.method import Method
 from vantage.core.protocols import Evaluation
-from vantage.core.trajectories import Trajectories, per_decision
+from vantage.core.trajectories import Trajectories
+from vantage.functions.groups import group_median, group_moments, group_sums
+from vantage.functions.ratios import log_ratio
+from vantage.functions.rows import per_decision
+from vantage.functions.whitening import masked_mean
 from vantage.methods.claim import Claim
 from vantage.methods.control.ppo import ppo
 from vantage.methods.objectives.grpo import grpo
 from vantage.methods.registry import Paper, method
-from vantage.objectives.surrogates import log_ratio, masked_mean, record_ratio
+from vantage.objectives.surrogates import record_ratio
 from vantage.rollouts.plans import at_least
 
 PAPER = Paper(

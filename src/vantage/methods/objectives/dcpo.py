@@ -25,16 +25,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vantage.advantages.groups import group_moments, record_groups, standardize
+from vantage.advantages.groups import record_groups
 from vantage.advantages.state import Records, per_prompt
 from vantage.core.context import Context
 from vantage.core.method import Method
 from vantage.core.protocols import Evaluation
-from vantage.core.trajectories import Trajectories, per_decision
+from vantage.core.trajectories import Trajectories
+from vantage.functions.groups import group_moments
+from vantage.functions.ratios import log_ratio
+from vantage.functions.rows import per_decision
+from vantage.functions.whitening import standardize
 from vantage.methods.claim import Claim
 from vantage.methods.objectives.grpo import grpo
 from vantage.methods.registry import Paper, method
-from vantage.objectives.surrogates import clipped_surrogate, log_ratio
+from vantage.objectives.surrogates import recorded_clip
 
 PAPER = Paper(
     "DCPO: Dynamic Clipping Policy Optimization",
@@ -70,7 +74,7 @@ class DynamicClip:
         log = log_ratio(evaluation.logp, batch.logp_old, batch.mask)
         q = torch.where(batch.mask, batch.logp_old, 0.0).exp()
         low, high = dynamic_bounds(q, self.eps_low, self.eps_high, self.limit)
-        return clipped_surrogate(log, batch, low, high, self.limit, context)
+        return recorded_clip(log, batch, low, high, self.limit, context)
 
 
 @dataclass(frozen=True)

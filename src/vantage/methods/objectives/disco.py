@@ -18,17 +18,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vantage.core.averaging import group_index
 from vantage.core.context import Context
 from vantage.core.errors import UserError
 from vantage.core.method import Method
 from vantage.core.protocols import Evaluation
 from vantage.core.trajectories import Trajectories
+from vantage.functions.groups import group_index
+from vantage.functions.ratios import log_ratio
+from vantage.functions.whitening import masked_mean
 from vantage.methods.claim import Claim
 from vantage.methods.objectives.grpo import grpo
 from vantage.methods.registry import Paper, method
 from vantage.objectives.likelihood import NoCredit
-from vantage.objectives.surrogates import log_ratio, masked_mean, record_ratio
+from vantage.objectives.surrogates import record_ratio
 from vantage.rollouts.plans import at_least
 
 PAPER = Paper(

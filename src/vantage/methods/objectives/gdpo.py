@@ -20,11 +20,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from vantage.advantages.groups import group_moments, record_groups, standardize
+from vantage.advantages.groups import record_groups
 from vantage.core.context import Context
 from vantage.core.errors import UserError, nearest
 from vantage.core.method import Method
-from vantage.core.trajectories import Trajectories, per_decision
+from vantage.core.trajectories import Trajectories
+from vantage.functions.groups import group_moments
+from vantage.functions.rows import per_decision
+from vantage.functions.whitening import standardize
 from vantage.methods.claim import Claim
 from vantage.methods.objectives.grpo import grpo
 from vantage.methods.registry import Paper, method

@@ -25,10 +25,11 @@ from vantage.core.context import Context
 from vantage.core.method import Method
 from vantage.core.protocols import Evaluation
 from vantage.core.trajectories import Trajectories
+from vantage.functions.ratios import log_ratio
 from vantage.methods.claim import Claim
 from vantage.methods.objectives.grpo import grpo
 from vantage.methods.registry import Paper, method
-from vantage.objectives.surrogates import log_ratio, record_ratio
+from vantage.objectives.surrogates import record_ratio
 from vantage.regularizers.dual import DualAscent, Multiplier
 from vantage.rollouts.plans import Groups
 from vantage.rollouts.replay import RecentReplay

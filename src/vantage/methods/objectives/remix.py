@@ -26,11 +26,14 @@ from vantage.core.errors import UserError
 from vantage.core.method import Method
 from vantage.core.protocols import Evaluation
 from vantage.core.trajectories import Trajectories
+from vantage.functions.divergences import divergence
+from vantage.functions.ratios import log_ratio
+from vantage.functions.whitening import masked_mean
 from vantage.methods.claim import Claim
 from vantage.methods.objectives.grpo import grpo
 from vantage.methods.registry import Paper, method
-from vantage.objectives.surrogates import clipped_surrogate, log_ratio, masked_mean
-from vantage.regularizers.penalties import EntropyBonus, divergence
+from vantage.objectives.surrogates import recorded_clip
+from vantage.regularizers.penalties import EntropyBonus
 from vantage.rollouts.plans import Groups, at_least
 from vantage.rollouts.replay import RecentReplay
 from vantage.updates.phases import Until
@@ -63,7 +66,7 @@ class CentredClip:
         """Return the loss per decision [N, T]."""
         log = log_ratio(evaluation.logp, batch.logp_old, batch.mask)
         centre = log_ratio(batch.logp_current, batch.logp_old, batch.mask).exp()
-        return clipped_surrogate(log, batch, centre - self.eps, centre + self.eps, None, context)
+        return recorded_clip(log, batch, centre - self.eps, centre + self.eps, None, context)
 
 
 def convex_weight(step: int) -> float:

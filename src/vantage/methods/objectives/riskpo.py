@@ -30,13 +30,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vantage.advantages.groups import group_mean, group_moments, group_sums, rank_within, record_groups
+from vantage.advantages.groups import record_groups
 from vantage.advantages.quantiles import QuantileTracker
-from vantage.core.averaging import group_index
 from vantage.core.context import Context
 from vantage.core.errors import UserError
 from vantage.core.method import Method
-from vantage.core.trajectories import Trajectories, per_decision
+from vantage.core.trajectories import Trajectories
+from vantage.functions.groups import group_index, group_mean, group_moments, group_sums, rank_within
+from vantage.functions.rows import per_decision
 from vantage.methods.claim import Claim
 from vantage.methods.objectives.grpo import grpo
 from vantage.methods.registry import Paper, method

@@ -28,6 +28,7 @@ from vantage.core.context import Context
 from vantage.core.errors import UserError, unknown
 from vantage.core.method import Method
 from vantage.core.trajectories import Trajectories
+from vantage.functions.parameters import inner, project_out
 from vantage.methods.claim import Claim
 from vantage.methods.registry import Paper, method
 from vantage.objectives.surrogates import PolicyGradient
@@ -35,7 +36,6 @@ from vantage.rollouts.offline import Transitions
 from vantage.rollouts.plans import Shuffled
 from vantage.updates.gradient import GradientUpdate
 from vantage.updates.optimizers import Adam, CoupledAdam
-from vantage.updates.projection import inner, project_out
 from vantage.updates.targets import MoveTargets
 
 PAPER = Paper(

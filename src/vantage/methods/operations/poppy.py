@@ -34,12 +34,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vantage.advantages.groups import group_mean
-from vantage.core.averaging import group_index
 from vantage.core.context import Context
 from vantage.core.errors import UserError
 from vantage.core.method import Method
-from vantage.core.trajectories import Trajectories, per_decision
+from vantage.core.trajectories import Trajectories
+from vantage.functions.groups import group_index, group_mean
+from vantage.functions.rows import per_decision
 from vantage.methods.claim import Claim
 from vantage.methods.operations.pomo import pomo
 from vantage.methods.registry import Paper, method

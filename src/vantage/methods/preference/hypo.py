@@ -19,16 +19,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vantage.advantages.groups import leave_one_out_mean
 from vantage.core.context import Context
 from vantage.core.errors import UserError
 from vantage.core.method import Method
 from vantage.core.protocols import Evaluation
-from vantage.core.trajectories import Trajectories
+from vantage.core.trajectories import FRESH, Trajectories
+from vantage.functions.groups import leave_one_out_mean
+from vantage.functions.rows import row_logp
 from vantage.methods.claim import Claim
 from vantage.methods.preference.dpo import dpo
 from vantage.methods.registry import Paper, method
-from vantage.objectives.preference import FRESH, row_logp
 from vantage.rollouts.pairs import PairsAndFresh
 from vantage.rollouts.plans import at_least
 

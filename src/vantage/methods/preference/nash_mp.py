@@ -26,16 +26,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vantage.advantages.groups import leave_one_out_mean
 from vantage.core.context import Context
 from vantage.core.errors import UserError
 from vantage.core.method import Method
 from vantage.core.protocols import Evaluation
 from vantage.core.trajectories import Trajectories
+from vantage.functions.groups import leave_one_out_mean
+from vantage.functions.rows import row_logp
 from vantage.methods.claim import Claim
 from vantage.methods.registry import Paper, method
 from vantage.objectives.likelihood import NoCredit
-from vantage.objectives.preference import row_logp
 from vantage.rollouts.pairs import Duels
 from vantage.rollouts.plans import Shuffled
 from vantage.updates.gradient import GradientUpdate

@@ -25,10 +25,11 @@ from vantage.core.errors import UserError
 from vantage.core.method import Method
 from vantage.core.protocols import Evaluation
 from vantage.core.trajectories import Trajectories
+from vantage.functions.rows import row_logp
 from vantage.methods.claim import Claim
 from vantage.methods.registry import Paper, method
 from vantage.objectives.likelihood import NoCredit
-from vantage.objectives.preference import on_both, pair_rows, row_logp
+from vantage.objectives.preference import on_both, pair_rows
 from vantage.rewards.mixing import DivergencePenalty, Total
 from vantage.rollouts.plans import Groups, Shuffled, at_least
 from vantage.updates.gradient import GradientUpdate

@@ -21,16 +21,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vantage.advantages.groups import group_mean, group_moments
-from vantage.core.averaging import group_index
 from vantage.core.context import Context
 from vantage.core.errors import UserError
 from vantage.core.method import Method
 from vantage.core.trajectories import Trajectories
+from vantage.functions.groups import group_index, group_mean, group_moments
+from vantage.functions.rows import at_last
 from vantage.methods.claim import Claim
 from vantage.methods.objectives.grpo import grpo
 from vantage.methods.registry import Paper, method
-from vantage.rewards.mixing import Total, at_last
+from vantage.rewards.mixing import Total
 
 PAPER = Paper(
     "Stable Reinforcement Learning for Efficient Reasoning",
@@ -71,7 +71,7 @@ class BestSolvedShorter:
         z = torch.where(std > 0, (length - mean) / std.clamp(min=1e-12), 0.0)
         loss = torch.where(penalised & correct, self.alpha * torch.sigmoid(z), 0.0) * batch.score
         context.record("reward/penalised", (penalised & correct).float().mean())
-        return batch.replace(score=batch.score - loss, reward=batch.reward - at_last(loss, batch))
+        return batch.replace(score=batch.score - loss, reward=batch.reward - at_last(loss, batch.length, batch.steps))
 
     def _best(self, solved: Tensor, batch: Trajectories) -> Tensor:
         """Which rows [N] belong to the best-solved groups."""

@@ -31,15 +31,16 @@ from vantage.advantages.critic import Critic
 from vantage.advantages.estimators import GAE
 from vantage.advantages.state import Records, per_prompt
 from vantage.advantages.turns import AcrossTurns
-from vantage.core.averaging import group_index
 from vantage.core.context import Context
 from vantage.core.errors import UserError
 from vantage.core.method import Method
 from vantage.core.trajectories import Trajectories
+from vantage.functions.groups import group_index
+from vantage.functions.rows import at_last
 from vantage.methods.claim import Claim
 from vantage.methods.objectives.grpo import grpo
 from vantage.methods.registry import Paper, method
-from vantage.rewards.mixing import Total, at_last
+from vantage.rewards.mixing import Total
 from vantage.rollouts.language import last_turn
 
 PAPER = Paper(
@@ -101,7 +102,7 @@ class CallEconomy:
         factor = torch.where(batch.score < 0, 1.0, factor)
         score = self.alpha * factor * batch.score
         context.record("score/economical", score.mean())
-        return batch.replace(score=score, reward=at_last(score, batch), calls=calls)
+        return batch.replace(score=score, reward=at_last(score, batch.length, batch.steps), calls=calls)
 
     def _least(self, calls: Tensor, right: Tensor, batch: Trajectories) -> Tensor:
         """Return n for each row [N]."""

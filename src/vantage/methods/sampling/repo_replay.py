@@ -24,17 +24,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vantage.core.averaging import group_index
 from vantage.core.context import Context, Metrics
 from vantage.core.errors import UserError
 from vantage.core.method import Method
 from vantage.core.protocols import Evaluation
 from vantage.core.trajectories import Trajectories, concatenate
+from vantage.functions.divergences import divergence
+from vantage.functions.groups import group_index
+from vantage.functions.whitening import masked_mean
 from vantage.methods.claim import Claim
 from vantage.methods.objectives.grpo import grpo
 from vantage.methods.registry import Paper, method
-from vantage.objectives.surrogates import masked_mean
-from vantage.regularizers.penalties import divergence
 from vantage.rewards.mixing import Total
 from vantage.rollouts.plans import Groups, at_least
 from vantage.rollouts.replay import PromptQueues

@@ -24,12 +24,12 @@ import torch
 from torch import Tensor
 
 from vantage.advantages.groups import GroupStandardized
-from vantage.core.averaging import group_index
 from vantage.core.context import Context
 from vantage.core.errors import UserError, nearest
 from vantage.core.method import Method
 from vantage.core.protocols import Prompts
 from vantage.core.trajectories import Trajectories, concatenate
+from vantage.functions.groups import group_index
 from vantage.methods.claim import Claim
 from vantage.methods.objectives.grpo import grpo
 from vantage.methods.registry import Paper, method

@@ -25,9 +25,9 @@ from torch import Tensor
 from vantage.core.errors import UserError, unknown
 from vantage.fields.tabular.episodes import Episodes, Known, Learner, Plan
 from vantage.fields.tabular.mdp import backup, occupancy
+from vantage.functions.simplex import power_policy
 from vantage.methods.claim import Claim
 from vantage.methods.registry import Paper, method
-from vantage.regularizers.simplex import power_policy
 
 PAPER = Paper(
     "Best of Both Worlds Policy Optimization",

@@ -20,7 +20,7 @@ from torch import Tensor
 from vantage.core.context import Context
 from vantage.core.errors import UserError
 from vantage.core.trajectories import Trajectories
-from vantage.objectives.preference import row_logp
+from vantage.functions.rows import row_logp
 from vantage.rewards.specs import build, parse, within
 from vantage.rewards.verifiers import verifier as verifier_of
 from vantage.rollouts.language import LanguageEngine

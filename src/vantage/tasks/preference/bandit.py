@@ -22,12 +22,12 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
-from vantage.core.averaging import group_index
 from vantage.core.checkpoint import load_tensors, save_tensors, write_atomically
 from vantage.core.context import Context
 from vantage.core.errors import UserError, nearest
 from vantage.core.protocols import Evaluation, Prompts
 from vantage.core.trajectories import Trajectories
+from vantage.functions.groups import group_index
 from vantage.rewards.specs import build, parse, within
 from vantage.tasks.preference import game
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from vantage.regularizers.simplex import power_policy
+from vantage.functions.simplex import power_policy
 
 DOUBLE = torch.float64
 

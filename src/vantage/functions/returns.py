@@ -10,12 +10,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vantage.functions.checks import checked
+
 _SMALL = 32_768
 """Elements up to which numpy's smaller overhead an operation beats torch's speed, on the CPU."""
 _BASE = 4_096
 """Elements up to which doubling (few operations, T log T work) beats odd-even reduction (T work)."""
 
 
+@checked(
+    reward="float N T",
+    value="float N T",
+    next_value="float N T",
+    terminated="bool N T",
+    truncated="bool N T",
+    mask="bool N T",
+)
 def gae(
     reward: Tensor,
     value: Tensor,
@@ -53,6 +63,7 @@ def gae(
         return advantage, advantage + value
 
 
+@checked(decay="float N T", increment="float N T")
 def reverse_scan(decay: Tensor, increment: Tensor) -> Tensor:
     """Return x [N, T] with x_t = increment_t + decay_t x_{t+1} and x_T = 0; decay_{T-1} is not read. No gradient.
 

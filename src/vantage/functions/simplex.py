@@ -19,10 +19,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vantage.functions.checks import checked
+
 ITERATIONS = 16
 """Newton steps that reach float64's last digits for a thousand actions whose weights lie 12 orders apart; 8 do for two actions."""
 
 
+@checked(gain="float ... A", weight="float ... A")
 def power_policy(gain: Tensor, weight: Tensor, power: int, iterations: int = ITERATIONS) -> tuple[Tensor, Tensor]:
     """Return the distribution p_a = weight_a / (z - gain_a)^power [..., A], and z [...].
 

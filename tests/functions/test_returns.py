@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from vantage.advantages import gae as module
-from vantage.advantages.gae import gae, reverse_scan
+from vantage.functions import returns as module
+from vantage.functions.returns import gae, reverse_scan
 
 
 def plain(decay: Tensor, increment: Tensor) -> Tensor:

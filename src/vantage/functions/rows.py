@@ -1,0 +1,40 @@
+"""Between a value per row [N] and values per decision [N, T]."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vantage.functions.checks import checked
+
+
+@checked(logp="float N T", mask="bool N T")
+def row_logp(logp: Tensor, mask: Tensor, average: bool = False) -> Tensor:
+    """Return a row's log-likelihood [N]: the sum of logp [N, T] where the mask holds, with `average` the mean (0 of no decision).
+
+    Gradient flows through `logp`.
+    """
+    total = torch.where(mask, logp, 0.0).sum(-1)
+    return total / mask.sum(-1).clamp(min=1) if average else total
+
+
+@checked(row="N", mask="bool N T")
+def per_decision(row: Tensor, mask: Tensor) -> Tensor:
+    """Spread a value per row [N] over its decisions [N, T]; 0 where the mask is False. Gradient flows through `row`."""
+    return row.unsqueeze(-1) * mask
+
+
+@checked(row="N", length="int N")
+def at_last(row: Tensor, length: Tensor, steps: int) -> Tensor:
+    """Place a value per row [N] at its last decision: [N, steps] float32, 0 elsewhere. An empty row keeps nothing.
+
+    Args:
+        row: [N].
+        length: decisions that each row holds, [N], at most `steps`.
+        steps: T.
+    """
+    placed = torch.zeros(len(row), steps, device=row.device)
+    if steps:
+        last = (length - 1).clamp(min=0)
+        placed.scatter_(1, last.unsqueeze(-1), torch.where(length > 0, row.float(), 0.0).unsqueeze(-1))
+    return placed
