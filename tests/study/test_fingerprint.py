@@ -11,7 +11,7 @@ from vantage.core.errors import UserError
 from vantage.study.arenas import arena
 from vantage.study.cache import code_of_job, key_of_job
 from vantage.study.contest import entrant
-from vantage.study.fingerprint import changed, code_of, essence, files_digest
+from vantage.study.fingerprint import code_of, essence, files_digest
 
 PAGE = '''"""A page."""
 from house.parts import rule  # what it uses
@@ -50,6 +50,11 @@ def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return root
 
 
+def changed(before: dict[str, str], now: dict[str, str]) -> list[str]:
+    """The modules whose digests differ, with those that are only on one side."""
+    return sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
+
+
 def edit(file: Path, before: str, after: str) -> None:
     text = file.read_text()
     assert before in text
@@ -62,6 +67,44 @@ def test_imports_are_followed_wherever_they_stand_and_nothing_is_imported(house:
     # Left out are what only a type checker reads, the standard library, and packages' files that hold nothing.
     assert set(found) == {f"{name}.page", f"{name}.parts", f"{name}.deep.inner"}
     assert name not in sys.modules
+
+
+PACKAGE = """from typing import TYPE_CHECKING
+if TYPE_CHECKING:
+    from house.parts import rule
+    from house.other import nothing as waste
+def __getattr__(name):
+    ...
+"""
+
+
+@pytest.mark.parametrize(
+    ("asked", "reached"),
+    [
+        ("from house.lazy import rule", {"parts", "deep.inner"}),
+        ("from house.lazy import waste", {"other"}),
+        ("import house.lazy", {"parts", "deep.inner", "other"}),
+        ("from house.lazy.own import x", {"lazy.own"}),
+    ],
+)
+def test_of_a_package_that_imports_its_names_when_asked_only_those_are_followed(
+    house: Path, asked: str, reached: set[str]
+) -> None:
+    (house / "lazy").mkdir()
+    (house / "lazy/__init__.py").write_text(PACKAGE.replace("house", house.name))
+    (house / "lazy/own.py").write_text("x = 1\n")
+    (house / "asks.py").write_text(asked.replace("house", house.name))
+    found = {name.removeprefix(f"{house.name}.") for name in code_of([f"{house.name}.asks"])}
+    assert found == {"asks", "lazy", *reached}
+
+
+@pytest.mark.parametrize(
+    ("where", "name"), [("tictactoe-4", "mcts-regularized"), ("riverswim-tabular", "ucbvi"), ("transport", "sparse-ot")]
+)
+def test_a_field_without_a_rollout_loop_depends_on_nothing_of_the_training_loop(where: str, name: str) -> None:
+    code = code_of_job(entrant(arena(where), name, {}).job(arena(where), 0))
+    loop = {"vantage.core.trainer", "vantage.core.checkpoint", "vantage.core.runlog", "vantage.study.road"}
+    assert not loop & set(code)
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,10 @@
-"""Which code decides a result: a digest of every module that it can reach, and of the data and versions it used.
+"""Which code decides a run: a digest of every module that it can reach, and of the data and versions it used. Part of the key
+under which a finished run is kept (`vantage.study.cache`).
 
 A module's digest is of its source without comments, docstrings, blank lines and its `claim`: what a reader reads and a run
-does not. What is reached follows from the imports written in the files, those inside functions included; modules
-named in text alone (a task's, a hook's) are given as roots.
+does not. What is reached follows from the imports written in the files, those inside functions included and those under
+`if TYPE_CHECKING` left out; of a package that imports its names when they are asked for, only those asked for are followed.
+Modules named in text alone (a task's, a hook's) are given as roots.
 """
 
 from __future__ import annotations
@@ -37,20 +39,17 @@ LIBRARIES = (
 )
 """Libraries whose version may change a result."""
 
-INERT = frozenset(
+TABLES = frozenset(
     {
         "vantage",
-        "vantage.core.errors",
         "vantage.methods.claim",
         "vantage.methods.registry",
-        "vantage.study.results",
-        "vantage.study.schema",
         "vantage.tasks.language.problems",
         "vantage.tasks.registry",
     }
 )
-"""Modules that every page reaches and no result depends on: names and what they find, messages, the claim, the form of what is
-stored. What the tables of names find is a root of its own."""
+"""Modules that find others by their names. What a job finds there is a root of its own, so they are neither followed nor part of
+the digest; neither is the form of a claim, which no run reads."""
 
 
 def code_of(roots: Iterable[str]) -> dict[str, str]:
@@ -73,16 +72,11 @@ def code_of(roots: Iterable[str]) -> dict[str, str]:
         if path is None or name in found:
             continue
         digest, imported = _read(str(path), path.stat().st_mtime_ns, name)
-        found[name] = "" if name in INERT else digest
-        if name in INERT:
+        found[name] = "" if name in TABLES else digest
+        if name in TABLES:
             continue
         waiting += [module for module in imported if module.partition(".")[0] in packages and module not in found]
     return {name: digest for name, digest in sorted(found.items()) if digest}
-
-
-def changed(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """Return the modules whose digests differ, with those that are only on one side."""
-    return sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
 
 
 def versions() -> dict[str, str]:
@@ -191,7 +185,7 @@ def essence(source: str, tree: ast.Module | None = None) -> str:
 def _says_only(node: ast.stmt) -> bool:
     """Whether a statement at the top level is the page's claim, or imports what no result depends on."""
     if isinstance(node, ast.ImportFrom):
-        return node.module in INERT
+        return node.module in TABLES
     targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
     return any(isinstance(target, ast.Name) and target.id == "claim" for target in targets)
 
@@ -205,20 +199,36 @@ def _blank(lines: list[str], node: ast.stmt) -> None:
         lines[row] = ""
 
 
-def _imports(tree: ast.Module, name: str, package: bool) -> set[str]:
-    """The modules that a file imports, with the packages that they are in.
+@functools.cache
+def _handed_on(package: str) -> Mapping[str, str]:
+    """Names that a package imports when they are asked for -> the modules that they come from.
 
-    What stands under `if TYPE_CHECKING` is left out, but in a package's own file: there it says what is imported when asked for.
+    Its file says so under `if TYPE_CHECKING`.
     """
+    path = _file_of(package)
+    if path is None or path.name != "__init__.py":
+        return {}
+    found: dict[str, str] = {}
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            for inner in node.body:
+                if isinstance(inner, ast.ImportFrom) and inner.module:
+                    found |= {alias.asname or alias.name: inner.module for alias in inner.names}
+    return found
+
+
+def _imports(tree: ast.Module, name: str, package: bool) -> set[str]:
+    """The modules that a file imports, with the packages that they are in."""
     found: set[str] = set()
     waiting: list[ast.AST] = [tree]
     while waiting:
         node = waiting.pop()
-        if not package and isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             waiting += node.orelse
             continue
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            for alias in node.names:
+                found |= {alias.name, *_handed_on(alias.name).values()}  # any of its names may be asked for
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ""
             if node.level:
@@ -226,7 +236,7 @@ def _imports(tree: ast.Module, name: str, package: bool) -> set[str]:
                 parents = parents[: len(parents) - (node.level - 1)]
                 base = ".".join([*parents, base] if base else parents)
             found.add(base)
-            found |= {f"{base}.{alias.name}" for alias in node.names}
+            found |= {_handed_on(base).get(alias.name, f"{base}.{alias.name}") for alias in node.names}
         waiting += ast.iter_child_nodes(node)
     return {
         ".".join(parts[:end]) for parts in (module.split(".") for module in found) for end in range(1, len(parts) + 1)
