@@ -101,7 +101,7 @@ def is_run(folder: Path) -> bool:
 def versions() -> dict[str, str]:
     """Versions of what decides a result."""
     found = {"python": platform.python_version(), "platform": f"{platform.system()}-{platform.machine()}"}
-    for name in ("vantage", "torch", "numpy", "tensordict", "transformers", "tokenizers", "gymnasium", "mujoco"):
+    for name in ("vantage", "torch", "numpy", "transformers", "tokenizers", "gymnasium", "mujoco"):
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from tensordict import TensorDict
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
 
@@ -59,7 +58,7 @@ def batch_of(
     last = place == size[:, None] - 1
     return Trajectories(
         {
-            "observation": TensorDict({"tokens": tokens, "length": length}, batch_size=[rows]),
+            "observation": {"tokens": tokens, "length": length},
             "action": torch.randint(3, vocabulary, (rows, steps), generator=generator).where(place < size[:, None], 0),
             "length": size,
             "mask": place < size[:, None],

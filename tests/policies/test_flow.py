@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from tensordict import TensorDict
 from torch import Tensor
 
 from vantage.core import Trajectories, UserError
@@ -126,7 +125,7 @@ def some(policy: FlowPolicy, rows: int = 3, steps: int = 4, sampler: Sampler | N
         seen["label"] = (torch.arange(rows) % policy.classes).unsqueeze(1).expand(-1, steps)
     return Trajectories(
         {
-            "observation": TensorDict(seen, batch_size=[rows]),
+            "observation": seen,
             "action": torch.randn(rows, steps, *policy.shape),
             "mask": torch.ones(rows, steps, dtype=torch.bool),
         }
@@ -162,7 +161,7 @@ def test_the_label_decides_the_velocity() -> None:
 def test_pairs_have_a_proxy() -> None:
     policy = FlowPolicy.new((2,), hidden=(16,))
     batch = some(policy, steps=1)
-    table = batch.observation.select("x", "time")
+    table = {name: batch.observation[name] for name in ("x", "time")}
     found = policy.evaluate(batch.replace(observation=table), frozenset({"logp"}))
     assert found.proxy
     velocity = policy.velocity(batch.observation["x"], batch.observation["time"])
@@ -172,9 +171,7 @@ def test_pairs_have_a_proxy() -> None:
 def test_half_precision_judges_in_single() -> None:
     policy = FlowPolicy.new((2,), hidden=(16,)).to(torch.bfloat16)
     batch = some(policy)
-    table = batch.observation.clone()
-    for name in ("x", "time"):
-        table[name] = table[name].to(torch.bfloat16)
+    table = batch.observation.replace(**{name: batch.observation[name].bfloat16() for name in ("x", "time")})
     found = policy.evaluate(batch.replace(observation=table), frozenset({"logp"}))
     assert found.logp.dtype == torch.float32
     assert found.logp.isfinite().all()

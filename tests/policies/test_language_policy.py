@@ -128,8 +128,7 @@ def test_what_stands_in_the_padding_does_not_matter():
     noisy = batch.action.where(batch.mask, 57)
     tokens = batch.observation["tokens"]
     inside = torch.arange(tokens.shape[1]) < batch.observation["length"][:, None]
-    observation = batch.observation.clone()
-    observation["tokens"] = tokens.where(inside, 31)
+    observation = batch.observation.replace(tokens=tokens.where(inside, 31))
     other = policy.evaluate(batch.replace(action=noisy, observation=observation), WANT)
     assert torch.equal(other.logp, policy.evaluate(batch, WANT).logp)
 
@@ -233,9 +232,7 @@ def test_a_group_of_one_is_the_plain_forward():
 def test_prompts_that_begin_alike_are_not_the_same():
     policy = make(prefix_sharing=True)
     batch = batch_of([6, 6, 6], [4, 4, 4], [0, 0, 0])
-    observation = batch.observation.clone()
-    observation["length"] = torch.tensor([6, 4, 6])
-    batch = batch.replace(observation=observation)
+    batch = batch.replace(observation=batch.observation.replace(length=torch.tensor([6, 4, 6])))
     close(policy.evaluate(batch, WANT).logp, reference(policy, batch)[0], batch.mask)
 
 

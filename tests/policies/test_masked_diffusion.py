@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tensordict import TensorDict
 
 from vantage.core import Trajectories, UserError
 from vantage.policies.masked_diffusion import END, MASK, PAD, MaskedDiffusionPolicy, draw_masks
@@ -21,7 +20,7 @@ def batch_of(policy: MaskedDiffusionPolicy, weight: torch.Tensor | None = None) 
     tokens = policy.encode(["1+1=", "2+1="])
     action = policy.encode(["2", "3"], answers=True)
     columns = {
-        "observation": TensorDict({"tokens": tokens}, batch_size=[2]),
+        "observation": {"tokens": tokens},
         "action": action,
         "mask": torch.ones_like(action, dtype=torch.bool),
     }

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from tensordict import TensorDict
 
 from tests.core.toy import ToyEngine, ToyPolicy, ToyTask, toy_method
 from vantage.core import Schedule, Trainer, Trajectories, UserError
@@ -24,7 +23,7 @@ def rows(prompts: list[int], marks: list[int], steps: int = 3) -> Trajectories:
             "mark": mark,
             "action": mark.unsqueeze(1).expand(count, steps).clone(),
             "mask": torch.ones(count, steps, dtype=torch.bool),
-            "observation": TensorDict({"tokens": mark.unsqueeze(1).repeat(1, steps + 1)}, batch_size=[count]),
+            "observation": {"tokens": mark.unsqueeze(1).repeat(1, steps + 1)},
         }
     )
 

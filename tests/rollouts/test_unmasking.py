@@ -57,7 +57,7 @@ def test_a_batch_of_answers() -> None:
     def judge(batch: object) -> torch.Tensor:
         return policy.evaluate(batch, frozenset({"logp"})).logp.detach()  # type: ignore[arg-type]
 
-    where.judge = judge
+    where.evaluate = judge
     engine = UnmaskingEngine(policy)
     prompts = Prompts(torch.tensor([4, 9]), ["1+1=", "3+2="])
     batch = engine.sample(prompts, 3, where)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tensordict import TensorDict
 
 from tests.harness import context, random_batch
 from vantage.core import UserError
@@ -51,5 +50,5 @@ def test_random_steps_are_of_those_that_are_there_and_one_step_is_kept() -> None
 def test_steps_without_noise_are_masked() -> None:
     batch = random_batch(2, 3).replace(mask=torch.ones(2, 3, dtype=torch.bool))
     sigma = torch.tensor([[0.1, 0.0, 0.2]]).expand(2, -1)
-    batch = batch.replace(observation=TensorDict({"sigma": sigma}, batch_size=[2]))
+    batch = batch.replace(observation={"sigma": sigma})
     assert NoisySteps()(batch, context()).mask.tolist() == [[True, False, True]] * 2

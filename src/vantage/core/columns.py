@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from vantage.core.context import Context
-from vantage.core.trajectories import Trajectories
+from vantage.core.trajectories import Trajectories, declare
 
 REFERENCE = "reference"
 UNDER = "logp_under_"
@@ -38,5 +38,6 @@ def fill(batch: Trajectories, names: frozenset[str], context: Context) -> Trajec
         if name in FILLERS:
             filled[name] = FILLERS[name](batch, context)
         elif name.startswith(UNDER):
+            declare(name, "[N, T]", "log-probability under a named frozen policy", "a part that names it in `columns`")
             filled[name] = context.evaluate(batch, "logp", context.named(name.removeprefix(UNDER)))
     return batch.replace(**filled) if filled else batch

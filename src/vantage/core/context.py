@@ -155,10 +155,4 @@ class Context:
         if "rewards" in batch:
             return batch
         named = self.task.score(batch, self)
-        return batch.replace(rewards=_table(named, len(batch))) if named else batch
-
-
-def _table(named: dict[str, Tensor], rows: int) -> Any:
-    from tensordict import TensorDict
-
-    return TensorDict(dict(named), batch_size=[rows])
+        return batch.replace(rewards=dict(named)) if named else batch

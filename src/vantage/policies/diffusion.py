@@ -16,12 +16,13 @@ from torch import Tensor
 
 from vantage.core.errors import UserError
 from vantage.core.protocols import Evaluation
-from vantage.core.trajectories import Trajectories
+from vantage.core.trajectories import Trajectories, declare
 from vantage.policies.distributions import LOG_SQRT_TWO_PI
 from vantage.policies.generative import Networks
 
 INNER = "inner"
 """Column [N, T] of a batch whose decisions are single denoising steps: 0 is the first that learns, tuned - 1 the last."""
+declare(INNER, "[N, T]", "number of the denoising step", "the recipe dppo")
 ETA = "eta"
 """Name of the output [N, T] that says how much of DDPM's noise the steps of DDIM add; 1 for DDPM."""
 FREQUENCIES = 8

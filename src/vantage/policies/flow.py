@@ -23,10 +23,21 @@ from torch import Tensor, nn
 
 from vantage.core.errors import UserError
 from vantage.core.protocols import Evaluation
-from vantage.core.trajectories import Trajectories
+from vantage.core.trajectories import Trajectories, declare
 from vantage.policies.folder import read_policy, write_policy
 from vantage.policies.networks import MLP
 from vantage.policies.networks import activation as known_activation
+
+declare("observation.x", "[N, T, ...]", "state before the step", "the denoising engine")
+declare("observation.time", "[N, T]", "time before the step", "the denoising engine")
+declare("observation.next_time", "[N, T]", "time after the step", "the denoising engine")
+declare(
+    "observation.sigma",
+    "[N, T]",
+    "deviation of the step's noise over the root of its time",
+    "the denoising engine",
+)
+declare("observation.label", "[N, T]", "class that is asked for", "the denoising engine")
 
 LOG_TWO_PI = math.log(2 * math.pi)
 

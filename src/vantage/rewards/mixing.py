@@ -30,7 +30,7 @@ class Total:
         """Fill `score` and `reward`."""
         if "rewards" not in batch:
             return batch.replace(score=(batch.reward * batch.mask).sum(-1))
-        named = {str(name): batch.rewards[name] for name in batch.rewards.keys()}  # noqa: SIM118 - a TensorDict
+        named = dict(batch.rewards.items())
         for name in self.weights:
             if name not in named:
                 raise UserError(

@@ -7,15 +7,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from tensordict import TensorDict
 from torch import Tensor
 
 from vantage.core.context import Context
 from vantage.core.errors import UserError
 from vantage.core.protocols import Prompts
-from vantage.core.trajectories import Trajectories
+from vantage.core.trajectories import Trajectories, declare
 from vantage.policies.flow import FlowPolicy, normal_logp, over, transition
 from vantage.rollouts.plans import at_least
+
+declare(
+    "mean_old",
+    "[N, T, ...]",
+    "mean of the step under the policy that acted",
+    "the denoising engine, for a component that names it",
+)
 
 KINDS = ("ratio", "constant")
 OUTCOMES = ("state", "prediction")
@@ -202,7 +208,7 @@ class DenoisingEngine:
         device = context.device
         parent = rows.to(device).repeat_interleave(count)
         kept = batch.select(parent)
-        seen = {str(name): column for name, column in kept.observation.items()}
+        seen = dict(kept.observation.items())
         chain = torch.cat([seen.pop("x")[:, :1], kept.action], 1)
         rest = {
             "group": torch.arange(len(rows), device=device).repeat_interleave(count),
@@ -258,7 +264,7 @@ class DenoisingEngine:
         new = (place >= first.unsqueeze(-1)) & (place < last.unsqueeze(-1))
         end = place == (last - 1).unsqueeze(-1)
         columns = {
-            "observation": TensorDict({"x": chain[:, :-1], **seen}, batch_size=[total]),
+            "observation": {"x": chain[:, :-1], **seen},
             "action": chain[:, 1:],
             "mask": new,
             "length": last,

@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from tensordict import TensorDict
 from torch import Tensor
 
 from vantage.core.context import Context
@@ -299,7 +298,7 @@ class LanguageEngine:
         stopped = found.finished.unsqueeze(-1)
         self._counts["rows"] += len(sizes)
         columns = {
-            "observation": TensorDict({"tokens": tokens[origin], "length": length[origin]}, batch_size=[len(sizes)]),
+            "observation": {"tokens": tokens[origin], "length": length[origin]},
             # What is made in inference mode cannot be saved for a backward pass: it is copied.
             "action": found.tokens.clone(),
             "length": sizes,

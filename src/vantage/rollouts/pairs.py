@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -87,13 +86,7 @@ class PairsAndFresh:
             parts.append(kept.replace(group=group, weight=weight, source=torch.full_like(group, source), rewards=None))
         joined = concatenate(parts)
         # Nothing is to be verified: neither side is scored.
-        return joined.replace(rewards=_nothing(len(joined), joined.device))
-
-
-def _nothing(rows: int, device: torch.device) -> Any:
-    from tensordict import TensorDict
-
-    return TensorDict({}, batch_size=[rows], device=device)
+        return joined.replace(rewards={})
 
 
 @contextmanager
@@ -156,7 +149,7 @@ class Duels:
         prefer = getattr(context.task, "prefer", None)
         if prefer is not None:
             win = prefer(own, other, context)
-            own = own.replace(rewards=_nothing(len(own), own.device))
+            own = own.replace(rewards={})
         else:
             own = context.verify(own)
             win = torch.sigmoid(_score(own, context) - _score(aside.verify(other), aside))

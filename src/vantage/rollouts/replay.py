@@ -11,30 +11,24 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from vantage.advantages.state import PromptIndex
 from vantage.core.context import Context
 from vantage.core.errors import UserError
-from vantage.core.trajectories import Trajectories, concatenate, pad_to_longest
+from vantage.core.trajectories import Table, TableT, Trajectories, concatenate, pad_to_longest
 from vantage.functions.groups import group_index, rank_within
 from vantage.rollouts.plans import Groups, at_least
 
 
 def to_state(batch: Trajectories | None) -> dict[str, Any] | None:
     """Return rows as nested dicts of tensors, for a checkpoint."""
-    return None if batch is None else batch.columns.to_dict()
+    return None if batch is None else batch.to_dict()
 
 
 def from_state(state: Mapping[str, Any] | None) -> Trajectories | None:
-    """Take back what `to_state` returned."""
-    return None if state is None else Trajectories(_table(state))
-
-
-def _table(state: Mapping[str, Any]) -> TensorDictBase:
-    columns = {name: _table(held) if isinstance(held, Mapping) else held for name, held in state.items()}
-    return TensorDict(columns, batch_size=[next(iter(columns.values())).shape[0]])
+    """Restore what `to_state` returned."""
+    return None if state is None else Trajectories(state)
 
 
 class RowTable:
@@ -48,13 +42,12 @@ class RowTable:
         if not len(slots):
             return
         batch, slots = batch.to("cpu"), slots.cpu()
-        if self.rows is None:
-            self.rows = Trajectories(_zeros(batch.columns, 0))
-        room = len(self.rows)
-        if int(slots.max()) >= room:
+        held = batch[:0] if self.rows is None else self.rows
+        room = int(slots.max()) + 1
+        if room > len(held):
             # Twice the size each time: the copies cost no more than the rows themselves.
-            self.rows = Trajectories(_zeros(self.rows.columns, max(int(slots.max()) + 1, 2 * room), self.rows.columns))
-        _write(self.rows.columns, batch.columns, slots)
+            held = Trajectories(_extended(held, max(room, 2 * len(held))))
+        self.rows = _written(held, batch, slots)
 
     def get(self, slots: Tensor) -> Trajectories:
         """Return the rows in these slots [N]."""
@@ -70,29 +63,27 @@ class RowTable:
         self.rows = from_state(state["rows"])
 
 
-def _zeros(like: TensorDictBase, rows: int, held: TensorDictBase | None = None) -> TensorDictBase:
-    """Return `rows` rows of zeros with the columns of `like`, the first of them those of `held`."""
-    made: dict[str, Any] = {}
-    for key, column in like.items():
-        if isinstance(column, TensorDictBase):
-            made[str(key)] = _zeros(column, rows, None if held is None else held.get(key))
-        else:
-            made[str(key)] = torch.zeros(rows, *column.shape[1:], dtype=column.dtype)
-            if held is not None:
-                made[str(key)][: len(held.get(key))] = held.get(key)
-    return TensorDict(made, batch_size=[rows])
+def _extended(table: Table, rows: int) -> dict[str, Any]:
+    """Return the columns of a table with zeros behind its rows, `rows` in all."""
+    return {
+        name: _extended(column, rows)
+        if isinstance(column, Table)
+        else torch.cat([column, column.new_zeros(rows - len(column), *column.shape[1:])])
+        for name, column in table.items()
+    }
 
 
-def _write(table: TensorDictBase, rows: TensorDictBase, slots: Tensor) -> None:
-    for key, column in rows.items():
-        held: Any = table.get(key)
-        if isinstance(column, TensorDictBase):
-            _write(held, column, slots)
-            continue
-        fresh: Any = column
-        wide, new = pad_to_longest([held, fresh])
-        wide[slots] = new.to(wide.dtype)
-        table.set(str(key), wide)
+def _written(held: TableT, fresh: Table, slots: Tensor) -> TableT:
+    """Write rows into the slots of a table, in place where they are no longer than its own; return the table."""
+
+    def one(old: Any, new: Any) -> Any:
+        if isinstance(old, Table):
+            return _written(old, new, slots)
+        old, new = pad_to_longest([old, new])
+        old[slots] = new.to(old.dtype)
+        return old
+
+    return held.replace(**{name: one(held[name], column) for name, column in fresh.items()})
 
 
 class PromptQueues:

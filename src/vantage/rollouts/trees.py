@@ -11,9 +11,11 @@ from torch import Tensor
 from vantage.core.context import Context
 from vantage.core.errors import UserError, unknown
 from vantage.core.protocols import prefix_engine
-from vantage.core.trajectories import Trajectories, concatenate
+from vantage.core.trajectories import Trajectories, concatenate, declare
 from vantage.functions.groups import rank_within
 from vantage.rollouts.plans import Groups, at_least
+
+declare("reach", "[N, D]", "decisions up to the end of the node at each of D depths", "a tree rollout")
 
 SHARES = ("equal", "logp", "mean_logp")
 CUTS = ("random", "least_likely", "block")

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from tensordict import TensorDict
 from torch import Tensor
 
 from vantage.core.context import Context
@@ -111,7 +110,7 @@ class UnmaskingEngine:
         last = (torch.arange(length, device=device) == length - 1).expand(rows, -1)
         batch = Trajectories(
             {
-                "observation": TensorDict({"tokens": tokens}, batch_size=[rows]),
+                "observation": {"tokens": tokens},
                 "action": action,
                 "mask": torch.ones_like(last),
                 "length": torch.full((rows,), length, device=device),

@@ -8,9 +8,11 @@ import torch
 
 from vantage.core.context import Context
 from vantage.core.errors import UserError
-from vantage.core.trajectories import Trajectories
+from vantage.core.trajectories import Trajectories, declare
 from vantage.policies.masked_diffusion import KINDS, draw_masks
 from vantage.rollouts.plans import at_least
+
+declare("masked_weight", "[N, T]", "weight of a masked position, 0 where it is not", "MonteCarloMasks")
 
 
 @dataclass(frozen=True)

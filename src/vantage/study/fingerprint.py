@@ -29,7 +29,6 @@ LIBRARIES = (
     "numpy",
     "scipy",
     "scikit-learn",
-    "tensordict",
     "transformers",
     "tokenizers",
     "gymnasium",

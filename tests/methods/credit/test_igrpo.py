@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from tensordict import TensorDict
 
 import vantage
 from tests.core.toy import ToyTask
@@ -66,9 +65,7 @@ def test_the_first_of_the_best_stands_in_the_prompt() -> None:
     where: Any = context(
         engine=Engine(),
         next_prompts=lambda count: Prompts(torch.tensor([4, 9]), ["What?", "Why?"]),
-        verify=lambda b: b.replace(
-            rewards=TensorDict({"r": scores}, [6]), length=torch.ones(6).long(), reward=torch.zeros(6, 1)
-        ),
+        verify=lambda b: b.replace(rewards={"r": scores}, length=torch.ones(6).long(), reward=torch.zeros(6, 1)),
     )
     found = vantage.method("igrpo", prompts=2, drafts=3, template="{prompt} Before: {draft}").rollout(where)
     assert asked[0].items == ["What?", "Why?"]

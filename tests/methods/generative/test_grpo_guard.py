@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tensordict import TensorDict
 
 import vantage
 from tests.harness import context
@@ -26,7 +25,7 @@ def steps(shift: torch.Tensor, noise: torch.Tensor, std: torch.Tensor, length: f
     seen = {"time": one, "next_time": one - length, "sigma": (std / length**0.5).unsqueeze(1)}
     return Trajectories(
         {
-            "observation": TensorDict(seen, batch_size=[rows]),
+            "observation": seen,
             "action": (std.unsqueeze(1) * noise).unsqueeze(1),
             "mean_old": torch.zeros_like(noise).unsqueeze(1),
             "mask": one.bool(),

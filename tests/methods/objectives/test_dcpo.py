@@ -12,7 +12,7 @@ import vantage
 from tests.harness import context, loss_of, random_batch
 from tests.methods.toys import assert_resumes, gain
 from vantage.advantages.groups import GroupStandardized
-from vantage.core import Trajectories
+from vantage.core import Trajectories, concatenate
 from vantage.methods.objectives.dcpo import SmoothStandardized, dynamic_bounds
 
 
@@ -128,7 +128,7 @@ def test_clip_gradient_dual_clip_and_averaging() -> None:
     assert float(loss.detach()) == pytest.approx((-1.18718 - 4.9 + 0.5 + 10) / 4, abs=1e-4)
     loss.backward()
     assert logp.grad[0].tolist() == pytest.approx([0.0, -4.9 / 4, 0.0, 0.0], abs=1e-5)
-    two = Trajectories(torch.cat([batch.columns, batch.columns]))
+    two = concatenate([batch, batch])
     doubled = loss_of(method, two, logp=torch.cat([logp, logp]))
     assert float(doubled.detach()) == pytest.approx(2 * float(loss.detach()), rel=1e-6)
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from tensordict import TensorDict
 
 import vantage
 from tests.core.toy import STEPS, SYMBOLS, ToyTask
@@ -21,7 +20,7 @@ from vantage.methods.objectives.gdpo import Decoupled
 
 def rewards(**named: list[float]) -> Trajectories:
     count = len(next(iter(named.values())))
-    table = TensorDict({name: torch.tensor(values) for name, values in named.items()}, batch_size=[count])
+    table = {name: torch.tensor(values) for name, values in named.items()}
     return Trajectories(
         {
             "mask": torch.ones(count, 1, dtype=torch.bool),
@@ -98,7 +97,7 @@ def test_number_of_distinct_advantages(kinds: int, values: tuple[int, int], vect
             "mask": torch.ones(4 * count, 1, dtype=torch.bool),
             "group": group,
             "score": tables.sum(-1).reshape(-1),
-            "rewards": TensorDict(named, batch_size=[4 * count]),
+            "rewards": named,
         }
     )
     decoupled = Decoupled(eps=1e-12, over_batch=False)(batch, context()).view(count, 4)
@@ -172,5 +171,5 @@ def test_it_learns_the_toy_and_hears_the_small_reward() -> None:
 
 def test_random_groups_have_no_gradient_in_the_advantage() -> None:
     batch = random_batch(8, 4, size=4)
-    batch = batch.replace(rewards=TensorDict({"a": batch.score}, batch_size=[8]))
+    batch = batch.replace(rewards={"a": batch.score})
     assert not Decoupled()(batch, SimpleNamespace(record=lambda *a, **k: None)).requires_grad

@@ -171,9 +171,7 @@ def test_some_rows_of_a_step_are_stored(task, policy, tmp_path):
     task.make_engine(policy)
     batch = rows(task, policy, [0, 1, 2, 3, 4], ["a", "bb", "ccc", "dd", "e"])
     batch = batch.replace(rewards=torch.zeros(5)).replace(rewards=None)
-    from tensordict import TensorDict
-
-    batch = batch.replace(rewards=TensorDict({"correct": torch.tensor([0.0, 1, 0, 1, 1])}, batch_size=[5]))
+    batch = batch.replace(rewards={"correct": torch.tensor([0.0, 1, 0, 1, 1])})
     with task.writer(tmp_path) as writer:
         writer(SimpleNamespace(step=0, batch=None))
         writer(SimpleNamespace(step=1, batch=batch))

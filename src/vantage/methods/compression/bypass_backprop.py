@@ -77,7 +77,7 @@ class MovingBaseline:
         score = batch.score
         valid = ~torch.isnan(score)
         if "rewards" in batch:
-            for name in batch.rewards.keys():  # noqa: SIM118 - a TensorDict
+            for name in batch.rewards:
                 valid = valid & ~torch.isnan(batch.rewards[name])
         mean = torch.where(valid, score, 0.0).sum() / valid.sum()
         held = self._state.get("baseline", score.new_tensor(torch.nan)).to(score.device)

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,7 +37,7 @@ from vantage.core.context import Context
 from vantage.core.errors import UserError
 from vantage.core.method import Method
 from vantage.core.protocols import Evaluation
-from vantage.core.trajectories import Trajectories
+from vantage.core.trajectories import Trajectories, per_decision_column
 from vantage.functions.ratios import log_ratio
 from vantage.methods.claim import Claim
 from vantage.methods.registry import Paper, method
@@ -96,12 +97,11 @@ class InnerSteps:
         process = _process(context)
         rows, steps, count = len(batch), batch.steps, process.tuned
 
-        def repeated(column: Tensor) -> Tensor:
-            if column.dim() >= 2 and column.shape[1] == steps:
-                return column.repeat_interleave(count, 1)
-            return column
+        def repeated(name: str, column: Any) -> Any:
+            decided = isinstance(column, Tensor) and per_decision_column(name, column, steps)
+            return column.repeat_interleave(count, 1) if decided else column
 
-        table = {name: repeated(batch[name]) for name in batch}
+        table = {name: repeated(name, column) for name, column in batch.items()}
         inner = torch.arange(count, device=batch.device).repeat(rows, steps)
         pairs = process.pairs(batch.action).flatten(1, 2)
         unrolled = Trajectories({**table, "action": pairs, INNER: inner, "length": batch.length * count}, rows=rows)

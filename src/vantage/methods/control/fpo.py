@@ -33,7 +33,7 @@ from vantage.core.context import Context
 from vantage.core.errors import UserError
 from vantage.core.method import Method
 from vantage.core.protocols import Evaluation
-from vantage.core.trajectories import Trajectories
+from vantage.core.trajectories import Trajectories, declare
 from vantage.functions.returns import gae
 from vantage.functions.whitening import masked_mean
 from vantage.methods.claim import Claim
@@ -45,6 +45,13 @@ from vantage.rewards.mixing import Total
 from vantage.rollouts.plans import Shuffled, Steps
 from vantage.updates.gradient import GradientUpdate
 from vantage.updates.optimizers import Adam
+
+declare(
+    "losses_old",
+    "[N, T, draws]",
+    "losses of the single draws under the policy before the update",
+    "the recipe's values",
+)
 
 PAPER = Paper(
     "Flow Matching Policy Gradients",

@@ -36,7 +36,7 @@ from vantage.core.context import Context
 from vantage.core.errors import UserError, unknown
 from vantage.core.method import Method
 from vantage.core.protocols import Evaluation
-from vantage.core.trajectories import Trajectories
+from vantage.core.trajectories import Trajectories, declare
 from vantage.functions.returns import gae
 from vantage.functions.whitening import masked_mean
 from vantage.methods.claim import Claim
@@ -46,6 +46,13 @@ from vantage.rewards.mixing import Total
 from vantage.rollouts.plans import Shuffled, Steps
 from vantage.updates.gradient import GradientUpdate, clip_gradient
 from vantage.updates.optimizers import CoupledAdam
+
+declare(
+    "choice_logp_old",
+    "[N, T, choices]",
+    "log-probability of each choice under the policy that acted",
+    "the recipe's values",
+)
 
 PAPER = Paper(
     "A Reinforcement Learning Method for Environments with Stochastic Variables: "

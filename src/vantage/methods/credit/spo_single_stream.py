@@ -31,7 +31,7 @@ from vantage.core.context import Context
 from vantage.core.errors import UserError
 from vantage.core.method import Method
 from vantage.core.protocols import Prompts, declared
-from vantage.core.trajectories import Trajectories
+from vantage.core.trajectories import Trajectories, declare
 from vantage.functions.groups import group_sums
 from vantage.functions.rows import per_decision
 from vantage.functions.whitening import whiten
@@ -41,6 +41,8 @@ from vantage.methods.registry import Paper, method
 from vantage.objectives.surrogates import Clip
 from vantage.rollouts.plans import Shuffled, at_least
 from vantage.rollouts.replay import PromptQueues
+
+declare("logp_then", "[N, T]", "log-probability under the policy after the row's update", "the recipe's tracker")
 
 PAPER = Paper("Single-stream Policy Optimization", "Zhongwen Xu and Zihan Ding", 2025, arxiv="2509.13232")
 JUDGED = ("observation", "action", "mask", "length", "prompt", "turn")

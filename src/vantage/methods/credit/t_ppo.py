@@ -101,8 +101,8 @@ class Windows:
         context.record("rollout/ended", ended.float().mean())
         context.record("rollout/time", self._memory["time"])
         batch = context.verify(batch).replace(ended=ended)
-        known = {str(name): batch.rewards[name].float().masked_fill(~ended, torch.nan) for name in batch.rewards.keys()}  # noqa: SIM118
-        return batch.replace(rewards=batch.rewards.copy().update(known))
+        known = {name: given.float().masked_fill(~ended, torch.nan) for name, given in batch.rewards.items()}
+        return batch.replace(rewards=batch.rewards.replace(**known))
 
     def state_dict(self) -> dict[str, Any]:
         """The unfinished answers, and the decoding time."""

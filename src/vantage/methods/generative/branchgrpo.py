@@ -40,7 +40,7 @@ from vantage.core.component import component
 from vantage.core.context import Context
 from vantage.core.errors import UserError
 from vantage.core.method import Method
-from vantage.core.trajectories import Trajectories
+from vantage.core.trajectories import Trajectories, declare
 from vantage.functions.groups import group_moments, group_sums
 from vantage.functions.whitening import standardize
 from vantage.methods.claim import Claim
@@ -48,6 +48,8 @@ from vantage.methods.generative.flow_grpo import flow_grpo
 from vantage.methods.registry import Paper, method
 from vantage.rollouts.denoising import Sampler, denoising_engine
 from vantage.selection.steps import NoisySteps
+
+declare("edge", "[N, T]", "number of the tree's edge that the step belongs to", "the recipe's tree")
 
 PAPER = Paper(
     "BranchGRPO: Stable and Efficient GRPO with Structured Branching in Diffusion Models",

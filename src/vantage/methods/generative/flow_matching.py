@@ -16,7 +16,6 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import torch
-from tensordict import TensorDict
 from torch import Tensor
 
 from vantage.annotations import at_least
@@ -69,7 +68,7 @@ class Pairs:
         rows = torch.arange(self.batch)
         return Trajectories(
             {
-                "observation": TensorDict(seen, batch_size=[self.batch]),
+                "observation": seen,
                 "action": (noise - sample).unsqueeze(1),
                 "mask": torch.ones(self.batch, 1, dtype=torch.bool),
                 "length": torch.ones(self.batch, dtype=torch.int64),

@@ -15,7 +15,6 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import torch
-from tensordict import TensorDict
 
 from vantage.annotations import at_least
 from vantage.core.component import component
@@ -58,14 +57,14 @@ class Answers:
         rows = torch.arange(len(action))
         return Trajectories(
             {
-                "observation": TensorDict({"tokens": policy.encode(prompts.items)}, batch_size=[len(action)]),
+                "observation": {"tokens": policy.encode(prompts.items)},
                 "action": action,
                 "mask": torch.ones_like(action, dtype=torch.bool),
                 "length": torch.full((len(action),), action.shape[1]),
                 "group": rows,
                 "prompt": prompts.ids,
                 # Nothing is to be verified.
-                "rewards": TensorDict({}, batch_size=[len(action)]),
+                "rewards": {},
             }
         ).to(context.device)
 

@@ -42,7 +42,7 @@ PAPER = Paper(
 
 
 def _known(name: str, batch: Trajectories, where: str) -> None:
-    given = [str(key) for key in batch.rewards.keys()]  # noqa: SIM118 - a TensorDict
+    given = list(batch.rewards)
     if name not in given:
         raise UserError(
             f"{where} names {name!r}, which no verifier gives{nearest(name, given)} (given: {', '.join(given)})"
@@ -67,7 +67,7 @@ class PaidIf:
         reward, gate = batch.rewards[self.reward], batch.rewards[self.gate]
         paid = torch.where(gate >= self.threshold, reward, 0.0)
         paid = paid.masked_fill(torch.isnan(gate) | torch.isnan(reward), torch.nan)
-        return batch.replace(rewards=batch.rewards.copy().set(self.reward, paid))
+        return batch.replace(rewards=batch.rewards.replace(**{self.reward: paid}))
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Decoupled:
             _known(name, batch, "Decoupled.weights")
         total = torch.zeros(len(batch), device=batch.device)
         scored = torch.zeros(len(batch), dtype=torch.bool, device=batch.device)
-        for name in batch.rewards.keys():  # noqa: SIM118 - a TensorDict
+        for name in batch.rewards:
             reward: Tensor = batch.rewards[name]
             mean, std = group_moments(reward, batch.group)
             total = total + self.weights.get(str(name), 1.0) * standardize(reward.float() - mean, std, self.eps)

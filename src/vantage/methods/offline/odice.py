@@ -27,7 +27,7 @@ from torch import Tensor
 from vantage.core.context import Context
 from vantage.core.errors import UserError, unknown
 from vantage.core.method import Method
-from vantage.core.trajectories import Trajectories
+from vantage.core.trajectories import Trajectories, declare
 from vantage.functions.parameters import inner, project_out
 from vantage.methods.claim import Claim
 from vantage.methods.registry import Paper, method
@@ -37,6 +37,8 @@ from vantage.rollouts.plans import Shuffled
 from vantage.updates.gradient import GradientUpdate
 from vantage.updates.optimizers import Adam, CoupledAdam
 from vantage.updates.targets import MoveTargets
+
+declare("residual", "[N, T, 2]", "temporal difference under each value network", "the recipe's advantage")
 
 PAPER = Paper(
     "ODICE: Revealing the Mystery of Distribution Correction Estimation via Orthogonal-gradient Update",

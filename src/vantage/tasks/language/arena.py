@@ -6,7 +6,6 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import torch
-from tensordict import TensorDict
 from torch import Tensor
 
 from vantage.core.trainer import Schedule, Trainer
@@ -23,7 +22,7 @@ def one_group(prompt: int, response: int, group: int, vocabulary: int, seed: int
     tokens = torch.randint(3, vocabulary, (1, prompt), generator=generator).repeat(group, 1)
     action = torch.randint(3, vocabulary, (group, response), generator=generator)
     mask = torch.ones(action.shape, dtype=torch.bool)
-    seen = TensorDict({"tokens": tokens, "length": torch.full((group,), prompt)}, batch_size=[group])
+    seen = {"tokens": tokens, "length": torch.full((group,), prompt)}
     credit = torch.randn(group, 1, generator=generator).expand(action.shape)
     columns = {
         "observation": seen,

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tensordict import TensorDict
 from torch import Tensor
 
 from vantage.core.context import Context
@@ -131,7 +130,7 @@ def pair_rows(policy: Any, pairs: Sequence[Problem], numbers: Sequence[int]) -> 
     rows = len(prompts)
     return Trajectories(
         {
-            "observation": TensorDict({"tokens": tokens, "length": sizes}, batch_size=[rows]),
+            "observation": {"tokens": tokens, "length": sizes},
             "action": action,
             "length": length,
             "mask": place < length.unsqueeze(-1),
@@ -140,7 +139,7 @@ def pair_rows(policy: Any, pairs: Sequence[Problem], numbers: Sequence[int]) -> 
             "terminated": last,
             "truncated": torch.zeros_like(last),
             # Nothing is to be verified.
-            "rewards": TensorDict({}, batch_size=[rows]),
+            "rewards": {},
         }
     )
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
-from tensordict import TensorDict
 
 from vantage.core.context import Context
 from vantage.core.errors import UserError
@@ -196,7 +195,7 @@ def _rows(examples: Sequence[_Example], policy: Any, device: torch.device) -> Tr
     rows = len(examples)
     return Trajectories(
         {
-            "observation": TensorDict({"tokens": tokens, "length": sizes}, batch_size=[rows]),
+            "observation": {"tokens": tokens, "length": sizes},
             "action": action,
             "length": length,
             "mask": learnt.bool(),
@@ -205,7 +204,7 @@ def _rows(examples: Sequence[_Example], policy: Any, device: torch.device) -> Tr
             "terminated": last & ~cut,
             "truncated": last & cut,
             # Nothing is to be verified.
-            "rewards": TensorDict({}, batch_size=[rows]),
+            "rewards": {},
         }
     ).to(device)
 

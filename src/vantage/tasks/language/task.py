@@ -221,7 +221,7 @@ class LanguageTask:
         numbers = chosen.prompt.tolist()
         rewards: list[dict[str, float]] = [{} for _ in numbers]
         if "rewards" in chosen:
-            for name in chosen.rewards.keys():  # noqa: SIM118 - a TensorDict is no mapping
+            for name in chosen.rewards:
                 for row, value in zip(rewards, chosen.rewards[name].tolist(), strict=True):
                     row[str(name)] = value
         return Graded(

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tensordict import TensorDict
 from torch import Tensor, nn
 
 from vantage.core.checkpoint import load_tensors, save_tensors, write_atomically
@@ -130,7 +129,7 @@ class ArmEngine:
         place = self.task.context_of(ids).to(device).repeat_interleave(2)
         group = torch.arange(len(ids), device=device).repeat_interleave(2)
         found = _rows(place, both, group, twice)
-        return found.replace(rewards=TensorDict({}, batch_size=[len(found)], device=device))
+        return found.replace(rewards={})
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing: draws are the run's."""
