@@ -35,7 +35,7 @@ def refused(capsys: pytest.CaptureFixture[str], *command: str) -> str:
         (["train", "ppo", "--task", "cartpole", "--set", "update.optimizer.rate=3"], "Adam has no 'rate'"),
         (["train", "ppo", "--task", "cartpole", "--set", "gamma=1.5"], "GAE.gamma=1.5 is out of range: 0 to 1"),
         (["train", "ppo", "--task", "cartpole", "--set", "lr=-1"], "Adam.lr=-1.0 is out of range: above 0"),
-        (["train", "ppo", "--task", "cartpole", "--set", "epochs=many"], "ppo.epochs='many' must be a whole number"),
+        (["train", "ppo", "--task", "cartpole", "--set", "epochs=many"], "ppo.epochs='many' is not a whole number"),
         (["train", "ppo", "--task", "cartpole", "--set", "epochs"], "must be written name=value"),
         (["train", "ppo", "--task", "cartpole", "--steps", "0"], "steps=0 is out of range"),
         (["train", "ppo", "--task", "cartpole", "--device", "tpu"], "device='tpu' is not known"),

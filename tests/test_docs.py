@@ -69,7 +69,7 @@ def test_the_example_runs(title: str, folder: Path, capsys: pytest.CaptureFixtur
     [
         ("./nowhere.py", r"there is no file nowhere\.py"),
         ("./bandits.py:armz=3", r"has no setting 'armz'.*did you mean arms"),
-        ("./bandits.py:arms", r"cannot read 'arms'; write"),
+        ("./bandits.py:arms", r"'arms' must be written name=value"),
         ("./median_grpo.py", r"has no function `task`"),
     ],
 )

@@ -13,13 +13,14 @@ from typing import Any
 
 import torch
 
-from vantage.config import RunConfig, is_run, parse_settings, read_config
+from vantage.config import RunConfig, is_run, read_config
 from vantage.core.checkpoint import checkpoints
 from vantage.core.errors import UserError, require
-from vantage.core.method import Method, configure
+from vantage.core.method import Method
 from vantage.core.runlog import read_metrics
 from vantage.core.trainer import Listener, Outcome, Schedule, Trainer
 from vantage.methods import registry
+from vantage.settings import parse_settings
 
 
 @dataclass(frozen=True)
@@ -50,18 +51,7 @@ def method(name: str, **settings: Any) -> Method:
 
 def build_method(name: str, settings: Mapping[str, Any]) -> Method:
     """Compose a method from settings of the recipe (no dot in the name) and of parts (with dots)."""
-    page = registry.page(name)
-    built = page.as_method(make(name, settings))
-    return dataclasses.replace(built, name=page.name, parent=built.parent, settings={"method": name, **settings})
-
-
-def make(name: str, settings: Mapping[str, Any]) -> Any:
-    """Return what a page makes with these settings: a method, or what a field without a rollout loop runs."""
-    built = registry.page(name).make({key: value for key, value in settings.items() if "." not in key})
-    for path, value in settings.items():
-        if "." in path:
-            built = configure(built, path, value)
-    return built
+    return dataclasses.replace(registry.page(name).build(settings), settings={"method": name, **settings})
 
 
 def train(

@@ -61,10 +61,10 @@ class Train:
     def __call__(self) -> int:
         """Run the command."""
         from vantage import api
-        from vantage.config import parse_settings
+        from vantage.settings import parse_settings
         from vantage.tasks.registry import make_task
 
-        settings, options = parse_settings(list(self.set)), parse_settings(list(self.option))
+        settings, options = parse_settings(self.set), parse_settings(self.option)
         built = api.build_method(self.method, settings)
         if not self.task and not self.data:
             raise UserError("no task: give --task NAME (list them with `vantage tasks`) or --data FILE")
@@ -150,7 +150,7 @@ class Eval:
     def __call__(self) -> int:
         """Run the command."""
         from vantage import api
-        from vantage.config import parse_settings
+        from vantage.settings import parse_settings
 
         judged = api.evaluate(
             self.target,
@@ -159,7 +159,7 @@ class Eval:
             seed=self.seed,
             data=self.data,
             verifier=self.verifier,
-            options=parse_settings(list(self.option)),
+            options=parse_settings(self.option),
         )
         if self.json:
             print(json.dumps(judged))
@@ -218,13 +218,12 @@ class Show:
 
     def __call__(self) -> int:
         """Run the command."""
-        from vantage import api
-        from vantage.config import parse_settings
         from vantage.core.method import differences
         from vantage.methods import registry
+        from vantage.settings import parse_settings
 
         page = registry.page(self.method)
-        built = api.make(self.method, parse_settings(list(self.set)))
+        built = page.make(parse_settings(self.set))
         parent = registry.parent_of(built)
         changed = differences(built, parent) if parent is not None else {}
         print(page.summary)

@@ -127,36 +127,3 @@ def commit() -> str:
     except (OSError, subprocess.SubprocessError):
         return ""
     return head + ("+" if changed else "")
-
-
-def parse_settings(pairs: list[str]) -> dict[str, Any]:
-    """Read `name=value` pairs; values are numbers, true, false, none, JSON lists, or text.
-
-    Raises:
-        UserError: a pair has no '=' or no name.
-    """
-    settings: dict[str, Any] = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not equals or not name.strip():
-            raise UserError(f"setting {pair!r} must be written name=value, for example update.optimizer.lr=3e-4")
-        settings[name.strip()] = parse_value(value.strip())
-    return settings
-
-
-def parse_value(text: str) -> Any:
-    """Read one value."""
-    plain = {"true": True, "false": False, "none": None, "null": None}
-    if text.lower() in plain:
-        return plain[text.lower()]
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    if text[:1] in "[{":
-        try:
-            return json.loads(text)
-        except ValueError as error:
-            raise UserError(f"value {text!r} is not valid JSON: {error}") from error
-    return text

@@ -5,17 +5,16 @@ from __future__ import annotations
 import functools
 import inspect
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import pytest
 
+from vantage.annotations import at_least
 from vantage.core.errors import UserError
 from vantage.core.method import Method
 from vantage.methods import registry
 from vantage.methods.recipes import explained
 from vantage.methods.registry import Paper, method
-from vantage.study.systems import systems
 
 PAPER = Paper("A Title", "A. Author", 2020)
 
@@ -66,6 +65,34 @@ def test_a_base_may_have_a_base_and_a_setting_of_both_reaches_both() -> None:
         grandchild.page.make({"twice": False})
     with pytest.raises(TypeError, match=r"grandchild\(\): got an unexpected keyword argument 'twice'"):
         grandchild(twice=False)
+
+
+@method(papers=PAPER, name="ranged")
+def ranged(
+    count: Annotated[int, at_least(2)] = 2, share: float | None = None, sizes: tuple[tuple[int, ...], ...] = ()
+) -> tuple[Any, ...]:
+    return count, share, sizes
+
+
+@method(papers=PAPER, name="narrower", base=ranged)
+def narrower(base: tuple[Any, ...], count: Annotated[int, at_least(5)] = 5) -> tuple[Any, ...]:
+    return base
+
+
+def test_settings_are_checked_as_those_of_components_are() -> None:
+    assert ranged(3.0, share=1, sizes=[[1, 2], [3]]) == (3, 1.0, ((1, 2), (3,)))
+    assert type(ranged(share=1)[1]) is float
+    assert ranged(share=None)[1] is None
+    for wrong in (lambda: ranged(1), lambda: ranged.page.make({"count": 1})):
+        with pytest.raises(UserError, match=r"ranged\.count=1 is out of range: at least 2"):
+            wrong()
+    with pytest.raises(UserError, match=r"ranged\.share='x' is not a number or none"):
+        ranged(share="x")
+    with pytest.raises(UserError, match=r"ranged\.count=True is not a whole number"):
+        ranged(count=True)
+    assert narrower() == (5, None, ())
+    with pytest.raises(UserError, match=r"narrower\.count=4 is out of range: at least 5"):
+        narrower(4)
 
 
 def test_signature_and_hints_are_those_of_the_whole_recipe() -> None:
@@ -122,44 +149,3 @@ def test_explanations_are_read_from_docstrings_and_inherited() -> None:
     assert grandchild.page.explanation("steps") == ("how many", parent.page)
     assert grandchild.page.explanation("rate") == ("another rate than the parent's", child.page)
     assert parent.page.explanation("rule") == ("what is done", parent.page)
-
-
-def test_every_setting_of_every_page_is_explained() -> None:
-    """Pages that were not rewritten yet stand in FAMILY/unexplained.txt, which only shrinks."""
-    here = Path(__file__).parent
-    listed = {name for path in here.glob("*/unexplained.txt") for name in path.read_text().split()}
-    missing = {p.name: [name for name in p.settings() if not p.explanation(name)[0]] for p in registry.pages()}
-    new = {name: settings for name, settings in missing.items() if settings and name not in listed}
-    assert not new, "explain these settings in the docstring of the recipe: `name: text; other: text.`"
-    done = {name for name in listed if not missing.get(name)}
-    assert not done, "all settings are explained: take these pages out of unexplained.txt"
-
-
-def test_the_family_is_the_folder_and_that_of_the_list_of_systems() -> None:
-    known = {system.name: system for system in systems()}
-    listed = 0
-    for page in registry.pages():
-        assert page.family == Path(page.module.replace(".", "/")).parent.name
-        if page.name in known:
-            listed += 1
-            assert (page.family, page.id) == (known[page.name].family, known[page.name].id)
-    assert listed >= 40
-    with pytest.raises(UserError, match=r"the family of a page is its folder; leave out family='x'"):
-        registry._family("vantage.methods.control.ppo", "x")
-
-
-def test_two_pages_of_one_name_are_an_error_that_names_both_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for family in ("control", "theory"):
-        (tmp_path / family).mkdir()
-        (tmp_path / family / "same_name.py").write_text("")
-    monkeypatch.setattr(registry, "ROOT", tmp_path)
-    registry._modules.cache_clear()
-    try:
-        with pytest.raises(
-            UserError, match=r"'same-name': vantage/methods/control/same_name.py and vantage/methods/theory/same"
-        ):
-            registry.names()
-    finally:
-        registry._modules.cache_clear()

@@ -6,8 +6,10 @@ import functools
 import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar, get_type_hints
+from types import UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from vantage.core.component import check_value
 from vantage.core.errors import UserError, nearest
 
 M = TypeVar("M")
@@ -57,10 +59,7 @@ def inherit(
 
     @functools.wraps(recipe)
     def whole(*args: Any, **kwargs: Any) -> M:
-        try:
-            bound = signature.bind(*args, **kwargs)
-        except TypeError as error:
-            raise TypeError(f"{recipe.__name__}(): {error}") from None
+        bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
         settings = bound.arguments
         made = base(**fixed, **{name: settings[name] for name in passed})
@@ -71,6 +70,57 @@ def inherit(
         "return": signature.return_annotation
     }
     return whole
+
+
+def checked(recipe: Callable[..., M], name: str) -> Callable[..., M]:
+    """Return the recipe with each setting that it is given checked against its annotation, as a component's fields are.
+
+    A whole number serves as a real one, a real one without fraction as a whole one, and a list as a tuple.
+
+    Args:
+        recipe: with settings that can be given by name.
+        name: of the method, for errors.
+    """
+
+    @functools.cache
+    def known() -> tuple[inspect.Signature, dict[str, Any]]:
+        return inspect.signature(recipe), get_type_hints(recipe, include_extras=True)
+
+    @functools.wraps(recipe)
+    def called(*args: Any, **kwargs: Any) -> M:
+        signature, hints = known()
+        try:
+            given = signature.bind(*args, **kwargs).arguments
+        except TypeError as error:
+            raise TypeError(f"{recipe.__name__}(): {error}") from None
+        for setting, value in given.items():
+            if setting in hints:
+                given[setting] = _fitting(value, hints[setting])
+                check_value(f"{name}.{setting}", given[setting], hints[setting])
+        return recipe(**given)
+
+    return called
+
+
+def _fitting(value: Any, hint: Any) -> Any:
+    """Return the value in the kind that an annotation asks for, where it loses nothing by that."""
+    kinds = _kinds(hint)
+    if isinstance(value, list) and tuple in kinds:
+        return tuple(_fitting(held, tuple) for held in value)
+    if isinstance(value, int) and not isinstance(value, bool) and float in kinds and int not in kinds:
+        return float(value)
+    if isinstance(value, float) and value.is_integer() and int in kinds and float not in kinds:
+        return int(value)
+    return value
+
+
+def _kinds(hint: Any) -> set[Any]:
+    origin = get_origin(hint)
+    if origin is Annotated:
+        return _kinds(get_args(hint)[0])
+    if origin in (Union, UnionType):
+        return set().union(*map(_kinds, get_args(hint)))
+    return {origin or hint}
 
 
 def explained(doc: str, names: Iterable[str]) -> dict[str, str]:

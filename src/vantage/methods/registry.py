@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib
 import importlib.util
@@ -11,11 +12,11 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar
 
 from vantage.core.errors import UserError, nearest, unknown
-from vantage.core.method import PARTS, Method, describe
-from vantage.methods.recipes import explained, inherit
+from vantage.core.method import PARTS, Method, configure, describe
+from vantage.methods.recipes import checked, explained, inherit
 
 M = TypeVar("M")
 
@@ -86,20 +87,27 @@ class Page:
     def make(self, settings: Mapping[str, Any] | None = None) -> Any:
         """Return what the recipe makes: a `Method`, or in a field without a rollout loop what that field runs.
 
+        Args:
+            settings: of the recipe (`group_size`), and with dots in their names of components (`update.optimizer.lr`), which are
+                set afterwards, in the order given.
+
         Raises:
-            UserError: a setting is not known, or of the wrong kind.
+            UserError: a setting is not known, of the wrong kind or out of range.
         """
-        settings = dict(settings or {})
+        given = dict(settings or {})
         known = self.settings()
-        hints = get_type_hints(self.recipe)
-        for name, value in settings.items():
+        own = {name: value for name, value in given.items() if "." not in name}
+        for name in own:
             if name not in known:
                 raise UserError(
                     f"{self.name} has no setting {name!r}{nearest(name, known)} (settings: {', '.join(known) or 'none'};"
-                    " a setting of a part is written part.field)"
+                    " a setting of a component is written component.field)"
                 )
-            settings[name] = _fit(value, hints.get(name), f"{self.name}.{name}")
-        return _named(self.recipe(**settings), self.name)
+        composed = made = self.recipe(**own)
+        for path, value in given.items():
+            if path not in own:
+                made = configure(made, path, value)
+        return dataclasses.replace(made, name=self.name, parent=composed.parent) if isinstance(made, Method) else made
 
     def build(self, settings: Mapping[str, Any] | None = None) -> Method:
         """Compose the method.
@@ -144,25 +152,6 @@ def _named(made: Any, name: str) -> Any:
     return made.replace(name=name) if isinstance(made, Method) else made
 
 
-def _fit(value: Any, hint: Any, where: str) -> Any:
-    """Accept what the hint says; a whole number serves as a real one."""
-    kinds = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-    options = getattr(hint, "__args__", (hint,)) if hint is not None else ()
-    plain = [option for option in options if option in kinds]
-    if not plain or (value is None and type(None) in options):
-        return value
-    for option in plain:
-        if option is float and isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
-        if option is int and isinstance(value, float) and value.is_integer():
-            return int(value)
-        if isinstance(value, option) and not (option is int and isinstance(value, bool)):
-            return value
-    if len(plain) == len([o for o in options if o is not type(None)]):
-        raise UserError(f"setting {where}={value!r} must be {' or '.join(kinds[o] for o in plain)}")
-    return value
-
-
 def method(
     *,
     papers: tuple[Paper, ...] | Paper,
@@ -203,9 +192,9 @@ def method(
             raise UserError(
                 f"{module}: {', '.join([*changed, *without])} can be given to @method only together with base="
             )
-        whole = recipe if base is None else inherit(recipe, base, without, changed)
         called = name or module.rsplit(".", 1)[-1].removeprefix(_OF_FILE).replace("_", "-")
         doc = inspect.getdoc(sys.modules[module]) or inspect.getdoc(recipe) or ""
+        whole = checked(recipe if base is None else inherit(recipe, base, without, changed), called)
 
         @functools.wraps(whole)
         def named(*args: Any, **kwargs: Any) -> M:
@@ -213,19 +202,20 @@ def method(
             return made
 
         own = [p for p in inspect.signature(recipe).parameters if base is None or p != "base"]
-        named.page = Page(  # type: ignore[attr-defined]
+        page = Page(
             name=called,
             family=_family(module, family),
             kind=kind,
             id=id,
             papers=(papers,) if isinstance(papers, Paper) else tuple(papers),
-            recipe=whole,
+            recipe=named,
             module=module,
             summary=doc.split("\n", 1)[0].strip(),
             base=getattr(base, "page", None),
             needs=frozenset((needs,) if isinstance(needs, str) else needs),
             explained=explained(recipe.__doc__ or "", own),
         )
+        named.page = page  # type: ignore[attr-defined]
         return named
 
     return mark

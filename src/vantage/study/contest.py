@@ -9,10 +9,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from vantage.config import commit, parse_settings, versions
+from vantage.config import commit, versions
 from vantage.core.errors import UserError
 from vantage.core.method import configure, describe
 from vantage.methods import registry
+from vantage.settings import read_settings
 from vantage.study.arenas import Arena
 from vantage.study.cache import Cache, default_folder
 from vantage.study.jobs import ROAD, Job
@@ -68,12 +69,9 @@ def entrant(arena: Arena, method: str, settings: Mapping[str, Any], *, name: str
         return Entrant(Arm(name or method, method, dict(settings)), dict(settings), runs)
     own = page.settings()
     given = {**_fitting(arena.defaults, page), **settings}
-    built = page.make({key: value for key, value in given.items() if "." not in key})
+    built = page.make(given)
     if runs == ROAD:
         page.as_method(built)
-    for path, value in given.items():
-        if "." in path:
-            built = configure(built, path, value)
     chosen = {key: value for key, value in given.items() if key not in own or own[key] != value}
     parent = registry.parent_of(built)
     arm = Arm(
@@ -113,14 +111,7 @@ def read_entry(text: str) -> tuple[str, dict[str, Any]]:
         UserError: a setting is not written name=value.
     """
     method, _, rest = text.partition(":")
-    pairs, depth = [""], 0
-    for letter in rest:
-        depth += (letter in "[{") - (letter in "]}")
-        if letter == "," and not depth:
-            pairs.append("")
-        else:
-            pairs[-1] += letter
-    return method, parse_settings([pair for pair in pairs if pair.strip()])
+    return method, read_settings(rest)
 
 
 @dataclass

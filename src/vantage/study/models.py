@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vantage.core.trainer import Report, Schedule, Trainer
+from vantage.methods import registry
 from vantage.policies.tiny import PRINTABLE, new_model
-from vantage.study.road import compose
 from vantage.tasks.registry import make_task
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def make(arena: Arena, folder: Path, send: Send) -> None:
     policy = task.make_policy(model=base, seed=model.seed)
     if model.steps:
         trainer = Trainer(
-            compose(model.method, model.settings),
+            registry.page(model.method).build(model.settings),
             task,
             policy,
             task.make_engine(policy, seed=model.seed),

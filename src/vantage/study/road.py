@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from vantage.core.errors import UserError
-from vantage.core.method import Method, configure
 from vantage.core.trainer import Report, Schedule, Trainer
 from vantage.methods import registry
 from vantage.study.judge import EVALUATION_SEED, Judge, task_of
@@ -21,15 +19,6 @@ READABLE = 8
 """Held-out problems whose completions are kept to be read."""
 
 
-def compose(name: str, settings: Mapping[str, Any]) -> Method:
-    """Compose a method from settings of its recipe and, with dots in their names, of its parts."""
-    built = registry.page(name).build({key: value for key, value in settings.items() if "." not in key})
-    for path, value in settings.items():
-        if "." in path:
-            built = configure(built, path, value)
-    return built
-
-
 def run(job: Job, report: Reporter) -> float:
     """Train until the budget is spent; return the last evaluation's score.
 
@@ -40,7 +29,7 @@ def run(job: Job, report: Reporter) -> float:
     torch.set_num_threads(1)
     torch.manual_seed(job.seed)
     arena = job.arena
-    task, method = task_of(arena), compose(job.method, job.settings)
+    task, method = task_of(arena), registry.page(job.method).build(job.settings)
     horizon = Horizon(arena.budget.size, cost_of_step(method.rollout, arena.budget.unit))
     policy = method.policy_for(task, model=job.model, seed=job.seed)
     meter = Meter(task.make_engine(policy, seed=job.seed), arena.budget.unit, arena.budget.size)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vantage.core.errors import UserError, nearest, unknown
+from vantage.settings import read_settings
 
 
 @dataclass(frozen=True)
@@ -110,8 +111,6 @@ def make_task(spec: str, *, data: str = "", verifier: str = "", options: Mapping
 
 def _task_of_file(spec: str, options: Mapping[str, Any]) -> Any:
     """Call the function `task` of a Python file with the settings of the specification and the options."""
-    from vantage.config import parse_value
-
     name, _, rest = spec.partition(":")
     path = Path(name)
     if not path.is_file():
@@ -127,12 +126,7 @@ def _task_of_file(spec: str, options: Mapping[str, Any]) -> Any:
     maker = getattr(module, "task", None)
     if not callable(maker):
         raise UserError(f"{path} has no function `task` that returns a task")
-    given: dict[str, Any] = dict(options)
-    for part in filter(None, rest.split(",")):
-        key, equals, value = part.partition("=")
-        if not equals:
-            raise UserError(f"task {spec!r}: cannot read {part!r}; write {name}:setting=value,setting=value")
-        given[key.strip()] = parse_value(value.strip())
+    given = {**options, **read_settings(rest, f"task {spec}")}
     known = inspect.signature(maker).parameters
     open_ended = any(each.kind is each.VAR_KEYWORD for each in known.values())
     for key in given:

@@ -165,7 +165,7 @@ def test_specifications(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (made.keep, made.batch, made.spec) == (0.25, 8, "prune-digits:hidden=40x20,keep=0.25,batch=8")
     with pytest.raises(UserError, match="unknown option 'kep'"):
         task_from_spec("prune-digits:kep=1")
-    with pytest.raises(UserError, match="keep='x' is no number"):
+    with pytest.raises(UserError, match="keep='x' is not a number"):
         task_from_spec("prune-digits:keep=x")
     with pytest.raises(UserError, match=r"keep=1\.5"):
         task_from_spec("prune-digits:keep=1.5")

@@ -153,6 +153,6 @@ def test_state_is_kept_and_options_are_checked() -> None:
     walked = [env.step(move)[0] for move in (RIGHT, LEFT, RIGHT)]
     env.load_state_dict(held)
     assert [env.step(move)[0] for move in (RIGHT, LEFT, RIGHT)] == walked
-    for bad, what in (("lake:size=5", "size"), ("lake:slip=1.5", "slip=1.5"), ("lake:slippery", "key=value")):
+    for bad, what in (("lake:size=5", "size"), ("lake:slip=1.5", "slip=1.5"), ("lake:slippery", "name=value")):
         with pytest.raises(UserError, match=what):
             make_task(bad)

@@ -134,7 +134,7 @@ def test_a_saved_policy_comes_back(tmp_path: Path) -> None:
         ("gym:", "give the environment's id, as in gym:Hopper-v5"),
         ("gym:Blackjack-v1", r"task Blackjack-v1: observation space Tuple.* is not supported: Box, Discrete"),
         ("cartpole:wheels=3", r"CartPole-v1 does not take the options \{'wheels': 3\}"),
-        ("cartpole:fast", "'fast' is no key=value"),
+        ("cartpole:fast", "'fast' must be written name=value"),
         ("grid:size=1", r"grid: size=1 is out of range: at least 2"),
         ("grid:slip=2", r"grid: slip=2 is out of range: 0 to 1"),
     ],

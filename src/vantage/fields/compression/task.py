@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from vantage.core.checkpoint import save_tensors
+from vantage.core.component import check_value
 from vantage.core.context import Context
 from vantage.core.errors import UserError, unknown
 from vantage.core.protocols import Prompts
@@ -28,6 +29,7 @@ from vantage.fields.compression.policy import MaskEngine, MaskPolicy
 from vantage.fields.compression.statistics import input_statistics
 from vantage.fields.compression.text import text
 from vantage.fields.compression.units import Registry, masked, remove
+from vantage.settings import read_settings
 
 NETWORKS: dict[str, Callable[..., Network]] = {"prune-digits": digits, "prune-text": text}
 INITIAL = ("score", "minmax", "random", "even")
@@ -200,29 +202,13 @@ def task_from_spec(spec: str, options: Mapping[str, Any] | None = None) -> Pruni
     name, _, rest = spec.partition(":")
     if name not in NETWORKS:
         raise unknown("task", name, NETWORKS)
-    given: dict[str, Any] = dict(options or {})
-    for pair in filter(None, rest.split(",")):
-        key, equals, value = pair.partition("=")
-        if not equals:
-            raise UserError(f"task {spec}: {pair!r} is no key=value")
-        given[key] = value
+    given = {**dict(options or {}), **read_settings(rest, f"task {spec}")}
     own = {"prune-digits": ("hidden", "seed"), "prune-text": ("data", "model", "length", "steps", "seed")}[name]
-    kinds: dict[str, Any] = {
-        "seed": int,
-        "length": int,
-        "steps": int,
-        "keep": float,
-        "batch": int,
-        "calibration": int,
-        "rows": int,
-    }
+    kinds = {"keep": float, **dict.fromkeys(("seed", "length", "steps", "batch", "calibration", "rows"), int)}
     known = (*own, "keep", "batch", "initial", "calibration", "within", "units", "rows")
     for key, value in given.items():
         if key not in known:
             raise unknown("option", key, known, f"task {spec}")
-        try:
-            given[key] = kinds.get(key, lambda held: held)(value)
-        except ValueError as error:
-            raise UserError(f"task {spec}: {key}={value!r} is no number") from error
+        check_value(f"task {spec}: {key}", value, kinds.get(key, Any))
     network: Network = NETWORKS[name](**{key: given.pop(key) for key in own if key in given})
     return PruningTask(network, spec=spec, **given)

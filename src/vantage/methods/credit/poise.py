@@ -20,14 +20,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
 from vantage.advantages.groups import record_groups
+from vantage.annotations import above, at_least
+from vantage.core.component import component
 from vantage.core.context import Context
-from vantage.core.errors import UserError
 from vantage.core.method import Method
 from vantage.core.trajectories import Trajectories
 from vantage.functions.groups import group_moments, leave_one_out_mean
@@ -36,7 +37,6 @@ from vantage.methods.claim import Claim
 from vantage.methods.objectives.grpo import grpo
 from vantage.methods.registry import Paper, method
 from vantage.objectives.surrogates import Clip
-from vantage.rollouts.plans import at_least
 
 PAPER = Paper(
     "Your Language Model is Its Own Critic: Reinforcement Learning with Value Estimation from Actor's Internal States",
@@ -89,7 +89,7 @@ class Ridge:
         return [self.mean, self.std, self.weight, self.intercept]
 
 
-@dataclass(frozen=True)
+@component
 class HiddenProbe:
     """Fills `value` [N, T] with the page's baseline, and `features` [N, F]; after the update it is fitted. No gradient.
 
@@ -101,17 +101,11 @@ class HiddenProbe:
         memory: steps whose answers it is fitted to, the last included; 0 never fits, which leaves RLOO.
     """
 
-    pool: int = 10
-    penalty: float = 0.01
-    memory: int = 8
+    pool: Annotated[int, at_least(1)] = 10
+    penalty: Annotated[float, above(0)] = 0.01
+    memory: Annotated[int, at_least(0)] = 8
     columns = frozenset({"entropy_old"})
     _memory: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        at_least("HiddenProbe.pool", self.pool, 1)
-        at_least("HiddenProbe.memory", self.memory, 0)
-        if not self.penalty > 0:
-            raise UserError(f"HiddenProbe.penalty={self.penalty} is out of range: above 0")
 
     def __call__(self, batch: Trajectories, context: Context) -> Trajectories:
         """Fill the columns, and `target` [N], the mean score of the other answers."""
@@ -187,20 +181,18 @@ class ScoreLessValue:
         return torch.where(batch.mask, batch.score.unsqueeze(-1) - batch.value, 0.0)
 
 
-@method(
-    id="S246", papers=PAPER, base=grpo, without=("eps", "beta"), beta=0.0, prompts=1024, group_size=2, minibatches=64
-)
+@method(id="S246", papers=PAPER, base=grpo, without=("eps", "beta"), beta=0.0, prompts=1024, minibatches=64)
 def poise(
     base: Method,
+    group_size: Annotated[int, at_least(2)] = 2,
     pool: int = 10,
     penalty: float = 0.01,
     memory: int = 8,
     eps_low: float = 0.2,
     eps_high: float = 0.28,
 ) -> Method:
-    """pool: last states of an answer whose mean is a feature; penalty: of the ridge regression; memory: steps whose answers
-    the probe is fitted to, 0 for no probe; eps_low, eps_high: clip range."""
-    at_least("poise.group_size", base.rollout.size, 2)
+    """group_size: answers to a prompt; pool: last states of an answer whose mean is a feature; penalty: of the ridge
+    regression; memory: steps whose answers the probe is fitted to, 0 for no probe; eps_low, eps_high: clip range."""
     return base.replace(
         values=HiddenProbe(pool, penalty, memory),
         advantage=ScoreLessValue(),

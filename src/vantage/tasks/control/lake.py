@@ -31,6 +31,7 @@ from vantage.core.protocols import Prompts
 from vantage.core.trajectories import Trajectories
 from vantage.policies.control import ControlPolicy
 from vantage.rollouts.environments import EnvironmentEngine
+from vantage.settings import read_settings
 from vantage.tasks.control.task import ControlTask
 
 ENV_ID = "vantage/Lake-v0"
@@ -229,12 +230,4 @@ def task_from_spec(spec: str, options: Mapping[str, Any] | None = None) -> LakeT
     Raises:
         UserError: an option is not known or out of range.
     """
-    from vantage.config import parse_value
-
-    given: dict[str, Any] = dict(options or {})
-    for pair in filter(None, spec.partition(":")[2].split(",")):
-        key, equals, value = pair.partition("=")
-        if not equals:
-            raise UserError(f"task {spec}: {pair!r} is no key=value")
-        given[key] = parse_value(value)
-    return LakeTask(**given)
+    return LakeTask(**{**dict(options or {}), **read_settings(spec.partition(":")[2], f"task {spec}")})

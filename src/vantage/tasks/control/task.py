@@ -20,6 +20,7 @@ from vantage.policies.spaces import Actions, Observations
 from vantage.rollouts.env_backends import EnvPool, envpool_spec, seeds_of
 from vantage.rollouts.env_make import make_env
 from vantage.rollouts.environments import EnvironmentEngine
+from vantage.settings import read_settings
 from vantage.tasks.control import policies
 from vantage.tasks.control.evaluation import play, play_pool
 
@@ -221,22 +222,4 @@ def task_from_spec(spec: str, options: Mapping[str, Any] | None = None) -> Contr
         name, _, rest = rest.partition(",")
         if not name:
             raise UserError("task gym: give the environment's id, as in gym:Hopper-v5")
-    given: dict[str, Any] = dict(options or {})
-    for pair in filter(None, rest.split(",")):
-        key, equals, value = pair.partition("=")
-        if not equals:
-            raise UserError(f"task {spec}: {pair!r} is no key=value")
-        given[key] = _plain(value)
-    return ControlTask(name, **given)
-
-
-def _plain(text: str) -> Any:
-    lowered = text.lower()
-    if lowered in ("true", "false", "none"):
-        return {"true": True, "false": False, "none": None}[lowered]
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
+    return ControlTask(name, **{**dict(options or {}), **read_settings(rest, f"task {spec}")})

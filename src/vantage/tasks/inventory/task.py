@@ -19,6 +19,7 @@ from vantage.core.trajectories import Trajectories
 from vantage.policies.base_stock import BaseStockPolicy
 from vantage.policies.control import ControlPolicy
 from vantage.policies.store_network import StoreNetworkPolicy
+from vantage.settings import read_settings
 from vantage.tasks.inventory.demand import Demand
 from vantage.tasks.inventory.engine import SimulatorEngine, scenarios, simulate
 from vantage.tasks.inventory.optimum import Optimum, optimum
@@ -211,12 +212,7 @@ def task_from_spec(spec: str, options: Mapping[str, Any] | None = None) -> Inven
         UserError: an option is not known or out of range.
     """
     name, _, rest = spec.partition(":")
-    given: dict[str, Any] = dict(options or {})
-    for pair in filter(None, rest.split(",")):
-        key, equals, value = pair.partition("=")
-        if not equals:
-            raise UserError(f"task {spec}: {pair!r} is no key=value")
-        given[key] = _plain(value)
+    given = {**dict(options or {}), **read_settings(rest, f"task {spec}")}
     kind: Any = Store if name == "inventory" else LotSizing
     own = [f.name for f in fields(kind) if f.name != "demand"]
     settings = {key: given.pop(key) for key in own if key in given}
@@ -261,15 +257,3 @@ def _warehouse(store: Store, given: dict[str, Any], policy: str) -> Warehouse:
     settings.setdefault("allocation", "proportional" if policy == "symmetry-aware" else "softmax")
     stores = several(store, count, varied=varied)
     return Warehouse(stores, direct=store.direct, **settings)
-
-
-def _plain(text: str) -> Any:
-    lowered = text.lower()
-    if lowered in ("true", "false", "none"):
-        return {"true": True, "false": False, "none": None}[lowered]
-    for convert in (int, float):
-        try:
-            return convert(text)
-        except ValueError:
-            continue
-    return text

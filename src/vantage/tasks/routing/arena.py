@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vantage.core.errors import UserError
-from vantage.core.method import configure
 from vantage.core.trainer import Schedule, Trainer
 from vantage.methods import registry
 from vantage.tasks.routing.task import RoutingTask
@@ -31,10 +30,7 @@ def throughput(job: Job, report: Reporter) -> float:
     """
     torch.set_num_threads(1)
     torch.manual_seed(job.seed)
-    method = registry.page(job.method).build({key: value for key, value in job.settings.items() if "." not in key})
-    for path, value in job.settings.items():
-        if "." in path:
-            method = configure(method, path, value)
+    method = registry.page(job.method).build(job.settings)
     plan = method.rollout
     if not (hasattr(plan, "prompts") and hasattr(plan, "size")):
         raise UserError(f"{job.method} builds no groups of tours: its throughput is not measured here")

@@ -18,6 +18,7 @@ from vantage.core.trajectories import Trajectories
 from vantage.policies.routing import RoutingPolicy
 from vantage.policies.routing_rules import check_problem
 from vantage.rollouts.routing import RoutingEngine
+from vantage.settings import read_settings
 from vantage.tasks.routing import instances, references, tsplib
 from vantage.tasks.routing.evaluation import best_costs, contributions, solve_instance, wins
 
@@ -209,7 +210,5 @@ def task_from_spec(spec: str, options: Mapping[str, Any] | None = None) -> Routi
     Raises:
         UserError: an option is not known or out of range.
     """
-    from vantage.config import parse_settings
-
     name, _, rest = spec.partition(":")
-    return RoutingTask(name, **{**dict(options or {}), **parse_settings([pair for pair in rest.split(",") if pair])})
+    return RoutingTask(name, **{**dict(options or {}), **read_settings(rest, f"task {spec}")})
