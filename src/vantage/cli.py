@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from vantage.console import print_table
 from vantage.core.errors import TrainingError, UserError
 from vantage.study.commands import COMMANDS as STUDY_COMMANDS
 
@@ -201,7 +202,7 @@ class Methods:
                 )
             print(json.dumps(rows, indent=1))
             return 0
-        _table(
+        print_table(
             ["name", "id", "family", "what it is"], [[p.name, p.id, p.family, _after_colon(p.summary)] for p in pages]
         )
         return 0
@@ -261,7 +262,7 @@ class Tasks:
         if self.json:
             print(json.dumps(rows, indent=1))
         else:
-            _table(["name", "field", "what it is", "example"], [list(row.values()) for row in rows])
+            print_table(["name", "field", "what it is", "example"], [list(row.values()) for row in rows])
         return 0
 
 
@@ -447,20 +448,6 @@ def _ended(run: Any) -> int:
 
 def _after_colon(summary: str) -> str:
     return summary.partition(": ")[2] or summary
-
-
-def _table(header: list[str], rows: list[list[str]]) -> None:
-    """Print a table that fits the terminal; plain columns when the output is no terminal."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(width=None if sys.stdout.isatty() else 160)
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in header:
-        table.add_column(name, overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
 
 
 __all__ = ["COMMANDS", "main"]

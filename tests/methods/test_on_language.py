@@ -12,9 +12,10 @@ import vantage
 from vantage.core import Schedule, Trainer
 from vantage.methods.sampling.scaf_grpo import HintLadder
 from vantage.rollouts.templates import Template
+from vantage.tasks.language.loading import task_from_spec
 from vantage.tasks.language.problem import Problem
 from vantage.tasks.language.problems import problem_set
-from vantage.tasks.language.task import LanguageTask, task_from_spec
+from vantage.tasks.language.task import LanguageTask
 
 pytest.importorskip("transformers")
 

@@ -15,7 +15,8 @@ from vantage.core import Trajectories
 from vantage.core.errors import UserError
 from vantage.policies.diffusion import ETA, INNER, Diffusion
 from vantage.policies.flow_control import LOSSES, Flow
-from vantage.policies.generative import GenerativePolicy, Networks
+from vantage.policies.generative import GenerativePolicy
+from vantage.policies.processes import Networks
 from vantage.policies.spaces import Actions, Observations
 
 SEEN = Observations("vector", (3,))

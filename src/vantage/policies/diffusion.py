@@ -18,7 +18,7 @@ from vantage.core.errors import UserError
 from vantage.core.protocols import Evaluation
 from vantage.core.trajectories import Trajectories, declare
 from vantage.policies.distributions import LOG_SQRT_TWO_PI
-from vantage.policies.generative import Networks
+from vantage.policies.processes import Networks
 
 INNER = "inner"
 """Column [N, T] of a batch whose decisions are single denoising steps: 0 is the first that learns, tuned - 1 the last."""

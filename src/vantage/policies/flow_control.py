@@ -15,7 +15,7 @@ from torch import Tensor
 from vantage.core.errors import UserError
 from vantage.core.protocols import Evaluation
 from vantage.core.trajectories import Trajectories
-from vantage.policies.generative import Networks
+from vantage.policies.processes import Networks
 
 LOSSES = "flow_losses"
 """Name of the output that holds the losses of the single draws."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from vantage.console import print_table
 from vantage.core.errors import UserError, unknown
 
 if TYPE_CHECKING:
@@ -76,7 +77,6 @@ class Arenas:
 
     def __call__(self) -> int:
         """Run the command."""
-        from vantage.cli import _table
         from vantage.study.arenas import arenas
         from vantage.study.schema import encode
 
@@ -98,7 +98,7 @@ class Arenas:
                     each.description,
                 ]
             )
-        _table(["name", "field", "budget", "metric", "untrained → best", "a run", "what it is"], rows)
+        print_table(["name", "field", "budget", "metric", "untrained → best", "a run", "what it is"], rows)
         return 0
 
 
@@ -169,7 +169,6 @@ class Claims:
         return 0
 
     def _show(self) -> int:
-        from vantage.cli import _table
         from vantage.study import claims
         from vantage.study.cache import Cache, default_folder
 
@@ -195,7 +194,7 @@ class Claims:
                     cells = ["" if x is None else f"{x:.3g}" for x in claims.course(run, name, columns)]
                     rows.append([side.arm.name, str(seed), name or one.arena.scoring.metric, *cells])
             heads = [f"{column:,.0f}" for column in columns]
-            _table(["side", "seed", f"after {one.arena.budget.unit}", *heads], rows)
+            print_table(["side", "seed", f"after {one.arena.budget.unit}", *heads], rows)
         return 0
 
     def _table(self) -> int:
@@ -252,7 +251,6 @@ def _default_out(arena: str, methods: tuple[str, ...]) -> str:
 
 
 def _print_summary(study: object) -> None:
-    from vantage.cli import _table
     from vantage.study.results import Study
     from vantage.study.summary import summarise
 
@@ -285,7 +283,7 @@ def _print_summary(study: object) -> None:
         f"P(better than {study.reference})",
         "a run",
     ]
-    _table(header, rows)
+    print_table(header, rows)
     print(summary.headline)
 
 

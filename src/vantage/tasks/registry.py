@@ -26,7 +26,7 @@ class TaskInfo:
     example: str = ""
 
 
-_LANGUAGE = "vantage.tasks.language.task"
+_LANGUAGE = "vantage.tasks.language.loading"
 _CALCULATOR = "vantage.tasks.language.calculator"
 _CONTROL = "vantage.tasks.control.task"
 _LAKE = "vantage.tasks.control.lake"

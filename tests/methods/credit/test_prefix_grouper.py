@@ -16,7 +16,7 @@ from vantage.policies.packing import inputs, pack
 from vantage.study.arenas import arena
 from vantage.study.jobs import Job, Reporter
 from vantage.tasks.language.arena import one_group, shared_prefix
-from vantage.tasks.language.task import task_from_spec
+from vantage.tasks.language.loading import task_from_spec
 
 pytest.importorskip("transformers")
 

@@ -15,7 +15,7 @@ from vantage.core import Trajectories, UserError
 from vantage.functions.groups import group_mean
 from vantage.methods.credit.treepo import TreeAdvantage
 from vantage.rollouts.trees import Trees, block_means, largest_remainder, path_keys
-from vantage.tasks.language.task import task_from_spec
+from vantage.tasks.language.loading import task_from_spec
 
 TWO = torch.tensor([[1, 5], [1, 6], [2, 7], [2, 8]])
 

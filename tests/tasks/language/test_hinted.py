@@ -7,8 +7,8 @@ from vantage.core.errors import UserError
 from vantage.methods.sampling.scaf_grpo import HintLadder
 from vantage.rollouts.templates import Template
 from vantage.tasks.language.hinted import Hinted, hints
+from vantage.tasks.language.loading import task_from_spec
 from vantage.tasks.language.problems import alphabet, problem_set
-from vantage.tasks.language.task import task_from_spec
 
 TEMPLATE = Template("{label[0]}{hint};{prompt}")
 """How the set itself shows hints."""

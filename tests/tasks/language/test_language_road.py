@@ -6,8 +6,8 @@ import torch
 import vantage
 from vantage.core.checkpoint import checkpoints
 from vantage.core.trainer import Schedule, Trainer
+from vantage.tasks.language.loading import task_from_spec
 from vantage.tasks.language.samples import read_samples
-from vantage.tasks.language.task import task_from_spec
 
 OPTIONS = {"max_new_tokens": 6, "evaluated": 8}
 

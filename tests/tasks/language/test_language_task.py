@@ -13,8 +13,9 @@ from vantage.core.trajectories import Trajectories
 from vantage.rewards.verifiers import Rewards
 from vantage.rollouts.plans import Shuffled
 from vantage.rollouts.tokens.completions import Completions
+from vantage.tasks.language.loading import task_from_data, task_from_spec
 from vantage.tasks.language.problems import problem_set
-from vantage.tasks.language.task import LanguageTask, task_from_data, task_from_spec
+from vantage.tasks.language.task import LanguageTask
 from vantage.tasks.registry import make_task
 
 

@@ -13,12 +13,9 @@ from torch import Tensor
 
 from vantage.core.errors import UserError, unknown
 from vantage.policies.control import CONFIG, ControlPolicy
-from vantage.policies.diffusion import Diffusion
-from vantage.policies.flow_control import Flow
-from vantage.policies.generative import GenerativePolicy
+from vantage.policies.generative import PROCESSES, GenerativePolicy
 from vantage.policies.spaces import Actions, Observations
 
-PROCESSES: dict[str, Any] = {"flow": Flow, "diffusion": Diffusion}
 KINDS = ("distribution", *PROCESSES)
 _GENERATIVE = ("hidden", "activation", "critic_hidden", "output_scale", "normalize_observations")
 PROCESS_OPTIONS = tuple(dict.fromkeys((*_GENERATIVE, *(f.name for kind in PROCESSES.values() for f in fields(kind)))))

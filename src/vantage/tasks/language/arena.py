@@ -10,7 +10,8 @@ from torch import Tensor
 
 from vantage.core.trainer import Schedule, Trainer
 from vantage.core.trajectories import Trajectories
-from vantage.tasks.language.task import LanguageTask, task_from_spec
+from vantage.tasks.language.loading import task_from_spec
+from vantage.tasks.language.task import LanguageTask
 
 if TYPE_CHECKING:
     from vantage.study.jobs import Job, Reporter
