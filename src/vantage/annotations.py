@@ -48,7 +48,7 @@ def between(low: Number, high: Number) -> Interval:
     return Interval(ge=low, le=high)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # an annotation is hashed, `known` may be a dictionary
 class OneOf:
     """Choices that a collection holds; a `Literal` names them where they are few and fixed."""
 
@@ -74,6 +74,18 @@ class CheckedBy:
 def checked_by(function: Callable[[Any], Any]) -> CheckedBy:
     """Condition: `function(value)` raises a ValueError that says what the value is not (`'[' is not a regular expression`)."""
     return CheckedBy(function)
+
+
+@dataclasses.dataclass(frozen=True)
+class Hint:
+    """What to do about a value that is out of range."""
+
+    text: str
+
+
+def hint(text: str) -> Hint:
+    """Remedy that stands behind the range in an error: `Annotated[float, above(0), hint("0 is greedy=True")]`."""
+    return Hint(text)
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
@@ -121,6 +133,8 @@ class _Anything(metaclass=_Elsewhere):
 
 class _Names(dict[str, Any]):
     def __missing__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise KeyError(name)
         return getattr(builtins, name, _Anything)
 
 
@@ -213,11 +227,13 @@ def _reason(function: Callable[[Any], Any], value: Any) -> str:
 
 
 def _range_text(marks: list[Any]) -> str:
-    match marks:
-        case [Ge(ge=low), Le(le=high)]:
-            return f"{low} to {high}"
     words = {Gt: "above", Ge: "at least", Lt: "below", Le: "at most"}
-    return ", ".join(f"{words[type(mark)]} {dataclasses.astuple(mark)[0]}" for mark in marks if type(mark) in words)
+    match [mark for mark in marks if type(mark) in words]:
+        case [Ge(ge=low), Le(le=high)]:
+            text = f"{low} to {high}"
+        case ranges:
+            text = ", ".join(f"{words[type(mark)]} {dataclasses.astuple(mark)[0]}" for mark in ranges)  # type: ignore[index]
+    return "; ".join([text, *(mark.text for mark in marks if isinstance(mark, Hint))])
 
 
 def _literal(known: tuple[Any, ...]) -> Check:

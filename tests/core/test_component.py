@@ -25,6 +25,7 @@ from vantage.core import (
     between,
     checked_by,
     component,
+    hint,
     memory,
     not_empty,
     one_of,
@@ -56,6 +57,7 @@ class Settings:
     levels: tuple[Annotated[float, between(0, 1)], ...] = (0.25, 0.75)
     box: tuple[int, Annotated[float, above(0)]] = (1, 2.0)
     shape: Annotated[str, one_of(SHAPES)] = "ring"
+    other: Annotated[str, one_of(SHAPES)] | Literal[""] = ""
     plain: float = 0.0
     on: bool = True
     name: str = ""
@@ -97,6 +99,7 @@ class Settings:
         ({"box": (1,)}, "Settings.box=(1,) is not a list of 2"),
         ({"box": (1, 0)}, "Settings.box[1]=0 is out of range: above 0"),
         ({"shape": "rign"}, "Settings.shape='rign' is not known; did you mean ring, line? (known: ring, line)"),
+        ({"other": "disc"}, "Settings.other='disc' is not known (known: ring, line)"),
         ({"shape": 3}, "Settings.shape=3 is not text"),
         ({"plain": "x"}, "Settings.plain='x' is not a number"),
         ({"on": 1}, "Settings.on=1 is not true or false"),
@@ -189,6 +192,21 @@ class Filled:
     names: Annotated[tuple[str, ...], not_empty]
     pairs: Annotated[Mapping[str, int], not_empty] = field(default_factory=lambda: {"a": 1})
     size: Annotated[int, at_least(0), checked_by(even)] = 0
+    heat: Annotated[float, above(0), hint("for the best one set greedy=True")] = 1.0
+
+
+@dataclass(frozen=True)
+class Old:
+    size: int = 1
+
+    def __post_init__(self) -> None:
+        if self.size > 9:
+            raise out_of_range("Old.size", self.size, "at most 9")
+
+
+@component
+class New(Old):
+    more: Annotated[int, at_least(1)] = 1
 
 
 @component(label="task flow")
@@ -212,6 +230,12 @@ class Flow:
         (lambda: Filled(("a",), {}), "Filled.pairs is empty"),
         (lambda: Filled(("a",), size=-2), "Filled.size=-2 is out of range: at least 0"),
         (lambda: Filled(("a",), size=3), "Filled.size=3: an even number is needed"),
+        (
+            lambda: Filled(("a",), heat=0.0),
+            "Filled.heat=0.0 is out of range: above 0; for the best one set greedy=True",
+        ),
+        (lambda: New(more=0), "New.more=0 is out of range: at least 1"),
+        (lambda: New(10), "Old.size=10 is out of range: at most 9"),
         (lambda: Flow(1), "task flow: modes=1 is out of range: at least 2"),
         (lambda: check_value("steps", 0, Annotated[int, at_least(1)]), "steps=0 is out of range: at least 1"),
     ],

@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 # Eager: the decorator has its module's name, and imports nothing heavy.
-from vantage.annotations import above, at_least, at_most, below, between, checked_by, not_empty, one_of
+from vantage.annotations import above, at_least, at_most, below, between, checked_by, hint, not_empty, one_of
 from vantage.core.component import component, memory
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ __all__ = [
     "checked_by",
     "component",
     "concatenate",
+    "hint",
     "memory",
     "not_empty",
     "one_of",

@@ -60,14 +60,15 @@ def component(cls: Any = None, /, *, label: str = "") -> Any:
 
 
 def _component(cls: Any, label: str) -> Any:
-    own = cls.__dict__.get("__post_init__")
-    if own is not None or not hasattr(cls, "__post_init__"):
+    after = getattr(cls, "__post_init__", None)  # its own, or that of a plain dataclass which it extends
+    if not hasattr(after, "checks_first"):
 
         def checked(self: Any) -> None:
             check(self)
-            if own is not None:
-                own(self)
+            if after is not None:
+                after(self)
 
+        checked.checks_first = True  # type: ignore[attr-defined]
         cls.__post_init__ = checked
     cls.__place__ = f"{label}: " if label else f"{cls.__name__}."
     made = dataclasses.dataclass(frozen=True)(cls)

@@ -7,14 +7,15 @@ whose last `tuned` steps learn; a frozen copy of the network takes the earlier o
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from functools import cached_property
+from typing import Annotated
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vantage.core.errors import UserError
+from vantage.core import at_least, component
+from vantage.core.errors import UserError, out_of_range
 from vantage.core.protocols import Evaluation
 from vantage.core.trajectories import Trajectories, declare
 from vantage.policies.distributions import LOG_SQRT_TWO_PI
@@ -28,7 +29,7 @@ ETA = "eta"
 FREQUENCIES = 8
 
 
-@dataclass(frozen=True)
+@component(label="diffusion")
 class Diffusion:
     """DDPM or DDIM with cosine noise levels and noise prediction; DDPM's diffusion time is t = steps - 1 .. 0.
 
@@ -63,14 +64,14 @@ class Diffusion:
         least_eta, most_eta: bounds of a learnt eta; `eta` lies between them.
     """
 
-    steps: int = 20
-    tuned: int = 10
-    noise: float = 0.1
+    steps: Annotated[int, at_least(1)] = 20
+    tuned: Annotated[int, at_least(1)] = 10
+    noise: Annotated[float, at_least(0)] = 0.1
     exact: bool = False
-    ddim_steps: int = 0
-    eta: float = 1.0
+    ddim_steps: Annotated[int, at_least(0)] = 0
+    eta: Annotated[float, at_least(0)] = 1.0
     learn_eta: bool = False
-    least_eta: float = 0.1
+    least_eta: Annotated[float, at_least(0)] = 0.1
     most_eta: float = 2.0
     kind = "diffusion"
     proxy = False
@@ -78,21 +79,19 @@ class Diffusion:
     time_features = 2 * FREQUENCIES
 
     def __post_init__(self) -> None:
-        if not 0 <= self.ddim_steps <= self.steps:
-            raise UserError(f"diffusion: ddim_steps={self.ddim_steps} is out of range: 0 (DDPM) to steps={self.steps}")
-        if not 1 <= self.tuned <= self.length:
+        if self.ddim_steps > self.steps:
+            raise out_of_range("diffusion: ddim_steps", self.ddim_steps, f"0 (DDPM) to steps={self.steps}")
+        if self.tuned > self.length:
             name = "ddim_steps" if self.ddim_steps else "steps"
-            raise UserError(f"diffusion: tuned={self.tuned} is out of range: 1 to {name}={self.length}")
-        if not (self.noise > 0 or (self.ddim_steps and self.noise == 0)):
-            raise UserError(f"diffusion: noise={self.noise} is out of range: above 0")
+            raise out_of_range("diffusion: tuned", self.tuned, f"1 to {name}={self.length}")
+        if self.noise == 0 and not self.ddim_steps:
+            raise out_of_range("diffusion: noise", self.noise, "above 0, or give ddim_steps too")
         if not self.ddim_steps and (self.learn_eta or self.eta != 1):
             raise UserError("diffusion: eta is DDIM's: give ddim_steps too")
-        if not self.eta >= 0:
-            raise UserError(f"diffusion: eta={self.eta} is out of range: at least 0")
-        if self.learn_eta and not 0 <= self.least_eta < self.eta < self.most_eta:
+        if self.learn_eta and not self.least_eta < self.eta < self.most_eta:
             raise UserError(
-                f"diffusion: eta={self.eta} is learnt from a start between its bounds, above least_eta={self.least_eta} (at"
-                f" least 0) and below most_eta={self.most_eta}"
+                f"diffusion: eta={self.eta} is learnt from a start between its bounds, above least_eta={self.least_eta}"
+                f" and below most_eta={self.most_eta}"
             )
 
     @property

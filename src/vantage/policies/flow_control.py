@@ -6,13 +6,13 @@ action bounds the negative log-likelihood from above up to a constant, and its n
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vantage.core.errors import UserError
+from vantage.core import at_least, component
 from vantage.core.protocols import Evaluation
 from vantage.core.trajectories import Trajectories
 from vantage.policies.processes import Networks
@@ -22,7 +22,7 @@ LOSSES = "flow_losses"
 FREQUENCIES = 4
 
 
-@dataclass(frozen=True)
+@component(label="flow")
 class Flow:
     """Euler's method on a learned velocity v(x, t, s), and the flow-matching loss on draws kept with each decision.
 
@@ -40,9 +40,9 @@ class Flow:
         explore: standard deviation of noise added to sampled actions; noise that is 0 adds none.
     """
 
-    steps: int = 10
-    draws: int = 8
-    target: str = "noise"
+    steps: Annotated[int, at_least(1)] = 10
+    draws: Annotated[int, at_least(1)] = 8
+    target: Literal["noise", "velocity"] = "noise"
     grid: bool = True
     explore: float = 0.0
     kind = "flow"
@@ -51,13 +51,6 @@ class Flow:
     frozen_steps = 0
     own_numbers = 0
     time_features = 2 * FREQUENCIES
-
-    def __post_init__(self) -> None:
-        if self.target not in ("noise", "velocity"):
-            raise UserError(f"flow: target={self.target!r} is not known: 'noise' or 'velocity'")
-        for name in ("steps", "draws"):
-            if getattr(self, name) < 1:
-                raise UserError(f"flow: {name}={getattr(self, name)} is out of range: at least 1")
 
     def noise_width(self, width: int) -> int:
         """x_1, the exploration, and the pairs."""

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
+from vantage.core import above, at_least, component
 from vantage.core.errors import UserError, require
 from vantage.core.protocols import Evaluation
 from vantage.core.trajectories import Trajectories
 
 
-@dataclass(frozen=True)
+@component(label="lora")
 class LoraSettings:
     """Which linear maps get an adapter B A * alpha / rank, and of which rank.
 
@@ -26,15 +26,9 @@ class LoraSettings:
         targets: names of the linear maps that get one.
     """
 
-    rank: int = 16
-    alpha: float = 32.0
+    rank: Annotated[int, at_least(1)] = 16
+    alpha: Annotated[float, above(0)] = 32.0
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-
-    def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise UserError(f"lora: rank={self.rank} is out of range: at least 1")
-        if not self.alpha > 0:
-            raise UserError(f"lora: alpha={self.alpha} is out of range: above 0")
 
 
 def adapt(model: Any, settings: LoraSettings) -> Any:

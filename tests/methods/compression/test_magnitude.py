@@ -54,7 +54,7 @@ def test_a_language_models_embeddings_stay() -> None:
 
 
 def test_bad_settings_are_refused() -> None:
-    with pytest.raises(UserError, match="scope='rows' is not known"):
+    with pytest.raises(UserError, match=r"Scope\.within='rows' is not known"):
         registry.page("magnitude").make({"scope": "rows"})
     with pytest.raises(UserError, match=r"sparsity=1\.5"):
         registry.page("magnitude").make()(small(), 1.5)

@@ -53,10 +53,11 @@ def test_a_specification_is_read_and_mistakes_are_named() -> None:
     for spec, told in (
         ("flow2d:rings", "did you mean ring"),
         ("flow2d:reward=modes", "did you mean mode"),
-        ("flow2d:modes=1", "from 2 to 64"),
-        ("flow2d:target=8", "from 0 to 7"),
+        ("flow2d:modes=1", "modes=1 is out of range: 2 to 64"),
+        ("flow2d:grid,modes=9", "2 to 8 in a grid"),
+        ("flow2d:target=8", "target=8 is out of range: 0 to 7"),
         ("flow2d:std=0", "std=0"),
-        ("flow2d:size=3", "unknown shape"),
+        ("flow2d:size=3", "shape='size=3' is not known"),
     ):
         with pytest.raises(UserError, match=told):
             task_from_spec(spec)

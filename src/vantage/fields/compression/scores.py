@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
+from vantage.core import at_least, component, one_of
 from vantage.core.errors import UserError
 from vantage.fields.compression.masks import keep_largest, keep_pattern, pruned_count
 from vantage.fields.compression.network import Network
@@ -17,7 +17,7 @@ from vantage.fields.compression.network import Network
 _WITHIN = ("row", "layer", "global")
 
 
-@dataclass(frozen=True)
+@component
 class Scope:
     """What scores are compared within.
 
@@ -27,16 +27,14 @@ class Scope:
             other sparsity is asked for.
     """
 
-    within: str = "layer"
-    kept: int = 0
-    of: int = 0
+    within: Annotated[str, one_of(_WITHIN)] = "layer"
+    kept: Annotated[int, at_least(0)] = 0
+    of: Annotated[int, at_least(0)] = 0
 
     def __post_init__(self) -> None:
-        if self.within not in _WITHIN:
-            raise UserError(f"scope={self.within!r} is not known: {', '.join(_WITHIN)}")
         if self.kept and not self.of:
             raise UserError(f"kept={self.kept} says nothing without `of`: give both, as kept=2 of=4")
-        if self.of and not 0 <= self.kept <= self.of:
+        if self.of and self.kept > self.of:
             raise UserError(f"a pattern {self.kept}:{self.of} is out of range: keep 0 to {self.of} of {self.of}")
 
 

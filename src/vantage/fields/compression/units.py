@@ -11,7 +11,7 @@ one unit for each key-value head with the query heads that share it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -53,11 +53,6 @@ class Registry:
 
     places: tuple[Units, ...]
 
-    def __post_init__(self) -> None:
-        if not self.places:
-            raise UserError("the network has no units that can be taken out: see vantage.fields.compression.units")
-        object.__setattr__(self, "places", tuple(sorted(self.places, key=lambda place: place.pool)))
-
     @property
     def size(self) -> int:
         """Number of units."""
@@ -77,7 +72,7 @@ class Registry:
             found[place.pool] = slice(found[place.pool].start if place.pool in found else part.start, part.stop)
         return found
 
-    def only(self, pools: Iterable[str]) -> Registry:
+    def only(self, pools: Collection[str]) -> Registry:
         """Return the registry of these pools alone.
 
         Raises:
@@ -87,7 +82,7 @@ class Registry:
         for name in pools:
             if name not in known:
                 raise UserError(f"there are no units called {name!r}{nearest(name, known)} (pools: {', '.join(known)})")
-        return Registry(tuple(place for place in self.places if place.pool in set(pools)))
+        return Registry(tuple(place for place in self.places if place.pool in pools))
 
 
 def find_units(model: nn.Module) -> Registry:
@@ -101,7 +96,9 @@ def find_units(model: nn.Module) -> Registry:
         if isinstance(module, nn.Sequential):
             found += _chain(path, module)
         found += _block(path, module, _HEADS, "heads") + _block(path, module, _NEURONS, "neurons")
-    return Registry(tuple(found))
+    if not found:
+        raise UserError("the network has no units that can be taken out: see vantage.fields.compression.units")
+    return Registry(tuple(sorted(found, key=lambda place: place.pool)))
 
 
 def _chain(path: str, chain: nn.Sequential) -> list[Units]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from vantage.core.errors import UserError
+from vantage.core import at_least, component
 from vantage.fields.search.games import Game, playout
 from vantage.fields.search.tree import Evaluator, Node, Rule
 from vantage.functions.simplex import power_policy
@@ -54,15 +55,11 @@ class PUCT:
         return best(node.q + c * node.prior * node.total.clamp(min=1.0).sqrt() / (1.0 + node.visits), node.legal)
 
 
-@dataclass(frozen=True)
+@component
 class Visits:
     """n^(1/temperature) / sum; at temperature 0 the most visited, of equals those of the highest q."""
 
-    temperature: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.temperature < 0:
-            raise UserError(f"Visits: temperature={self.temperature} is out of range: at least 0")
+    temperature: Annotated[float, at_least(0)] = 1.0
 
     def __call__(self, node: Node) -> Tensor:
         """Return the distribution."""

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Annotated, Literal, Protocol
 
 import torch
 from torch import Tensor
 
+from vantage.core import between, component
 from vantage.core.errors import UserError
 from vantage.fields.search.games import Game
 
@@ -102,7 +103,7 @@ class Found:
     node: Node
 
 
-@dataclass(frozen=True)
+@component(label="search")
 class Search:
     """A tree search: what a page of this field makes.
 
@@ -122,16 +123,9 @@ class Search:
     final: Rule
     target: Rule
     evaluate: Callable[[Game], Evaluator] | None = None
-    normalise: str = "tree"
-    unvisited: str = "node"
-    noise: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name, options in (("normalise", ("tree", "range")), ("unvisited", ("node", "low"))):
-            if getattr(self, name) not in options:
-                raise UserError(f"search: {name}={getattr(self, name)!r} must be one of {', '.join(options)}")
-        if not 0 <= self.noise <= 1:
-            raise UserError(f"search: noise={self.noise} is out of range: 0 to 1")
+    normalise: Literal["tree", "range"] = "tree"
+    unvisited: Literal["node", "low"] = "node"
+    noise: Annotated[float, between(0, 1)] = 0.0
 
     def replace(self, **changes: object) -> Search:
         """Return the search with other parts."""

@@ -14,9 +14,8 @@ This module needs gymnasium (`pip install 'vantage[control]'`).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Annotated, Any
 
 import gymnasium
 import numpy as np
@@ -25,8 +24,8 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vantage.core import between, component, one_of
 from vantage.core.context import Context
-from vantage.core.errors import UserError, unknown
 from vantage.core.protocols import Prompts
 from vantage.core.trajectories import Trajectories
 from vantage.policies.control import ControlPolicy
@@ -51,7 +50,7 @@ def register() -> None:
         gymnasium.register(ENV_ID, entry_point=f"{__name__}:Lake", max_episode_steps=LIMIT)
 
 
-@dataclass(frozen=True)
+@component(label="lake")
 class Ice:
     """The rules as tables over S = size^2 cells, numbered row by row.
 
@@ -60,14 +59,8 @@ class Ice:
         slip: probability of sliding on, 0 to 1.
     """
 
-    size: int = 4
-    slip: float = 0.5
-
-    def __post_init__(self) -> None:
-        if self.size not in MAPS:
-            raise unknown("size", str(self.size), [str(size) for size in MAPS], "lake")
-        if not 0 <= self.slip <= 1:
-            raise UserError(f"lake: slip={self.slip} is out of range: 0 to 1")
+    size: Annotated[int, one_of(MAPS)] = 4
+    slip: Annotated[float, between(0, 1)] = 0.5
 
     @property
     def cells(self) -> str:

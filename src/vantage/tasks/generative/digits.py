@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vantage.core.errors import require, unknown
+from vantage.core import between, component, one_of
+from vantage.core.errors import require
 from vantage.policies.networks import MLP
-from vantage.rewards.specs import within
 
 REWARDS = ("class", "ink")
 STEPS, WIDTH = 300, 64
@@ -52,7 +51,7 @@ def classifier(half: int) -> nn.Module:
     return model.requires_grad_(False).eval()
 
 
-@dataclass(frozen=True)
+@component(label="task 'digits'")
 class Digits:
     """Digits as samples [n, 64] with their labels; a prompt is the digit that is asked for.
 
@@ -64,16 +63,11 @@ class Digits:
         mislabelled: share of the training pairs whose label is drawn at random: the base model then obeys only so well.
     """
 
-    reward: str = "class"
-    mislabelled: float = 0.3
+    reward: Annotated[str, one_of(REWARDS)] = "class"
+    mislabelled: Annotated[float, between(0, 1)] = 0.3
 
     classes = 10
     sample_shape = (64,)
-
-    def __post_init__(self) -> None:
-        if self.reward not in REWARDS:
-            raise unknown("reward", self.reward, REWARDS, "task digits")
-        within("task 'digits'", "mislabelled", self.mislabelled, 0.0, 1.0)
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draw `count` training pairs: images [count, 64] and labels [count]."""

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from vantage.core.errors import UserError, unknown
-from vantage.rewards.specs import within
+from vantage.core import above, at_least, between, component, one_of
+from vantage.core.errors import out_of_range
 
 SHAPES = ("ring", "grid")
 REWARDS = ("mode", "region", "proxy")
 
 
-@dataclass(frozen=True)
+@component(label="task 'flow2d'")
 class Mixture:
     """Equal normals on a ring or a grid; data are points [n, 2].
 
@@ -35,29 +35,22 @@ class Mixture:
         bonus: slope of the proxy's flaw, at least 0.
     """
 
-    shape: str = "ring"
-    modes: int = 8
-    radius: float = 2.0
-    std: float = 0.3
-    reward: str = "mode"
-    target: int = 0
-    bonus: float = 0.75
+    shape: Annotated[str, one_of(SHAPES)] = "ring"
+    modes: Annotated[int, between(2, 64)] = 8
+    radius: Annotated[float, above(0)] = 2.0
+    std: Annotated[float, above(0)] = 0.3
+    reward: Annotated[str, one_of(REWARDS)] = "mode"
+    target: Annotated[int, at_least(0)] = 0
+    bonus: Annotated[float, at_least(0)] = 0.75
 
     classes = 0
     sample_shape = (2,)
 
     def __post_init__(self) -> None:
-        if self.shape not in SHAPES:
-            raise unknown("shape", self.shape, SHAPES, "task flow2d")
-        if self.reward not in REWARDS:
-            raise unknown("reward", self.reward, REWARDS, "task flow2d")
-        within("task 'flow2d'", "modes", self.modes, 2, 64 if self.shape == "ring" else 8)
-        within("task 'flow2d'", "target", self.target, 0, len(self.means()) - 1)
-        for name in ("radius", "std"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"task 'flow2d': {name}={getattr(self, name)} is out of range: above 0")
-        if not self.bonus >= 0:
-            raise UserError(f"task 'flow2d': bonus={self.bonus} is out of range: at least 0")
+        if self.shape == "grid" and self.modes > 8:
+            raise out_of_range("task 'flow2d': modes", self.modes, "2 to 8 in a grid")
+        if self.target >= len(self.means()):
+            raise out_of_range("task 'flow2d': target", self.target, f"0 to {len(self.means()) - 1}")
 
     def means(self) -> Tensor:
         """Return the modes' places [K, 2]."""

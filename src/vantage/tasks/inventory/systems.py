@@ -11,14 +11,15 @@ min have subgradient 0 or 1), and `happen` works on post-decision states alone.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import field
+from typing import Annotated, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vantage.core.errors import UserError
+from vantage.core import at_least, component
+from vantage.core.errors import out_of_range
 from vantage.policies.spaces import Actions, Observations
 from vantage.tasks.inventory.demand import Demand, Draws
 
@@ -76,14 +77,7 @@ class System(Protocol):
         ...
 
 
-def _positive(system: object, *names: str) -> None:
-    for name in names:
-        value = getattr(system, name)
-        if not value >= 0:
-            raise UserError(f"inventory: {name}={value} is out of range: at least 0")
-
-
-@dataclass(frozen=True)
+@component(label="inventory")
 class Store:
     """One store and one product: order, meet the demand, pay for what is left or missing, receive what arrives.
 
@@ -102,15 +96,12 @@ class Store:
         direct: the decision is the order itself, cut at 0; else the order is softplus(decision + 1), positive and smooth.
     """
 
-    lead_time: int = 2
-    holding: float = 1.0
-    penalty: float = 9.0
+    lead_time: Annotated[int, at_least(0)] = 2
+    holding: Annotated[float, at_least(0)] = 1.0
+    penalty: Annotated[float, at_least(0)] = 9.0
     lost: bool = False
     demand: Demand = field(default_factory=lambda: Demand.poisson(5.0))
     direct: bool = False
-
-    def __post_init__(self) -> None:
-        _positive(self, "lead_time", "holding", "penalty")
 
     @property
     def products(self) -> int:
@@ -178,7 +169,7 @@ class Store:
         return torch.cat([arrived, state[:, 2:], torch.zeros_like(arrived)], -1), cost
 
 
-@dataclass(frozen=True)
+@component(label="lot sizing")
 class LotSizing:
     """Machines that make one of several items a period, and pay to switch; demand that finds no stock is lost.
 
@@ -196,23 +187,19 @@ class LotSizing:
         demand: of an item in a period.
     """
 
-    items: int = 2
-    machines: int = 1
-    capacity: int = 10
-    production: int = 4
-    holding: float = 0.1
-    penalty: float = 1.0
-    setup_cost: float = 0.5
-    setup_loss: int = 1
+    items: Annotated[int, at_least(1)] = 2
+    machines: Annotated[int, at_least(1)] = 1
+    capacity: Annotated[int, at_least(1)] = 10
+    production: Annotated[int, at_least(1)] = 4
+    holding: Annotated[float, at_least(0)] = 0.1
+    penalty: Annotated[float, at_least(0)] = 1.0
+    setup_cost: Annotated[float, at_least(0)] = 0.5
+    setup_loss: Annotated[int, at_least(0)] = 1
     demand: Demand = field(default_factory=lambda: Demand.uniform(0, 3))
 
     def __post_init__(self) -> None:
-        _positive(self, "holding", "penalty", "setup_cost", "setup_loss")
-        for name in ("items", "machines", "capacity", "production"):
-            if getattr(self, name) < 1:
-                raise UserError(f"lot sizing: {name}={getattr(self, name)} is out of range: at least 1")
         if self.setup_loss > self.production:
-            raise UserError(f"lot sizing: setup_loss={self.setup_loss} is out of range: at most {self.production}")
+            raise out_of_range("lot sizing: setup_loss", self.setup_loss, f"at most production={self.production}")
 
     @property
     def products(self) -> int:

@@ -7,13 +7,15 @@ that cost is differentiable almost everywhere in the decisions and no decision h
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vantage.core import above, at_least, component, not_empty, one_of
 from vantage.core.errors import UserError
 from vantage.policies.spaces import Actions, Observations
 from vantage.tasks.inventory.demand import Demand, Demands
@@ -57,7 +59,7 @@ def softmax_shares(scores: Tensor, stock: Tensor) -> Tensor:
     return shares[:, :-1] * stock.unsqueeze(-1)
 
 
-@dataclass(frozen=True)
+@component(label="warehouse")
 class Warehouse:
     """K stores with one product that one warehouse delivers.
 
@@ -85,29 +87,18 @@ class Warehouse:
         UserError: an attribute is out of range, or stores differ in what happens to unmet demand.
     """
 
-    stores: tuple[Store, ...]
-    lead_time: int = 3
-    holding: float = 0.3
-    purchase: float = 0.0
-    allocation: str = "proportional"
-    most: float = 4.0
+    stores: Annotated[tuple[Store, ...], not_empty]
+    lead_time: Annotated[int, at_least(1)] = 3
+    holding: Annotated[float, at_least(0)] = 0.3
+    purchase: Annotated[float, at_least(0)] = 0.0
+    allocation: Annotated[str, one_of(ALLOCATIONS)] = "proportional"
+    most: Annotated[float, above(0)] = 4.0
     correlation: float = 0.0
     direct: bool = False
 
     def __post_init__(self) -> None:
-        if not self.stores:
-            raise UserError("warehouse: there is no store")
         if len({store.lost for store in self.stores}) > 1:
             raise UserError("warehouse: unmet demand must be lost in all stores, or wait in all")
-        if self.lead_time < 1:
-            raise UserError(f"warehouse: lead_time={self.lead_time} is out of range: at least 1")
-        for name in ("holding", "purchase"):
-            if not getattr(self, name) >= 0:
-                raise UserError(f"warehouse: {name}={getattr(self, name)} is out of range: at least 0")
-        if not self.most > 0:
-            raise UserError(f"warehouse: most={self.most} is out of range: above 0")
-        if self.allocation not in ALLOCATIONS:
-            raise UserError(f"warehouse: allocation={self.allocation!r} is not known: {', '.join(ALLOCATIONS)}")
 
     @cached_property
     def demand(self) -> Demands:

@@ -17,15 +17,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from torch import Tensor
 
-from vantage.core.errors import UserError, unknown
+from vantage.core import at_least, between, component
+from vantage.core.errors import UserError, out_of_range, unknown
 from vantage.core.trainer import Report, Schedule, Trainer
 from vantage.methods import registry
-from vantage.rewards.specs import within
 from vantage.rollouts.offline import Transitions
 from vantage.tasks.offline.dataset import record
 from vantage.tasks.offline.task import Offline, OfflineTask
@@ -59,23 +59,22 @@ class Corner(Point):
         return moved.clamp(min=0.0).minimum(moved.new_tensor([0.45, 1.0]))
 
 
-@dataclass(frozen=True)
+@component(label="arena")
 class Options:
     """The arena's options; see the module's text."""
 
-    steps: int = 20_000
-    good: int = 5
+    steps: Annotated[int, between(1, 10**9)] = 20_000
+    good: Annotated[int, at_least(0)] = 5
     noise: float = 0.3
-    spread: float = 0.3
-    hidden: int = 64
+    spread: Annotated[float, between(0, 1)] = 0.3
+    hidden: Annotated[int, between(1, 100_000)] = 64
     scale: float = 1.0
     shift: float = 0.0
 
     def __post_init__(self) -> None:
-        within("arena", "steps", self.steps, 1, 10**9)
-        within("arena", "good", self.good, 0, max(2, round(self.steps / Corner.limit)))
-        within("arena", "spread", self.spread, 0.0, 1.0)
-        within("arena", "hidden", self.hidden, 1, 100_000)
+        most = max(2, round(self.steps / Corner.limit))
+        if self.good > most:
+            raise out_of_range("arena: good", self.good, f"0 to {most}, as many episodes as steps={self.steps} hold")
 
 
 class CornerTask(OfflineTask):

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
 
+from vantage.core import between, component, one_of
 from vantage.core.context import Context
-from vantage.core.errors import UserError, nearest, require, unknown
+from vantage.core.errors import UserError, nearest, require
 from vantage.core.protocols import Prompts
 from vantage.core.trajectories import Trajectories
 from vantage.policies.offline import OfflinePolicy
-from vantage.rewards.specs import build, parse, within
+from vantage.rewards.specs import build, parse
 from vantage.tasks.offline.dataset import Recorded, action_bound, read_minari, record
 from vantage.tasks.offline.worlds import WORLDS, World, play, references
 
 
-@dataclass(frozen=True)
+@component(label="offline")
 class Offline:
     """What `offline:...` says.
 
@@ -36,23 +36,16 @@ class Offline:
         seed: of the data.
     """
 
-    world: str = ""
+    world: Annotated[str, one_of(WORLDS)] | Literal[""] = ""
     data: str = ""
-    steps: int = 20_000
-    good: float = 0.1
+    steps: Annotated[int, between(1, 10**9)] = 20_000
+    good: Annotated[float, between(0, 1)] = 0.1
     noise: float = 0.3
     normalize: bool = True
     reward_scale: float = 1.0
     reward_shift: float = 0.0
-    hidden: int = 256
+    hidden: Annotated[int, between(1, 100_000)] = 256
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.world and self.world not in WORLDS:
-            raise unknown("world", self.world, WORLDS, "task offline")
-        within("offline", "steps", self.steps, 1, 10**9)
-        within("offline", "good", self.good, 0.0, 1.0)
-        within("offline", "hidden", self.hidden, 1, 100_000)
 
     def __call__(self, name: str) -> OfflineTask:
         """Make the task."""

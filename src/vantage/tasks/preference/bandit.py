@@ -14,20 +14,21 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
+from vantage.core import between, component
 from vantage.core.checkpoint import load_tensors, save_tensors, write_atomically
 from vantage.core.context import Context
 from vantage.core.errors import UserError, nearest
 from vantage.core.protocols import Evaluation, Prompts
 from vantage.core.trajectories import Trajectories
 from vantage.functions.groups import group_index
-from vantage.rewards.specs import build, parse, within
+from vantage.rewards.specs import build, parse
 from vantage.tasks.preference import game
 
 
@@ -264,7 +265,7 @@ class ArmTask:
         return ArmEngine(self, policy)
 
 
-@dataclass(frozen=True)
+@component(label="preference")
 class Preference:
     """Arms with true rewards, standard normal times `scale`.
 
@@ -280,9 +281,9 @@ class Preference:
         seed: of all that.
     """
 
-    arms: int = 20
-    contexts: int = 20
-    features: int = 0
+    arms: Annotated[int, between(2, 100_000)] = 20
+    contexts: Annotated[int, between(1, 10_000_000)] = 20
+    features: Annotated[int, between(0, 100_000)] = 0
     pairs: int = 2000
     covered: int = 0
     trap: float = 0.0
@@ -291,9 +292,6 @@ class Preference:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        within("preference", "arms", self.arms, 2, 100_000)
-        within("preference", "contexts", self.contexts, 1, 10_000_000)
-        within("preference", "features", self.features, 0, 100_000)
         if self.trap and not self.features:
             raise UserError("preference: trap needs features: in a table no arm can borrow another's praise")
 
@@ -317,7 +315,7 @@ class Preference:
         )
 
 
-@dataclass(frozen=True)
+@component(label="game")
 class Play:
     """Random intransitive games, judged with the divergence to uniform arms at weight `beta`.
 
@@ -329,16 +327,12 @@ class Play:
         seed: of all that.
     """
 
-    arms: int = 100
-    games: int = 20
+    arms: Annotated[int, between(2, 10_000)] = 100
+    games: Annotated[int, between(1, 100_000)] = 20
     beta: float = 0.05
     scale: float = 1.0
     pairs: int = 2000
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        within("game", "arms", self.arms, 2, 10_000)
-        within("game", "games", self.games, 1, 100_000)
 
     def __call__(self, name: str) -> ArmTask:
         """Make the task."""
