@@ -283,7 +283,7 @@ class Cite:
         while parent is not None:
             papers += registry.page(parent.name).papers
             parent = registry.parent_of(parent)
-        for _, part in built.parts() if hasattr(built, "parts") else ():
+        for _, part in built.components() if hasattr(built, "components") else ():
             papers += getattr(part, "papers", ())
         print("\n\n".join(dict.fromkeys(paper.bibtex() for paper in papers)))
         return 0

@@ -15,7 +15,7 @@ from vantage.core.trajectories import Trajectories
 
 @dataclass(frozen=True)
 class Clamped:
-    """The inner part's advantage, cut to [-limit, limit].
+    """The inner component's advantage, cut to [-limit, limit].
 
     Attributes:
         inner: `(batch, context) -> Tensor`.
@@ -29,12 +29,7 @@ class Clamped:
         if not self.limit > 0:
             raise UserError(f"Clamped.limit={self.limit} is out of range: above 0")
 
-    @property
-    def parts(self) -> tuple[Any, ...]:
-        """What is inside."""
-        return (self.inner,)
-
     def __call__(self, batch: Trajectories, context: Context) -> Tensor:
-        """Return the advantage, of the inner part's shape."""
+        """Return the advantage, of the inner one's shape."""
         found: Tensor = self.inner(batch, context)
         return found.clamp(-self.limit, self.limit)

@@ -13,9 +13,10 @@ if TYPE_CHECKING:
     from vantage.core.context import Context, Metrics
     from vantage.core.errors import CheckpointError, MissingColumn, TrainingError, UserError
     from vantage.core.method import Method
-    from vantage.core.protocols import Evaluation, Prompts, reads
+    from vantage.core.protocols import Evaluation, Prompts
     from vantage.core.trainer import Outcome, Report, Schedule, Trainer
     from vantage.core.trajectories import Trajectories, concatenate
+    from vantage.core.walk import reads
 
 # Names are imported when they are first used: an error class, a command's help or a worker's first line need no torch.
 _LAZY = {
@@ -34,7 +35,7 @@ _LAZY = {
     "Trajectories": "vantage.core.trajectories",
     "UserError": "vantage.core.errors",
     "concatenate": "vantage.core.trajectories",
-    "reads": "vantage.core.protocols",
+    "reads": "vantage.core.walk",
 }
 
 __all__ = [

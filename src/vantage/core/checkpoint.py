@@ -8,7 +8,7 @@ import os
 import random
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from torch import Tensor
 from vantage.core.errors import CheckpointError
 
 MANIFEST = "manifest.json"
+FORMAT = 2
+"""Of the state: 2 holds the state of nested components under places of their own; 1 (no number) that of the outermost alone."""
 _FOLDER = re.compile(r"step-(\d+)$")
 
 
@@ -130,6 +132,26 @@ def write_checkpoint(
     for leftover in folder.glob(".step-*.tmp"):
         shutil.rmtree(leftover, ignore_errors=True)
     return target
+
+
+def upgrade(state: Mapping[str, Any], places: Iterable[str]) -> dict[str, Any]:
+    """Return the states of a checkpoint's components by place, as this version has them at `places`.
+
+    In format 1 a component saved what it held as its own state: where the only place that is missing below it is that of one
+    inner component, the state moves there.
+    """
+    parts: dict[str, Any] = dict(state["parts"])
+    if state.get("format", 1) >= 2:
+        return parts
+    known = set(places)
+    for place in sorted(set(parts) - known):
+        inside = [inner for inner in known - set(parts) if inner.startswith(f"{place}.")]
+        if len(inside) == 1:
+            parts[inside[0]] = parts.pop(place)
+    for place, held in list(parts.items()):
+        for index, inner in held.get("transforms", {}).items():
+            parts[f"{place}.transforms.{index}"] = inner
+    return parts
 
 
 def checkpoints(folder: Path) -> list[Path]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from vantage.core.errors import UserError
 from vantage.core.protocols import Engine, Evaluation, Policy, Prompts, Task
 from vantage.core.trajectories import Trajectories
+from vantage.core.walk import walk
 
 if TYPE_CHECKING:
     from vantage.core.method import Method
@@ -138,8 +139,8 @@ class Context:
     @property
     def rows_at_once(self) -> int | None:
         """Rows that a policy judges at once, at most: the smaller of the run's micro-batch and the update's; None for all."""
-        update = getattr(self.method, "update", None)
-        limits = (self.micro_batch, getattr(update, "micro_batch", None))
+        update = walk(getattr(self.method, "update", None))
+        limits = (self.micro_batch, *(getattr(component, "micro_batch", None) for _, component in update))
         return min((limit for limit in limits if limit), default=None)
 
     def now(self, setting: Any) -> Any:

@@ -13,6 +13,7 @@ from vantage.core.context import Context
 from vantage.core.errors import UserError
 from vantage.core.protocols import Evaluation
 from vantage.core.trajectories import Trajectories
+from vantage.core.walk import walk
 
 WEIGHTS = "_weights"
 """Column of the averaging weights [N, T] of the whole minibatch, carried by its micro-batches."""
@@ -91,8 +92,8 @@ UNITS = ("decision", "row", "group", "batch")
 
 def units(method: Any) -> list[str]:
     """Return what each term of the loss joins, the smallest first: 'decision', 'row', 'group' or 'batch'."""
-    terms = (method.objective, *method.regularizers, *((method.values,) if method.values is not None else ()))
-    return sorted({getattr(term, "unit", "decision") for term in terms}, key=UNITS.index)
+    terms = (method.objective, method.regularizers, method.values)
+    return sorted({getattr(term, "unit", "decision") for _, term in walk(terms)}, key=UNITS.index)
 
 
 def unit(method: Any) -> str:

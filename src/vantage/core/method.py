@@ -1,4 +1,4 @@
-"""A method: the names of its parts and nothing else."""
+"""A method: the names of its components and nothing else."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from vantage.core.averaging import canonical
 from vantage.core.errors import UserError, nearest
-from vantage.core.protocols import Part, declared
+from vantage.core.walk import Component, declared, walk
 
 M = TypeVar("M")
 
@@ -39,17 +39,17 @@ class Method:
         update: `(batch, context) -> None`: changes the policy.
     """
 
-    prompts: Part
-    rollout: Part
-    rewards: tuple[Part, ...]
-    values: Part | None
-    advantage: Part
-    objective: Part
-    update: Part
-    selection: tuple[Part, ...] = ()
-    averaging: str | Part = "token-mean"
-    regularizers: tuple[Part, ...] = ()
-    controllers: tuple[Part, ...] = ()
+    prompts: Component
+    rollout: Component
+    rewards: tuple[Component, ...]
+    values: Component | None
+    advantage: Component
+    objective: Component
+    update: Component
+    selection: tuple[Component, ...] = ()
+    averaging: str | Component = "token-mean"
+    regularizers: tuple[Component, ...] = ()
+    controllers: tuple[Component, ...] = ()
     name: str = field(default="", compare=False)
     parent: Method | None = field(default=None, compare=False, repr=False)
     settings: Mapping[str, Any] | None = field(default=None, compare=False, repr=False)
@@ -85,38 +85,27 @@ class Method:
         """Return this method with some settings of one part replaced, the part's other settings kept."""
         return self.replace(**{part: dataclasses.replace(getattr(self, part), **settings)})
 
-    def parts(self) -> Iterator[tuple[str, Part]]:
-        """Yield every part with its place: ('advantage', part), ('rewards.0', part), ..."""
-        for f in fields(self):
-            if f.name in _HIDDEN:
-                continue
-            held = getattr(self, f.name)
-            if f.name in _SEQUENCES:
-                for index, part in enumerate(held):
-                    yield f"{f.name}.{index}", part
-            elif held is not None and not isinstance(held, str):
-                yield f.name, held
+    def components(self) -> Iterator[tuple[str, Component]]:
+        """Yield every component with its place, inner ones first: ('rewards.0', ..), ('rollout.plan', ..), ('rollout', ..)."""
+        return walk({place: getattr(self, place) for place in PLACES})
 
     def declared(self, name: str) -> frozenset[str]:
-        """Union of what the parts declare under `name`: 'wants', 'columns' or 'policies'."""
-        found: frozenset[str] = frozenset()
-        for _, part in self.parts():
-            found |= declared(part, name)
-        return found
+        """Union of what the components declare under `name`: 'wants', 'columns' or 'policies'."""
+        return declared([getattr(self, place) for place in PLACES], name)
 
     @property
     def policy_options(self) -> dict[str, Any]:
-        """What the parts ask of a policy that is made for them: the pairs (name, value) that they declare as `policy_options`.
+        """What the components ask of a policy that is made for them: the pairs (name, value) that they declare as `policy_options`.
 
         Raises:
-            UserError: two parts ask for different things.
+            UserError: two components ask for different things.
         """
         found: dict[str, Any] = {}
-        for place, part in self.parts():
-            for name, value in sorted(getattr(part, "policy_options", ())):
+        for place, component in self.components():
+            for name, value in sorted(getattr(component, "policy_options", ())):
                 if found.setdefault(name, value) != value:
                     raise UserError(
-                        f"{place} asks for a policy with {name}={value!r}, another part for {found[name]!r}"
+                        f"{place} asks for a policy with {name}={value!r}, another component for {found[name]!r}"
                     )
         return found
 
@@ -138,10 +127,7 @@ class Method:
     @property
     def wants(self) -> frozenset[str]:
         """What the policy is asked for in each evaluation of the loss."""
-        found = frozenset({"logp"}) | declared(self.objective, "wants")
-        for part in (*self.regularizers, *((self.values,) if self.values is not None else ())):
-            found |= declared(part, "wants")
-        return found | declared(self.update, "wants")
+        return frozenset({"logp"}) | declared((self.objective, self.regularizers, self.values, self.update), "wants")
 
 
 def describe(part: Any) -> str:
@@ -170,14 +156,15 @@ def _plain(value: Any) -> str:
     return repr(value)
 
 
-PARTS = tuple(f.name for f in fields(Method) if f.name not in _HIDDEN)
+PLACES = tuple(f.name for f in fields(Method) if f.name not in _HIDDEN)
+"""The places of a method, in the order of its fields."""
 
 
 def differences(method: Method, other: Method) -> dict[str, tuple[str, str]]:
     """Return the parts in which two methods differ: place -> (in `method`, in `other`), as text."""
     return {
         place: (describe(getattr(method, place)), describe(getattr(other, place)))
-        for place in PARTS
+        for place in PLACES
         if describe(getattr(method, place)) != describe(getattr(other, place))
     }
 

@@ -1,10 +1,10 @@
-"""What the road asks of a policy, an engine, a task and a part. All are structural: nothing inherits from them."""
+"""What the training loop asks of a policy, an engine and a task. All are structural: nothing inherits from them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -66,19 +66,6 @@ class Prompts:
             torch.full((len(self),), counts) if isinstance(counts, int) else counts
         )
         return Prompts(self.ids[index], [self.items[i] for i in index.tolist()])
-
-
-@runtime_checkable
-class Stateful(Protocol):
-    """A part that remembers something; the checkpoint carries it."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return tensors, numbers, strings, lists and dicts of these."""
-        ...
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what `state_dict` returned."""
-        ...
 
 
 class Policy(Protocol):
@@ -223,30 +210,3 @@ class Task(Protocol):
     def evaluate(self, policy: Any, *, samples: int, seed: int) -> dict[str, float]:
         """Judge the policy on what it was not trained on."""
         ...
-
-
-Part = Any
-"""A callable whose arguments depend on its place in the method (see `Method`); it may also be `Stateful`, declare what it
-reads (`wants`, `columns`, `policies`, `unit`), and have `prepare(context)`, run once before the first step."""
-
-
-def declared(part: Any, name: str) -> frozenset[str]:
-    """Return what a part declares under `name` ('wants', 'columns' or 'policies'), parts inside it included."""
-    found = set(getattr(part, name, ()) or ())
-    for inner in getattr(part, "parts", ()) or ():
-        found |= declared(inner, name)
-    return frozenset(found)
-
-
-def reads(
-    *wants: str, columns: Sequence[str] = (), policies: Sequence[str] = ()
-) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Declare on a plain function what it reads: outputs of the policy, columns, named policies."""
-
-    def mark(function: Callable[..., Any]) -> Callable[..., Any]:
-        function.wants = frozenset(wants)  # type: ignore[attr-defined]
-        function.columns = frozenset(columns)  # type: ignore[attr-defined]
-        function.policies = frozenset(policies)  # type: ignore[attr-defined]
-        return function
-
-    return mark

@@ -20,9 +20,10 @@ from vantage.core import checkpoint, columns
 from vantage.core.context import Context
 from vantage.core.errors import CheckpointError, TrainingError, UserError
 from vantage.core.method import Method
-from vantage.core.protocols import Engine, Policy, Stateful, Task
+from vantage.core.protocols import Engine, Policy, Task
 from vantage.core.runlog import RunLog
 from vantage.core.trajectories import Trajectories
+from vantage.core.walk import prepare, states
 
 
 @dataclass(frozen=True)
@@ -123,9 +124,7 @@ class Trainer:
         self._columns = self.context.method.declared("columns")
         for name in sorted(self._named_policies()):
             self.context.freeze(name)
-        for _, part in self.context.method.parts():
-            if hasattr(part, "prepare"):
-                part.prepare(self.context)
+        prepare(dict(self.context.method.components()), self.context)
         self._batch: Trajectories | None = None
         self._interrupted = False
         self._last_save = time.monotonic()
@@ -274,9 +273,9 @@ class Trainer:
         ]
         if bad:
             raise TrainingError(f"after step {context.step} the weights {', '.join(bad[:3])} are not finite: not saved")
-        parts = {place: part.state_dict() for place, part in context.method.parts() if isinstance(part, Stateful)}
         state = {
-            "parts": parts,
+            "format": checkpoint.FORMAT,
+            "parts": {place: part.state_dict() for place, part in states(context.method.components()).items()},
             "engine": context.engine.state_dict(),
             "random": checkpoint.random_state(context.generator),
             "policies": self._save_policies(),
@@ -317,7 +316,7 @@ class Trainer:
                     path.unlink(missing_ok=True)
 
     def restore(self, report: Callable[[str], None] = print) -> int:
-        """Take back the newest whole checkpoint of the run's folder; return its step.
+        """Restore the newest whole checkpoint of the run's folder; return its step.
 
         Raises:
             CheckpointError: there is none, or it belongs to another method.
@@ -327,10 +326,14 @@ class Trainer:
         context = self.context
         step, weights, state = checkpoint.newest_checkpoint(self.folder / "checkpoints", report)
         _load_weights(context.policy, weights)
-        stateful = {place: part for place, part in context.method.parts() if isinstance(part, Stateful)}
-        if set(stateful) != set(state["parts"]):
-            odd = ", ".join(sorted(set(stateful) ^ set(state["parts"])))
-            raise CheckpointError(f"the checkpoint in {self.folder} is of another method: its parts differ at {odd}")
+        stateful = states(context.method.components())
+        parts = checkpoint.upgrade(state, stateful)
+        if set(stateful) != set(parts):
+            odd = ", ".join(sorted(set(stateful) ^ set(parts)))
+            raise CheckpointError(
+                f"the checkpoint in {self.folder} is of another method, or of a version that did not save components inside"
+                f" others: they differ at {odd}; train again"
+            )
         for name, file in state["policies"].items():
             if name not in context.policies:
                 context.freeze(name)
@@ -340,7 +343,7 @@ class Trainer:
             _load_weights(context.policies[name], checkpoint.load_tensors(path))
             self._files[name] = (context.policies[name], file)
         for place, part in stateful.items():
-            part.load_state_dict(state["parts"][place])
+            part.load_state_dict(parts[place])
         context.engine.load_state_dict(state["engine"])
         context.step = step
         checkpoint.set_random_state(state["random"], context.generator)

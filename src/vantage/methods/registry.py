@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from vantage.core.errors import UserError, nearest, unknown
-from vantage.core.method import PARTS, Method, configure, describe
+from vantage.core.method import PLACES, Method, configure, describe
 from vantage.methods.recipes import checked, explained, inherit
 
 M = TypeVar("M")
@@ -134,7 +134,7 @@ class Page:
 def parts_of(made: Any) -> dict[str, str]:
     """Return the parts of what a recipe made as text: a method's parts in the road's order, anything else's fields."""
     if isinstance(made, Method):
-        return {place: describe(getattr(made, place)) for place in PARTS}
+        return {place: describe(getattr(made, place)) for place in PLACES}
     if is_dataclass(made):
         return {f.name: describe(getattr(made, f.name)) for f in fields(made) if f.repr}
     return {"runs": describe(made)}

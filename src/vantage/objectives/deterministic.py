@@ -46,11 +46,6 @@ class AnchoredGradient:
             if not getattr(self, name) >= 0:
                 raise UserError(f"AnchoredGradient.{name}={getattr(self, name)} is out of range: at least 0")
 
-    def prepare(self, context: Context) -> None:
-        """Prepare the anchor."""
-        if hasattr(self.anchor, "prepare"):
-            self.anchor.prepare(context)
-
     def __call__(self, evaluation: Evaluation, batch: Trajectories, context: Context) -> Tensor:
         """Return the loss."""
         action, q = evaluation.extras["mean"], evaluation.extras["q_mean"]

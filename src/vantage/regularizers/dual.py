@@ -100,7 +100,7 @@ class DualAscent:
 
     def __call__(self, context: Context) -> None:
         """Move them, and record each with the mean that it is to bound."""
-        for _, part in context.method.parts():
+        for _, part in context.method.components():
             held = getattr(part, "multiplier", None)
             if isinstance(held, Multiplier):
                 label = getattr(part, "label", type(part).__name__.lower())

@@ -128,11 +128,6 @@ class Refill:
         at_least("Refill.groups", self.groups, 1)
         at_least("Refill.rounds", self.rounds, 1)
 
-    def prepare(self, context: Context) -> None:
-        """Prepare the plan."""
-        if hasattr(self.plan, "prepare"):
-            self.plan.prepare(context)
-
     def __call__(self, context: Context) -> Trajectories:
         """Sample until there is enough."""
         kept: list[Trajectories] = []

@@ -7,7 +7,7 @@ rows live on the CPU; they move to the batch's device when they are read.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from vantage.advantages.state import PromptIndex
 from vantage.core.context import Context
 from vantage.core.errors import UserError
 from vantage.core.trajectories import Table, TableT, Trajectories, concatenate, pad_to_longest
+from vantage.core.walk import adapted
 from vantage.functions.groups import group_index, rank_within
 from vantage.rollouts.plans import Groups, at_least
 
@@ -159,11 +160,11 @@ class RecentReplay:
         at_least("RecentReplay.window", self.window, 1)
         if isinstance(self.share, int | float) and not 0 <= self.share < 1:
             raise UserError(f"RecentReplay.share={self.share} is out of range: 0 to below 1")
-
-    def prepare(self, context: Context) -> None:
-        """Prepare the plan."""
-        if hasattr(self.plan, "prepare"):
-            self.plan.prepare(context)
+        if not hasattr(self.plan, "prompts"):
+            raise UserError(
+                f"RecentReplay.plan={type(self.plan).__name__} does not say how many prompts it takes, and so cannot be asked for"
+                " fewer: put RecentReplay inside it instead"
+            )
 
     def __call__(self, context: Context) -> Trajectories:
         """Gather fresh groups and put old ones behind them."""
@@ -174,7 +175,7 @@ class RecentReplay:
             return self._judged(_aged(self.plan(context), 0), context)
         old = self._draw(share, kept, context)
         wanted = self.plan.prompts - sum(int(part.group.unique().numel()) for part in old)
-        batch = _aged(context.verify(replace(self.plan, prompts=wanted)(context)), 0)
+        batch = _aged(context.verify(adapted(self.plan, prompts=wanted)(context)), 0)
         kept.insert(0, batch.to("cpu"))
         del kept[self.window :]
         context.record("rollout/replayed", 1 - wanted / self.plan.prompts)

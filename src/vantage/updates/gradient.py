@@ -133,15 +133,12 @@ class GradientUpdate:
         return self.unit
 
     def state_dict(self) -> dict[str, Any]:
-        """The optimiser's state, and that of transforms that have one."""
-        inner = {str(i): t.state_dict() for i, t in enumerate(self.transforms) if hasattr(t, "state_dict")}
-        return {"optimizer": self._memory["optimizer"].state_dict(), "transforms": inner}
+        """The optimiser's state."""
+        return {"optimizer": self._memory["optimizer"].state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take it back."""
+        """Restore it."""
         self._memory["optimizer"].load_state_dict(state["optimizer"])
-        for index, inner in state["transforms"].items():
-            self.transforms[int(index)].load_state_dict(inner)
 
 
 def clip_gradient(parameters: list[torch.nn.Parameter], limit: float | None) -> Tensor:

@@ -100,29 +100,10 @@ class Every:
         if self.steps < 1:
             raise UserError(f"Every.steps={self.steps} is out of range: at least 1")
 
-    @property
-    def wants(self) -> frozenset[str]:
-        """What the update reads."""
-        return frozenset(getattr(self.update, "wants", ()))
-
-    def prepare(self, context: Context) -> None:
-        """Prepare the update."""
-        if hasattr(self.update, "prepare"):
-            self.update.prepare(context)
-
     def __call__(self, batch: Trajectories, context: Context) -> None:
         """Update, when it is time."""
         if (context.step + 1) % self.steps == 0:
             self.update(batch, context)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The update's."""
-        return dict(self.update.state_dict()) if hasattr(self.update, "state_dict") else {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Give it to the update."""
-        if hasattr(self.update, "load_state_dict"):
-            self.update.load_state_dict(state)
 
 
 def _check_rate(name: str, rate: float) -> None:

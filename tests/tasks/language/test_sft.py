@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vantage.core.errors import UserError
-from vantage.core.protocols import Stateful
+from vantage.core.walk import Stateful
 from vantage.policies.language import LanguagePolicy
 from vantage.tasks.language.problem import Problem
 from vantage.tasks.language.sft import Demonstrations, encoded

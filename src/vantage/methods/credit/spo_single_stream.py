@@ -30,8 +30,9 @@ from vantage.core import columns
 from vantage.core.context import Context
 from vantage.core.errors import UserError
 from vantage.core.method import Method
-from vantage.core.protocols import Prompts, declared
+from vantage.core.protocols import Prompts
 from vantage.core.trajectories import Trajectories, declare
+from vantage.core.walk import declared
 from vantage.functions.groups import group_sums
 from vantage.functions.rows import per_decision
 from vantage.functions.whitening import whiten
@@ -196,10 +197,6 @@ class OpenPrompts:
         if not self.explore > 0:
             raise UserError(f"OpenPrompts.explore={self.explore} is out of range: above 0")
 
-    def prepare(self, context: Context) -> None:
-        """Prepare the source."""
-        self.source.prepare(context)
-
     def __call__(self, count: int, context: Context) -> Prompts:
         """Return `count` prompts."""
         tracker = context.method.values
@@ -214,14 +211,6 @@ class OpenPrompts:
         weight = (value * (1 - value)).sqrt() + self.explore
         chosen = torch.multinomial(weight.cpu(), count, len(found) < count, generator=context.generator)
         return Prompts(found.ids[chosen], [found.items[i] for i in chosen.tolist()])
-
-    def state_dict(self) -> dict[str, Any]:
-        """Where the source is."""
-        return self.source.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from there."""
-        self.source.load_state_dict(state)
 
 
 @dataclass(frozen=True)

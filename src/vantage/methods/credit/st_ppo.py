@@ -102,8 +102,6 @@ class _Removed:
     """What the clip of an objective takes away, as an objective."""
 
     inner: TurnClip
-    wants = frozenset({"logp"})
-    unit = "row"
 
     def __call__(self, evaluation: Evaluation, batch: Trajectories, context: Context) -> Tensor:
         return self.inner.removed(evaluation, batch)
@@ -115,8 +113,6 @@ class _Divided:
 
     inner: TurnClip
     by: Tensor
-    wants = frozenset({"logp"})
-    unit = "row"
 
     def __call__(self, evaluation: Evaluation, batch: Trajectories, context: Context) -> Tensor:
         return self.inner(evaluation, batch, context) / self.by

@@ -15,9 +15,7 @@ the square, which takes their influence where ratio - 1 = A / (2 lam).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import Tensor
 
@@ -70,14 +68,6 @@ class VarianceRegularized:
         self.multiplier.measure(excess, batch.mask)
         record_ratio(log, batch.mask, context)
         return self.multiplier.value(ratio.device) * excess - batch.advantage * ratio
-
-    def state_dict(self) -> dict[str, Any]:
-        """The multiplier."""
-        return self.multiplier.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take it back."""
-        self.multiplier.load_state_dict(state)
 
 
 @method(id="S227", papers=(PAPER, CONFERENCE))

@@ -23,9 +23,7 @@ divided by 1, as equal answers to a question are, where the code divides by the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -150,14 +148,6 @@ class BundleRisk:
             flat = total.abs() <= EPS
             return credit * torch.where(flat, 1 / count, excess / total.masked_fill(flat, 1.0))
         return credit
-
-    def state_dict(self) -> dict[str, Any]:
-        """The quantiles."""
-        return self.tracker.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take them back."""
-        self.tracker.load_state_dict(state)
 
 
 def _std(papers: Tensor) -> Tensor:

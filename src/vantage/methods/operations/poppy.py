@@ -38,6 +38,7 @@ from vantage.core.context import Context
 from vantage.core.errors import UserError
 from vantage.core.method import Method
 from vantage.core.trajectories import Trajectories
+from vantage.core.walk import prepare
 from vantage.functions.groups import group_index, group_mean
 from vantage.functions.rows import per_decision
 from vantage.methods.claim import Claim
@@ -104,7 +105,7 @@ class Population(MultiStart):
             policy: Any = context.policy
             policy.clone_first()
             # Moments of one decoder's gradient, and zeros of the others', mean nothing to the clones.
-            context.method.update.prepare(context)
+            prepare(context.method.update, context)
             self._state["begun"] = True
         if self.freeze_encoder:
             # Parameters without gradient stay with the optimiser, which passes them over, so that a resumed run finds its own.

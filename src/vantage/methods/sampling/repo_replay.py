@@ -136,11 +136,6 @@ class PromptReplay:
             raise UserError(f"PromptReplay.strategy={self.strategy!r} is not known: {', '.join(STRATEGIES)}")
         self._memory["queues"] = PromptQueues(self.capacity)
 
-    def prepare(self, context: Context) -> None:
-        """Prepare the plan."""
-        if hasattr(self.plan, "prepare"):
-            self.plan.prepare(context)
-
     def __call__(self, context: Context) -> Trajectories:
         """Gather fresh groups and put replayed rows behind them."""
         # The method's rewards score these rows again, and record it.
