@@ -13,9 +13,10 @@ import vantage
 from tests.harness import context, loss_of
 from tests.methods.operations.test_pomo import SMALL, tours
 from vantage.core import Schedule, Trainer, Trajectories, UserError
-from vantage.methods.operations.poppy import WinnerTakesAll, search, winners
+from vantage.methods.operations.poppy import WinnerTakesAll, winners
 from vantage.policies.routing import RoutingPolicy
 from vantage.rollouts.routing import construct
+from vantage.rollouts.tour_search import search
 
 
 def made(score: Tensor, steps: int = 2) -> Trajectories:
@@ -287,7 +288,7 @@ def test_the_search_starts_from_the_best_pairs_and_never_loses_to_them(spec: str
 
 
 def test_bad_settings() -> None:
-    with pytest.raises(UserError, match="margin, baseline, own"):
+    with pytest.raises(UserError, match="margin, baseline"):
         vantage.method("poppy", credit="best")
     with pytest.raises(UserError, match=r"warm=1\.0"):
         vantage.method("poppy", warm=1.0)

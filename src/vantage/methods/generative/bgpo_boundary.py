@@ -110,7 +110,7 @@ def bgpo_boundary(
     by_length: bool = False,
     limit: float | None = None,
     beta: float = 0.0,
-    estimator: str = "k2",
+    estimator: Literal["k1", "k2", "k3"] = "k2",
 ) -> Method:
     """by_length: d_j / T in place of d_j; limit: bound of d_j, none for none; beta: coefficient of the page's KL, 0
     leaves the reference out; estimator: of that KL, k1, k2 or k3."""

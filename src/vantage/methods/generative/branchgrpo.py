@@ -237,7 +237,7 @@ def branchgrpo(
     noise_scale: float = 4.0,
     weighted: bool = False,
     pruned_depths: tuple[int, ...] = (),
-    prune_width: int = 0,
+    prune_width: Literal[0, 1, 2] = 0,
     mixed: bool = False,
     window: int = 4,
     interval: int = 30,

@@ -110,11 +110,9 @@ class Decoupled:
 
 @method(id="S215", papers=PAPER, base=grpo)
 def gdpo(base: Method, eps_std: float = 1e-4, gated: str = "", gate: str = "", threshold: float = 1.0) -> Method:
-    """Compose GDPO; the weights of the rewards are the setting `advantage.weights`.
-
-    eps_std: added to each standard deviation; gated: name of a reward that is paid only where `gate` reaches `threshold`, ""
-    for none; gate: name of the reward that decides; threshold: what it must reach.
-    """
+    """Compose GDPO; the weights of the rewards are the setting `advantage.weights`. eps_std: added to each standard
+    deviation; gated: name of a reward that is paid only where `gate` reaches `threshold`, "" for none; gate: name
+    of the reward that decides; threshold: what it must reach."""
     if bool(gated) != bool(gate):
         raise UserError(f"gdpo: gated={gated!r} and gate={gate!r} go together: both name a reward")
     return base.replace(

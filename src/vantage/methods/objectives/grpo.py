@@ -45,14 +45,11 @@ def grpo(
     max_grad_norm: float = 1.0,
     micro_batch: int | None = None,
 ) -> Method:
-    """Compose GRPO.
-
-    prompts: prompts a step; group_size: answers to each; lr: learning rate; beta: weight of the divergence to the reference
-    policy, 0 leaves that policy out altogether; eps: clip range of the ratio; epochs: passes over a batch; minibatches:
-    optimiser steps a pass; temperature: of sampling, and of the policy that learns; weight_decay: decoupled from the
-    gradient, as in AdamW; max_grad_norm: largest norm of a gradient; micro_batch: rows evaluated at once, none for all of a
-    minibatch; it changes memory, not the gradient.
-    """
+    """Compose GRPO. prompts: prompts a step; group_size: answers to each; lr: learning rate; beta: weight of the
+    divergence to the reference policy, 0 leaves that policy out altogether; eps: clip range of the ratio; epochs:
+    passes over a batch; minibatches: optimiser steps a pass; temperature: of sampling, and of the policy that
+    learns; weight_decay: decoupled from the gradient, as in AdamW; max_grad_norm: largest norm of a gradient;
+    micro_batch: rows evaluated at once, none for all of a minibatch; it changes memory, not the gradient."""
     return Method(
         prompts=Shuffled(),
         rollout=Groups(prompts, group_size, temperature),

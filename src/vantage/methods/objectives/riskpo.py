@@ -173,13 +173,11 @@ def riskpo(
     quantiles: str = "track",
     quantile_rate: float = 0.1,
 ) -> Method:
-    """Compose RiskPO, which has no divergence term.
-
-    bundle: B, groups that make a bundle; alpha, beta: levels of the lower and upper quantile; tail: w, weight of the lower
-    tail; credit: how an answer takes its paper's advantage, "std", "uniform", "score" or "sum-mean"; baseline: whether g1 has
-    its bracket; seeking: reward the upper end instead of the lower; quantiles: "track" over the run, "batch" as in the
-    released code, or "mix", their mean; quantile_rate: step size of the tracked quantiles.
-    """
+    """Compose RiskPO, which has no divergence term. bundle: B, groups that make a bundle; alpha, beta: levels of
+    the lower and upper quantile; tail: w, weight of the lower tail; credit: how an answer takes its paper's
+    advantage, "std", "uniform", "score" or "sum-mean"; baseline: whether g1 has its bracket; seeking: reward the
+    upper end instead of the lower; quantiles: "track" over the run, "batch" as in the released code, or "mix",
+    their mean; quantile_rate: step size of the tracked quantiles."""
     risk = BundleRisk(
         bundle,
         alpha,

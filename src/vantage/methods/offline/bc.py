@@ -25,7 +25,7 @@ PAPER = Paper(
 
 @method(papers=PAPER)
 def bc(rows: int = 256, lr: float = 3e-4) -> Method:
-    """Compose behaviour cloning; `rows` transitions a step."""
+    """rows: transitions a step; lr: Adam's."""
     return Method(
         prompts=Shuffled(),
         rollout=Transitions(rows),

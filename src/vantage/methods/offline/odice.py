@@ -17,15 +17,16 @@ arXiv 2402.00348.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import field
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
 
+from vantage.annotations import at_least, between
+from vantage.core.component import component, memory
 from vantage.core.context import Context
-from vantage.core.errors import UserError, unknown
+from vantage.core.errors import UserError
 from vantage.core.method import Method
 from vantage.core.trajectories import Trajectories, declare
 from vantage.functions.parameters import inner, project_out
@@ -46,7 +47,6 @@ PAPER = Paper(
     2024,
     arxiv="2402.00348",
 )
-GRADIENTS = ("orthogonal", "semi", "true")
 
 
 def conjugate(y: Tensor) -> Tensor:
@@ -55,7 +55,7 @@ def conjugate(y: Tensor) -> Tensor:
     return held + held.square() / 4
 
 
-@dataclass(frozen=True)
+@component
 class DiceValue:
     """The page's V: fills `residual` [N, 1, 2] before the policy moves, and takes the projected step after it.
 
@@ -67,27 +67,18 @@ class DiceValue:
         optimizer: of the values alone.
     """
 
-    lam: float = 0.6
-    eta: float = 1.0
-    gamma: float = 0.99
-    gradient: str = "orthogonal"
+    lam: Annotated[float, between(0, 1)] = 0.6
+    eta: Annotated[float, at_least(0)] = 1.0
+    gamma: Annotated[float, between(0, 1)] = 0.99
+    gradient: Literal["orthogonal", "semi", "true"] = "orthogonal"
     optimizer: Any = field(default_factory=lambda: Adam(2e-4))
-    _memory: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        if self.gradient not in GRADIENTS:
-            raise unknown("gradient", self.gradient, GRADIENTS, "DiceValue")
-        for name in ("lam", "gamma"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"DiceValue.{name}={getattr(self, name)} is out of range: 0 to 1")
-        if not self.eta >= 0:
-            raise UserError(f"DiceValue.eta={self.eta} is out of range: at least 0")
+    _memory: dict[str, Any] = memory()
 
     def prepare(self, context: Context) -> None:
-        """Have the policy grow values and a spread."""
+        """Add value networks and a learnable standard deviation to the policy."""
         policy: Any = context.policy
         if not hasattr(policy, "add_values"):
-            raise UserError(f"odice: {type(policy).__name__} grows no state values: take a task of the field offline")
+            raise UserError(f"odice: {type(policy).__name__} has no state values: take a task of the field offline")
         policy.add_values()
         policy.add_spread()
         self._memory["optimizer"] = self.optimizer.build(policy.value_nets.parameters())
@@ -145,16 +136,8 @@ class DiceValue:
         smallest: Tensor = policy.v(observation, target=True).amin(0)
         return smallest
 
-    def state_dict(self) -> dict[str, Any]:
-        """The optimiser's state; the networks are the policy's."""
-        return {"optimizer": self._memory["optimizer"].state_dict()}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take it back."""
-        self._memory["optimizer"].load_state_dict(state["optimizer"])
-
-
-@dataclass(frozen=True)
+@component
 class ResidualWeight:
     """Advantage: the mean over value networks of min(max(residual, 0), most), [N, 1]: the weight of cloning the row's action."""
 
@@ -175,10 +158,12 @@ def odice(
     eta: float = 1.0,
     gamma: float = 0.99,
     tau: float = 0.005,
-    gradient: str = "orthogonal",
+    gradient: Literal["orthogonal", "semi", "true"] = "orthogonal",
     weight_decay: float = 1e-4,
 ) -> Method:
-    """Compose ODICE; `lr` is of policy and values alike."""
+    """rows: transitions a step; lr: of policy and values alike; lam: weight of the residuals against the push down;
+    eta: weight of the backward gradient; gamma: discount; tau: share by which targets move; gradient: `orthogonal`,
+    `semi` or `true`; weight_decay: of the policy, added to its gradient."""
     return Method(
         prompts=Shuffled(),
         rollout=Transitions(rows),

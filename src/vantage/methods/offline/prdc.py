@@ -12,14 +12,16 @@ standardised before the tree is built. On equal distances any neighbour may be t
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import field
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
+from vantage.annotations import at_least
+from vantage.core.component import component
 from vantage.core.context import Context
-from vantage.core.errors import UserError, require
+from vantage.core.errors import require
 from vantage.core.method import Method
 from vantage.core.trajectories import Trajectories
 from vantage.methods.claim import Claim
@@ -35,7 +37,7 @@ PAPER = Paper(
 )
 
 
-@dataclass(frozen=True)
+@component
 class Neighbour:
     """Anchor: the action of the stored transition whose (beta * state, action) is nearest to (beta * s, pi(s)).
 
@@ -45,12 +47,9 @@ class Neighbour:
         beta: weight of the state, at least 0.
     """
 
-    beta: float = 1.0
-    _memory: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        if not self.beta >= 0:
-            raise UserError(f"Neighbour.beta={self.beta} is out of range: at least 0")
+    beta: Annotated[float, at_least(0)] = 1.0
+    _tree: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """Made again from the data when a run is resumed: no memory."""
 
     def prepare(self, context: Context) -> None:
         """Build the tree of the data."""
@@ -61,31 +60,20 @@ class Neighbour:
         """Build the tree of pairs [M, D], [M, A]."""
         spatial = require("scipy.spatial", "offline")
         keys = torch.cat([self.beta * states, actions], -1).cpu().numpy()
-        self._memory.update(tree=spatial.cKDTree(keys), actions=actions)
+        self._tree.update(tree=spatial.cKDTree(keys), actions=actions)
 
     def __call__(self, action: Tensor, batch: Trajectories, context: Context) -> Tensor:
         """Return the neighbours' actions [N, 1, A]."""
         query = torch.cat([self.beta * batch.observation, action], -1)
-        _, nearest = self._memory["tree"].query(query[:, 0].detach().cpu().numpy())
-        actions: Tensor = self._memory["actions"]
+        _, nearest = self._tree["tree"].query(query[:, 0].detach().cpu().numpy())
+        actions: Tensor = self._tree["actions"]
         return actions[torch.from_numpy(nearest).to(actions.device)].unsqueeze(1)
 
 
-@method(id="S098", papers=PAPER)
-def prdc(
-    rows: int = 256,
-    lr: float = 3e-4,
-    alpha: float = 2.5,
-    beta: float = 1.0,
-    gamma: float = 0.99,
-    tau: float = 0.005,
-    noise: float = 0.2,
-    every: int = 2,
-) -> Method:
-    """Compose PRDC."""
-    return td3_bc(rows, lr, alpha, gamma=gamma, tau=tau, noise=noise, every=every).replace(
-        objective=AnchoredGradient(alpha, Neighbour(beta))
-    )
+@method(id="S098", papers=PAPER, base=td3_bc, without=("pull",))
+def prdc(base: Method, alpha: float = 2.5, beta: float = 1.0) -> Method:
+    """beta: weight of the state in the distance, 0 ignores it."""
+    return base.replace(objective=AnchoredGradient(alpha, Neighbour(beta)))
 
 
 claim = Claim(

@@ -50,7 +50,10 @@ def td3_bc(
     noise: float = 0.2,
     every: int = 2,
 ) -> Method:
-    """Compose TD3+BC; `every` critic steps the actor takes one."""
+    """rows: transitions a step; lr: Adam's, of actor and critics; alpha: weight of the values over their scale;
+    pull: weight of the distance to the anchor, 0 is TD3 on the data; gamma: discount; tau: share by which targets
+    move; noise: standard deviation of the target policy's noise; every: critic steps for one of the actor and the
+    targets."""
     return Method(
         prompts=Shuffled(),
         rollout=Transitions(rows),

@@ -53,7 +53,9 @@ def hdpo(
     epochs: int = 1,
     minibatches: int = 1,
 ) -> Method:
-    """Compose HDPO; `scenarios` whole episodes a step; with `anneal` the learning rate falls linearly to 0."""
+    """scenarios: whole episodes a step; lr: Adam's; anneal: the learning rate falls linearly to 0; max_grad_norm:
+    bound of the gradient's norm, none for none; epochs: passes over the scenarios of a step; minibatches: optimiser
+    steps a pass."""
     return Method(
         prompts=Shuffled(),
         rollout=Groups(scenarios, 1),

@@ -42,7 +42,9 @@ def pomo(
     temperature: float = 1.0,
     micro_batch: int | None = None,
 ) -> Method:
-    """Compose POMO; `starts=0` takes every node that a tour can begin with."""
+    """prompts: instances a step; starts: tours of an instance, 0 takes every node that one can begin with; lr:
+    Adam's; weight_decay: Adam's; max_grad_norm: bound of the gradient's norm, none for none; temperature: divides
+    the logits; micro_batch: rows whose graphs are held at once, none for all."""
     return Method(
         prompts=Shuffled(),
         rollout=MultiStart(prompts, starts, temperature),

@@ -21,21 +21,21 @@ POMO. The losers' rows are dropped before the update: their gradient is exactly 
 1e-4, in both phases; weight decay (decoupled, 1e-6) is the encoder's alone. The released settings keep training the encoder in
 the second phase; `freeze_encoder` leaves it as the first phase made it, as the repository's text says.
 
-At test time the population's greedy tours from all starts compete. `search` is the longer one: the greedy tours choose, for each
-instance, the K best pairs of an agent and a start, each pair draws 200 tours, and the shortest of all counts.
+At test time the population's greedy tours from all starts compete. `rollouts/tour_search.py` has the longer search:
+the greedy tours choose, for each instance, the K best pairs of an agent and a start, each pair draws 200 tours, and
+the shortest of all counts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
 
+from vantage.annotations import at_least, below
+from vantage.core.component import component, memory
 from vantage.core.context import Context
-from vantage.core.errors import UserError
 from vantage.core.method import Method
 from vantage.core.trajectories import Trajectories
 from vantage.core.walk import prepare
@@ -44,9 +44,7 @@ from vantage.functions.rows import per_decision
 from vantage.methods.claim import Claim
 from vantage.methods.operations.pomo import pomo
 from vantage.methods.registry import Paper, method
-from vantage.policies.routing import RoutingPolicy
-from vantage.policies.routing_rules import Tours, edges, start_nodes
-from vantage.rollouts.routing import MultiStart, construct
+from vantage.rollouts.routing import MultiStart
 
 PAPER = Paper(
     "Winner Takes It All: Training Performant RL Populations for Combinatorial Optimization",
@@ -55,7 +53,6 @@ PAPER = Paper(
     arxiv="2210.03475",
     venue="Advances in Neural Information Processing Systems 36",
 )
-CREDITS = ("margin", "baseline", "own")
 
 
 def encoder_parameters(policy: Any) -> list[torch.nn.Parameter]:
@@ -63,7 +60,7 @@ def encoder_parameters(policy: Any) -> list[torch.nn.Parameter]:
     return [p for name, p in policy.named_parameters() if not name.startswith(("decoder.", "critic."))]
 
 
-@dataclass(frozen=True)
+@component
 class Population(MultiStart):
     """Tours from every start by every agent, after a first phase in which only one agent acts.
 
@@ -73,17 +70,10 @@ class Population(MultiStart):
         freeze_encoder: in the second phase the encoder has no gradient.
     """
 
-    agents: int = 16
-    warm: float = 0.0
+    agents: Annotated[int, at_least(1)] = 16
+    warm: Annotated[float, at_least(0), below(1)] = 0.0
     freeze_encoder: bool = False
-    _state: dict[str, bool] = field(default_factory=dict, init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.agents < 1:
-            raise UserError(f"Population.agents={self.agents} is out of range: at least 1")
-        if not 0 <= self.warm < 1:
-            raise UserError(f"Population.warm={self.warm} is out of range: at least 0 and below 1")
+    _state: dict[str, bool] = memory()
 
     @property
     def size(self) -> int:
@@ -113,16 +103,8 @@ class Population(MultiStart):
                 parameter.requires_grad_(False)
         return self.build(context, None)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Whether the second phase has begun."""
-        return dict(self._state)
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take it back."""
-        self._state.update(begun=bool(state["begun"]))
-
-
-@dataclass(frozen=True)
+@component
 class WinnerTakesAll:
     """Advantage of the winner among the agents, for each prompt and start; 0 for the others, and no gradient.
 
@@ -133,7 +115,7 @@ class WinnerTakesAll:
         credit: "margin" over the runner-up, or "baseline": over the mean of the winner's own tours from all starts.
     """
 
-    credit: str = "margin"
+    credit: Literal["margin", "baseline"] = "margin"
 
     def __call__(self, batch: Trajectories, context: Context) -> Trajectories:
         """Fill the columns."""
@@ -163,7 +145,7 @@ def winners(batch: Trajectories, context: Context) -> Trajectories:
     return batch.select(batch.winner)
 
 
-@dataclass(frozen=True)
+@component
 class EncoderDecay:
     """Decoupled weight decay of the encoder alone: w <- w (1 - lr rate) before the optimiser's step, as AdamW does.
 
@@ -171,11 +153,7 @@ class EncoderDecay:
         rate: at least 0.
     """
 
-    rate: float = 1e-6
-
-    def __post_init__(self) -> None:
-        if not self.rate >= 0:
-            raise UserError(f"EncoderDecay.rate={self.rate} is out of range: at least 0")
+    rate: Annotated[float, at_least(0)] = 1e-6
 
     @torch.no_grad()
     def __call__(self, parameters: list[torch.nn.Parameter], context: Context) -> None:
@@ -187,96 +165,25 @@ class EncoderDecay:
                 parameter.mul_(1 - lr * self.rate)
 
 
-@torch.no_grad()
-def search(
-    policy: RoutingPolicy, nodes: Tensor, *, rollouts: int = 200, pairs: int = 0, generator: torch.Generator | None = None
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Return (greedy, best), each [B]: the shortest greedy tour of each instance, and the shortest that the search finds.
-
-    Every agent builds a greedy tour from every start. The best `pairs` of an agent and a start then draw `rollouts` tours each.
-    The number of tours of an instance is agents * starts + pairs * rollouts.
-
-    Args:
-        policy: of K agents.
-        nodes: instances [B, n, F].
-        rollouts: at least 0.
-        pairs: at most agents * starts; 0 for K.
-        generator: of the draws, on the policy's device.
-
-    Raises:
-        UserError: `rollouts` or `pairs` is out of range.
-    """
-    nodes = nodes.to(policy.device)
-    count, size = nodes.shape[:2]
-    starts = size - (1 if policy.problem == "cvrp" else 0)
-    pairs = pairs or policy.agents
-    if rollouts < 0 or not 1 <= pairs <= policy.agents * starts:
-        raise UserError(
-            f"search: rollouts={rollouts}, pairs={pairs} are out of range: at least 0, and 1 to {policy.agents * starts}"
-        )
-    costs = construct(policy, nodes, starts, forced=True).costs(policy.problem).view(count, -1)
-    greedy = costs.amin(1)
-    if not rollouts:
-        return greedy, greedy
-    chosen = costs.topk(pairs, 1, largest=False).indices.flatten()
-    instance = torch.arange(count, device=nodes.device).repeat_interleave(pairs)
-    first = start_nodes(policy.problem, starts, size, nodes.device)[chosen % starts]
-    drawn = _draw(policy, nodes, instance, chosen // starts, first, rollouts, generator)
-    return greedy, torch.minimum(greedy, drawn.view(count, -1).amin(1))
-
-
-def _draw(
-    policy: RoutingPolicy,
-    nodes: Tensor,
-    instance: Tensor,
-    agent: Tensor,
-    first: Tensor,
-    rollouts: int,
-    generator: torch.Generator | None,
-) -> Tensor:
-    """Return the lengths [C, rollouts] of tours of C triples (instance, agent, first node)."""
-    memory = policy.remember(nodes).select(instance * policy.agents + agent)
-    cells = nodes[instance]
-    tours = Tours(policy.problem, cells, rollouts)
-    node = first.unsqueeze(1).expand(-1, rollouts)
-    actions: list[Tensor] = []
-    length = torch.zeros_like(node)
-    finished = tours.finished()
-    while not bool(finished.all()):
-        if actions:
-            chances = policy.decide(memory, tours.situation())[0].softmax(-1)
-            node = torch.multinomial(chances.flatten(0, 1), 1, generator=generator).view_as(node)
-        length = length + ~finished
-        tours.visit(node)
-        actions.append(node)
-        finished = tours.finished()
-    return edges(policy.problem, cells, torch.stack(actions, -1), length).sum(-1)
-
-
-@method(id="S042", papers=PAPER)
+@method(id="S042", papers=PAPER, base=pomo, without=("weight_decay",), weight_decay=0.0)
 def poppy(
+    base: Method,
     agents: int = 16,
-    prompts: int = 64,
-    starts: int = 0,
     warm: float = 0.0,
     freeze_encoder: bool = False,
-    credit: str = "margin",
-    lr: float = 1e-4,
+    credit: Literal["margin", "baseline", "own"] = "margin",
     weight_decay: float = 1e-6,
-    max_grad_norm: float | None = None,
-    temperature: float = 1.0,
-    micro_batch: int | None = None,
 ) -> Method:
-    """Compose Poppy; `credit="own"` is the independent population, and `agents=1` POMO."""
-    if credit not in CREDITS:
-        raise UserError(f"poppy.credit={credit!r} is not known: {', '.join(CREDITS)}")
-    parent = pomo(prompts, starts, lr, 0.0, max_grad_norm, temperature, micro_batch)
+    """agents: K, decoders; 1 is POMO; warm: share of the run in which the first decoder alone acts and learns;
+    freeze_encoder: the encoder has no gradient in the second phase; credit: `margin` over the runner-up, `baseline`
+    the released code's, `own` an independent population; weight_decay: of the encoder alone, decoupled."""
+    plan = base.rollout
+    base = base.replace(rollout=Population(plan.prompts, plan.starts, plan.temperature, agents, warm, freeze_encoder))
     if weight_decay:
-        parent = parent.adapt("update", transforms=(EncoderDecay(weight_decay),))
-    rollout = Population(prompts, starts, temperature, agents, warm, freeze_encoder)
+        base = base.adapt("update", transforms=(EncoderDecay(weight_decay),))
     if credit == "own":
-        return parent.replace(rollout=rollout)
-    return parent.replace(rollout=rollout, advantage=WinnerTakesAll(credit), selection=(winners,))
+        return base
+    return base.replace(advantage=WinnerTakesAll(credit), selection=(winners,))
 
 
 _PHASES = {"agents": 4, "warm": 0.5, "prompts": 64}

@@ -19,9 +19,9 @@ model, encoding at every decision in the rollout and in the update.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
+from vantage.core.component import component
 from vantage.core.context import Context
 from vantage.core.errors import UserError
 from vantage.core.method import Method
@@ -38,7 +38,7 @@ PAPER = Paper(
 )
 
 
-@dataclass(frozen=True)
+@component
 class SharedTours(Groups):
     """`size` tours of each of `prompts` instances, which choose their first node too.
 
@@ -63,36 +63,14 @@ class SharedTours(Groups):
         policy.cached = self.cached
 
 
-@method(id="S067", papers=PAPER)
-def rlor(
-    prompts: int = 1024,
-    starts: int = 50,
-    epochs: int = 2,
-    minibatches: int = 8,
-    lr: float = 1e-3,
-    anneal: bool = True,
-    gamma: float = 0.99,
-    lam: float = 0.95,
-    eps: float = 0.2,
-    value_coefficient: float = 0.5,
-    entropy_coefficient: float = 0.01,
-    max_grad_norm: float = 0.5,
-    cached: bool = True,
-) -> Method:
-    """Compose RLOR; `starts` is the number of tours of each instance (n_traj)."""
-    parent = ppo(
-        epochs=epochs,
-        minibatches=minibatches,
-        lr=lr,
-        anneal=anneal,
-        gamma=gamma,
-        lam=lam,
-        eps=eps,
-        value_coefficient=value_coefficient,
-        entropy_coefficient=entropy_coefficient,
-        max_grad_norm=max_grad_norm,
-    )
-    return parent.replace(rollout=SharedTours(prompts, starts, cached=cached)).adapt("update", unit="group")
+@method(
+    id="S067", papers=PAPER, base=ppo, without=("rows", "length", "clip_value", "target_kl"),
+    epochs=2, minibatches=8, lr=1e-3, entropy_coefficient=0.01,
+)  # fmt: skip
+def rlor(base: Method, prompts: int = 1024, starts: int = 50, cached: bool = True) -> Method:
+    """prompts: instances a step; starts: tours of each instance (n_traj); cached: an instance is encoded once for
+    all decisions."""
+    return base.replace(rollout=SharedTours(prompts, starts, cached=cached)).adapt("update", unit="group")
 
 
 _SMALL = {"prompts": 64, "starts": 20, "minibatches": 4, "gamma": 1.0}
