@@ -169,6 +169,8 @@ def test_json_schema(tmp_path: Path) -> None:
     for check, asked in ((JsonSchema(str(path)), Asked()), (JsonSchema(), Asked(fields={"schema": SCHEMA}))):
         assert check(asked, '{"age": 3}') == 1.0
         assert check(asked, 'Here:\n```json\n{"age": 3}\n```\n') == 1.0
+        assert check(asked, 'Here:\r\n```json\r\n{"age": 3}\r\n```\r\nRun\n```bash\nls\n```') == 1.0
+        assert check(asked, '```\n{"age": 3}\n```\nIt prints\n```\nthree') == 1.0
         assert check(asked, '{"age": "3"}') == 0.0
         assert check(asked, "{age: 3}") == 0.0
         assert check(asked, "[" * 100_000) == 0.0
@@ -249,6 +251,12 @@ def test_code_with_calls() -> None:
     assert Code(partial=True)(Asked(fields={"tests": half}), GOOD) == 0.5
     floats = [{"call": "[f(0.1), (1, 2)]", "expect": [0.01, [1, 2]]}]
     assert Code()(Asked(fields={"tests": floats}), GOOD) == 1.0
+
+
+def test_code_is_the_program_among_other_blocks() -> None:
+    runs_code()
+    text = f"```bash\npip install x\n```\n{GOOD}\n```\n9\n```".replace("\n", "\r\n")
+    assert Code()(Asked(fields={"tests": ["assert f(3) == 9"]}), text) == 1.0
 
 
 def test_code_with_input_and_output() -> None:

@@ -7,7 +7,6 @@ import functools
 import importlib
 import importlib.util
 import json
-import re
 import secrets
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from vantage.core.errors import UserError, nearest
+from vantage.rewards.fences import answer_block
 from vantage.rewards.sandbox import ISOLATION, Limits, run_python, strongest_isolation
 from vantage.rewards.specs import within
 from vantage.rewards.textual import Graded
@@ -79,7 +79,18 @@ class PythonFunction:
         return load_function(self.path)(problem, completion)
 
 
-_FENCED = re.compile(r"```(?:python|py|python3)?[ \t]*\n(.*?)```", re.DOTALL | re.IGNORECASE)
+PYTHON = frozenset({"python", "python3", "py", "py3"})
+
+
+def _is_program(text: str) -> bool:
+    """Whether a text is Python that does something: more than a value, as an output is."""
+    try:
+        statements = ast.parse(text).body
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
+        return False
+    value = (ast.Constant, ast.Name, ast.UnaryOp, ast.BinOp, ast.Tuple, ast.List, ast.Dict, ast.Set, ast.Compare)
+    return any(not (isinstance(each, ast.Expr) and isinstance(each.value, value)) for each in statements)
+
 
 # The completion runs first, in a module of its own, and then each call; what a call returns goes out as a literal behind a
 # mark that did not exist before, and is compared by the caller. An object that claims to equal everything, an early exit
@@ -105,7 +116,10 @@ _out.flush()
 
 @dataclass(frozen=True)
 class Code:
-    """Run the completion's Python (its last fenced block, else all of it) against the problem's tests in the sandbox.
+    """Run the completion's Python against the problem's tests in the sandbox.
+
+    The program is the last closed block that is fenced as Python; without one, the last block without a language that is a
+    program; without any block, the whole completion (`vantage.rewards.fences`).
 
     The problem's field `tests` is a list (or its JSON text) of
 
@@ -146,8 +160,7 @@ class Code:
 
     def __call__(self, problem: Graded, completion: str) -> float:
         """Return 1.0 when all tests pass, else 0.0; with `partial`, the share that passes."""
-        blocks = _FENCED.findall(completion)
-        source = blocks[-1] if blocks else completion
+        source = answer_block(completion, PYTHON, _is_program)
         programs, steps, expected = _tests(problem)
         passed = []
         for given, wanted in programs:

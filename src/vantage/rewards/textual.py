@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from vantage.core.errors import UserError, require
+from vantage.rewards.fences import answer_block
 
 
 class Graded(Protocol):
@@ -106,12 +107,20 @@ class Regex:
         return float(normal._normal(match["answer"] or "") == normal._normal(problem.answer))
 
 
-_FENCED = re.compile(r"```(?:json)?[ \t]*\n(.*?)```", re.DOTALL)
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 @dataclass(frozen=True)
 class JsonSchema:
-    """Whether the completion (or its last fenced block) is JSON that satisfies a schema.
+    """Whether the completion is JSON that satisfies a schema.
+
+    Read is the last closed block that is fenced as JSON; without one, the last block without a language that is JSON; without
+    any block, the whole completion.
 
     Attributes:
         schema: path of the schema's file; '' to read the schema from the problem's field `schema`.
@@ -147,9 +156,8 @@ class JsonSchema:
             validator = _validator(schema if isinstance(schema, str) else json.dumps(schema))
         else:
             raise ValueError("no schema: give the verifier one, or the problem a field `schema`")
-        blocks = _FENCED.findall(completion)
         try:
-            value = json.loads(blocks[-1] if blocks else completion)
+            value = json.loads(answer_block(completion, ("json",), _is_json))
         except (ValueError, RecursionError):
             return 0.0
         return float(validator.is_valid(value))
