@@ -270,7 +270,7 @@ def _run(
     if config.wandb:
         from vantage.integrations.wandb import WandbListener
 
-        writers.append(WandbListener(config, folder))
+        writers.append(WandbListener(dataclasses.asdict(config), folder))
     trainer = Trainer(
         built,
         task,

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from vantage.core import Trajectories, UserError
-from vantage.policies.masked_diffusion import END, MASK, PAD, MaskedDiffusionPolicy, draw_masks
+from vantage.functions.masks import draw_masks
+from vantage.policies.masked_diffusion import END, MASK, PAD, MaskedDiffusionPolicy
 
 
 def small(seed: int = 0, length: int = 3) -> MaskedDiffusionPolicy:

@@ -12,7 +12,9 @@ from vantage.core.context import Metrics
 from vantage.core.errors import UserError
 from vantage.core.loss import reduce, weighted
 from vantage.core.trajectories import Trajectories
-from vantage.selection.importance import TruncatedImportance, record_mismatch, sampling_gap
+from vantage.functions.ratios import sampling_gap
+from vantage.rollouts.mismatch import record_mismatch
+from vantage.selection.importance import TruncatedImportance
 
 
 def context() -> Any:
@@ -60,7 +62,7 @@ def test_an_existing_weight_is_multiplied(before: torch.Tensor) -> None:
 
 def test_rows_that_the_policy_drew_itself_weigh_one() -> None:
     batch = batch_of([[3.0, 0.2]]).replace(logp_sampling=None)
-    assert torch.equal(sampling_gap(batch), torch.zeros(1, 2))
+    assert torch.equal(sampling_gap(batch.logp_old, None, batch.mask), torch.zeros(1, 2))
     assert torch.equal(TruncatedImportance()(batch, context()).weight, torch.ones(1, 2))
 
 

@@ -11,7 +11,6 @@ import torch
 from vantage.core.context import Context
 from vantage.core.errors import UserError
 from vantage.core.trajectories import Trajectories
-from vantage.updates.optimizers import Adam
 
 
 @dataclass(frozen=True)
@@ -28,13 +27,13 @@ class TwinQ:
         gamma: discount, 0 to 1.
         noise: standard deviation of the target action's noise, in units of the action's bound.
         limit: where it is clipped.
-        optimizer: of the action values alone.
+        optimizer: of the action values alone (`Adam`).
     """
 
     gamma: float = 0.99
     noise: float = 0.2
     limit: float = 0.5
-    optimizer: Any = field(default_factory=Adam)
+    optimizer: Any = field(kw_only=True)
     _memory: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:

@@ -51,3 +51,21 @@ def log_ratio(logp: Tensor, logp_old: Tensor, mask: Tensor, level: str = "token"
     if level == "sequence":
         return (total / mask.sum(-1, keepdim=True).clamp(min=1)).clamp(max=SEQUENCE_LIMIT)
     raise UserError(f"level={level!r} is not known: token, sequence, product")
+
+
+@checked(logp_old="float N T", logp_sampling="float N T", mask="bool N T")
+def sampling_gap(logp_old: Tensor, logp_sampling: Tensor | None, mask: Tensor) -> Tensor:
+    """Return log(policy / sampler) of each decision, [N, T], within [-20, 20]; no gradient.
+
+    0 outside of the mask and where the sampler reported no number; 0 everywhere without `logp_sampling`, where the sampler was
+    the policy.
+
+    Args:
+        logp_old: log-probability under the policy that learns, [N, T].
+        logp_sampling: under what drew the decisions (an inference engine), [N, T], or None.
+        mask: [N, T].
+    """
+    if logp_sampling is None:
+        return torch.zeros_like(logp_old)
+    gap = (logp_old - logp_sampling).detach()
+    return bounded(torch.where(mask & gap.isfinite(), gap, 0.0))

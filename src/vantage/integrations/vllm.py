@@ -33,9 +33,9 @@ from vantage.core.protocols import Prompts
 from vantage.core.trajectories import Trajectories
 from vantage.policies.lora import merged_state
 from vantage.rollouts.language import LanguageEngine
+from vantage.rollouts.mismatch import record_mismatch
 from vantage.rollouts.tokens.completions import Completions
 from vantage.rollouts.tokens.sampling import Sampling, row_seeds
-from vantage.selection.importance import record_mismatch
 
 
 class VllmEngine(LanguageEngine):

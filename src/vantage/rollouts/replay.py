@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vantage.advantages.state import PromptIndex
 from vantage.core.context import Context
 from vantage.core.errors import UserError
 from vantage.core.trajectories import Table, TableT, Trajectories, concatenate, pad_to_longest
 from vantage.core.walk import adapted
 from vantage.functions.groups import group_index, rank_within
 from vantage.rollouts.plans import Groups, at_least
+from vantage.rollouts.records import PromptIndex
 
 
 def to_state(batch: Trajectories | None) -> dict[str, Any] | None:

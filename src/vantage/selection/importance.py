@@ -9,37 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from vantage.core.context import Context
 from vantage.core.errors import UserError
 from vantage.core.trajectories import Trajectories
-
-
-def sampling_gap(batch: Trajectories) -> Tensor:
-    """Return log(policy / sampler) of each decision, [N, T]: `logp_old` - `logp_sampling`.
-
-    0 outside of the mask and where the sampler reported no number; 0 everywhere for a batch without `logp_sampling`, whose
-    sampler was the policy.
-    """
-    drawn = batch.get("logp_sampling")
-    if drawn is None:
-        return torch.zeros_like(batch.logp_old)
-    gap = batch.logp_old - drawn
-    return torch.where(batch.mask & gap.isfinite(), gap, 0.0).detach()
-
-
-def record_mismatch(batch: Trajectories, context: Context) -> None:
-    """Record how far the sampler is from the policy, over the decisions in the mask.
-
-    `mismatch/logp` is the mean and `mismatch/max` the largest |logp_old - logp_sampling|; `mismatch/kl` is the estimate k3,
-    mean(ratio - 1 - log ratio) with ratio = policy / sampler, of KL(sampler || policy): at least 0.
-    """
-    gap = sampling_gap(batch)
-    count = batch.mask.sum().clamp(min=1)
-    context.record("mismatch/logp", gap.abs().sum() / count)
-    context.record("mismatch/kl", (torch.expm1(gap) - gap).sum() / count)
-    context.record("mismatch/max", gap.abs().max() if gap.numel() else 0.0)
+from vantage.functions.ratios import sampling_gap
 
 
 @dataclass(frozen=True)
@@ -67,7 +41,7 @@ class TruncatedImportance:
 
     def __call__(self, batch: Trajectories, context: Context) -> Trajectories:
         """Return the batch with `weight` [N, T]."""
-        ratio = sampling_gap(batch).exp()
+        ratio = sampling_gap(batch.logp_old, batch.get("logp_sampling"), batch.mask).exp()
         weight = ratio.clamp(max=self.limit)
         count = batch.mask.sum().clamp(min=1)
         context.record("importance/weight", torch.where(batch.mask, weight, 0.0).sum() / count)

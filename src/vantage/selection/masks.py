@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 
+from vantage.annotations import at_least
+from vantage.core.component import component
 from vantage.core.context import Context
-from vantage.core.errors import UserError
 from vantage.core.trajectories import Trajectories, declare
-from vantage.policies.masked_diffusion import KINDS, draw_masks
-from vantage.rollouts.plans import at_least
+from vantage.functions.masks import Kind, draw_masks
 
 declare("masked_weight", "[N, T]", "weight of a masked position, 0 where it is not", "MonteCarloMasks")
 
 
-@dataclass(frozen=True)
+@component
 class MonteCarloMasks:
     """Every row becomes `samples` rows side by side, each with a set of masked positions of its own.
 
@@ -29,14 +29,9 @@ class MonteCarloMasks:
             batch is used up; otherwise it equals `logp`. None asks the method's update whether it takes several steps on it.
     """
 
-    samples: int = 16
-    kind: str = "fixed"
+    samples: Annotated[int, at_least(1)] = 16
+    kind: Kind = "fixed"
     old: bool | None = False
-
-    def __post_init__(self) -> None:
-        at_least("MonteCarloMasks.samples", self.samples, 1)
-        if self.kind not in KINDS:
-            raise UserError(f"MonteCarloMasks.kind={self.kind!r} is not known: {' or '.join(map(repr, KINDS))}")
 
     def __call__(self, batch: Trajectories, context: Context) -> Trajectories:
         """Return the samples."""

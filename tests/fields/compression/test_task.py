@@ -14,12 +14,12 @@ from tests.fields.compression.tools import language, small
 from tests.harness import context
 from vantage.core.errors import UserError
 from vantage.core.protocols import Prompts
-from vantage.fields.compression.arena import random_weights
 from vantage.fields.compression.network import weight_sparsity
 from vantage.fields.compression.policy import MaskEngine, MaskPolicy
 from vantage.fields.compression.task import PruningTask, task_from_spec
 from vantage.fields.compression.text import made_text
 from vantage.fields.compression.units import masked
+from vantage.study.runs.compression import random_weights
 
 
 def draw(task: PruningTask, policy: MaskPolicy, prompts: int = 2, count: int = 3) -> Any:

@@ -15,7 +15,7 @@ from vantage.policies.language import LanguagePolicy
 from vantage.policies.packing import inputs, pack
 from vantage.study.arenas import arena
 from vantage.study.jobs import Job, Reporter
-from vantage.tasks.language.arena import one_group, shared_prefix
+from vantage.study.runs.language import one_group, shared_prefix
 from vantage.tasks.language.loading import task_from_spec
 
 pytest.importorskip("transformers")

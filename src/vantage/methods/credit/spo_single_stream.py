@@ -25,7 +25,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vantage.advantages.state import Records, per_prompt
 from vantage.core import columns
 from vantage.core.context import Context
 from vantage.core.errors import UserError
@@ -41,6 +40,7 @@ from vantage.methods.objectives.grpo import grpo
 from vantage.methods.registry import Paper, method
 from vantage.objectives.surrogates import Clip
 from vantage.rollouts.plans import Shuffled, at_least
+from vantage.rollouts.records import Records, per_prompt
 from vantage.rollouts.replay import PromptQueues
 
 declare("logp_then", "[N, T]", "log-probability under the policy after the row's update", "the recipe's tracker")

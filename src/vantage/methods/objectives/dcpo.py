@@ -26,7 +26,6 @@ import torch
 from torch import Tensor
 
 from vantage.advantages.groups import record_groups
-from vantage.advantages.state import Records, per_prompt
 from vantage.core.context import Context
 from vantage.core.method import Method
 from vantage.core.protocols import Evaluation
@@ -39,6 +38,7 @@ from vantage.methods.claim import Claim
 from vantage.methods.objectives.grpo import grpo
 from vantage.methods.registry import Paper, method
 from vantage.objectives.surrogates import recorded_clip
+from vantage.rollouts.records import Records, per_prompt
 
 PAPER = Paper(
     "DCPO: Dynamic Clipping Policy Optimization",

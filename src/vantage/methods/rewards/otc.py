@@ -29,7 +29,6 @@ from torch import Tensor
 
 from vantage.advantages.critic import Critic
 from vantage.advantages.estimators import GAE
-from vantage.advantages.state import Records, per_prompt
 from vantage.advantages.turns import AcrossTurns
 from vantage.core.context import Context
 from vantage.core.errors import UserError
@@ -42,6 +41,7 @@ from vantage.methods.objectives.grpo import grpo
 from vantage.methods.registry import Paper, method
 from vantage.rewards.mixing import Total
 from vantage.rollouts.language import last_turn
+from vantage.rollouts.records import Records, per_prompt
 
 PAPER = Paper(
     "OTC: Optimal Tool Calls via Reinforcement Learning",

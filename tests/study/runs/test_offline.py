@@ -13,7 +13,7 @@ from vantage.core import UserError
 from vantage.study.arenas import arena
 from vantage.study.claims import stated
 from vantage.study.jobs import Job, Reporter
-from vantage.tasks.offline.arena import Corner, CornerTask, Options, options_of, perturbed
+from vantage.study.runs.offline import Corner, CornerTask, Options, options_of, perturbed
 from vantage.tasks.offline.worlds import play
 
 SMALL = {"steps": 2000, "good": 10, "hidden": 16}
@@ -106,7 +106,7 @@ def test_the_claim_on_perturbed_starts_is_stated() -> None:
     claim = found["perturbed-starts"]
     assert claim.arena.name == "offline-perturbed"
     ours, theirs = claim.sides
-    assert ours.job(claim.arena, 0).function == "vantage.tasks.offline.arena:perturbed"
+    assert ours.job(claim.arena, 0).function == "vantage.study.runs.offline:perturbed"
     assert theirs.job(claim.arena, 0).settings["gradient"] == "semi"
 
 

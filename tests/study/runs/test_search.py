@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 
 from vantage.core.errors import UserError
-from vantage.fields.search.arena import against_the_best, run
 from vantage.fields.search.games import tictactoe
 from vantage.fields.search.rules import best
 from vantage.study.arenas import arena
 from vantage.study.jobs import Job, Reporter
 from vantage.study.results import Budget
+from vantage.study.runs.search import against_the_best, run
 
 
 def job(name: str, method: str, size: int, settings: dict[str, Any], **options: Any) -> Job:

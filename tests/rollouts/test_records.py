@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vantage.advantages.state import PromptIndex, Records, per_prompt
 from vantage.core import UserError
+from vantage.rollouts.records import PromptIndex, Records, per_prompt
 
 
 def test_index_numbers_ids_as_they_appear_whatever_their_size() -> None:

@@ -1,6 +1,6 @@
 """Compression in a study: one pruner, one network, one sparsity; the score is what the pruned network still can.
 
-An arena names `vantage.fields.compression.arena:run` as its function. Options: `network` ("digits" or "text"), `sparsity`, and what
+An arena names `vantage.study.runs.compression:run` as its function. Options: `network` ("digits" or "text"), `sparsity`, and what
 the network's own function takes (`hidden`, `data`, `model`, `length`, ...); the run's seed is the network's, so that five
 seeds are five networks.
 """

@@ -1,6 +1,6 @@
 """An arena of offline data whose episodes all begin in one corner: policies are judged from there and from places around it.
 
-An arena names `vantage.tasks.offline.arena:perturbed` as its function. Options, all of which have defaults:
+An arena names `vantage.study.runs.offline:perturbed` as its function. Options, all of which have defaults:
 
     options = { steps = 20000, good = 5, noise = 0.3, spread = 0.3, hidden = 64, scale = 1.0, shift = 0.0 }
 

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from vantage.core.errors import UserError
-from vantage.fields.tabular.arena import make_world, run
 from vantage.study.arenas import arena
 from vantage.study.jobs import Job, Reporter
 from vantage.study.results import Budget
+from vantage.study.runs.tabular import make_world, run
 
 
 def job(name: str, method: str, size: int, settings: dict[str, Any], **options: Any) -> Job:

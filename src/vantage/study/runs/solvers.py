@@ -1,4 +1,4 @@
-"""Transport in a study: `function = "vantage.fields.solvers.arena:transport"`.
+"""Transport in a study: `function = "vantage.study.runs.solvers:transport"`.
 
 The score is the excess of the plan's cost over the optimum, as a share of it, after the plan has been made feasible: a plan that
 moves too little cannot look cheap. Options: `points`, `shift`; the run's seed draws the clouds. The budget counts iterations; a

@@ -1,0 +1,1 @@
+"""Runs of fields without a rollout loop, and runs that measure something else than training; arenas name them."""
