@@ -39,7 +39,9 @@ def dpo(
     max_grad_norm: float = 10.0,
     micro_batch: int | None = None,
 ) -> Method:
-    """Compose DPO; `prompts` counts pairs a step, `smoothing` is the probability that a label is wrong."""
+    """prompts: pairs a step; lr: Adam's, after the warm-up; beta: weight of the divergence to the reference;
+    smoothing: probability that a label is wrong; warmup: share of the run in which the rate rises; max_grad_norm:
+    bound of the gradient's norm; micro_batch: rows whose graphs are held at once, none for all."""
     return Method(
         prompts=Shuffled(),
         rollout=StoredPairs(prompts),

@@ -14,13 +14,14 @@ reconstructions.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
+from vantage.annotations import above, at_least
+from vantage.core.component import component
 from vantage.core.context import Context
-from vantage.core.errors import UserError
 from vantage.core.method import Method
 from vantage.core.protocols import Evaluation
 from vantage.core.trajectories import FRESH, Trajectories
@@ -29,8 +30,7 @@ from vantage.functions.rows import row_logp
 from vantage.methods.claim import Claim
 from vantage.methods.preference.dpo import dpo
 from vantage.methods.registry import Paper, method
-from vantage.rollouts.pairs import PairsAndFresh
-from vantage.rollouts.plans import at_least
+from vantage.rollouts.pairs import PairsAndFresh, StoredPairs
 
 PAPER = Paper(
     "The Importance of Online Data: Understanding Preference Fine-tuning via Coverage",
@@ -40,7 +40,7 @@ PAPER = Paper(
 )
 
 
-@dataclass(frozen=True)
+@component
 class OnlineKL:
     """coefficient * leave-one-out score-function estimate of KL(policy || reference) on the fresh rows, [N]; 0 on stored ones.
 
@@ -49,17 +49,12 @@ class OnlineKL:
         clip: bound of the log-ratio, above 0; None for none.
     """
 
-    coefficient: float = 1e-2
-    clip: float | None = None
+    coefficient: Annotated[float, at_least(0)] = 1e-2
+    clip: Annotated[float, above(0)] | None = None
     wants = frozenset({"logp"})
     columns = frozenset({"logp_ref"})
     unit = "group"
     label = "kl"
-
-    def __post_init__(self) -> None:
-        at_least("OnlineKL.coefficient", self.coefficient, 0)
-        if self.clip is not None and not self.clip > 0:
-            raise UserError(f"OnlineKL.clip={self.clip} is out of range: above 0, or none")
 
     def __call__(self, evaluation: Evaluation, batch: Trajectories, context: Context) -> Tensor:
         """Return the term; gradient flows through the factor `logp` alone."""
@@ -76,24 +71,20 @@ class OnlineKL:
         return self.coefficient * torch.where(fresh, (ratio - others) * logp, 0.0)
 
 
-@method(id="S062", papers=PAPER)
+@method(id="S062", papers=PAPER, base=dpo, without=("prompts",))
 def hypo(
+    base: Method,
     pairs: int = 64,
     fresh: int = 64,
     samples: int = 2,
-    lr: float = 1e-6,
-    beta: float = 0.1,
     lam: float = 1e-2,
     clip: float | None = None,
-    warmup: float = 0.1,
-    max_grad_norm: float = 10.0,
-    micro_batch: int | None = None,
 ) -> Method:
-    """Compose HyPO: `pairs` stored pairs and `samples` answers to each of `fresh` prompts a step."""
-    made = dpo(pairs, lr, beta, warmup=warmup, max_grad_norm=max_grad_norm, micro_batch=micro_batch)
+    """pairs: stored pairs a step; fresh: unlabelled prompts a step; samples: k, answers to each; lam: weight of the
+    divergence on them, 0 is DPO and samples nothing; clip: bound of the log-ratio in it, none for none."""
     if lam == 0:
-        return made
-    return made.replace(rollout=PairsAndFresh(pairs, fresh, samples), regularizers=(OnlineKL(lam, clip),))
+        return base.replace(rollout=StoredPairs(pairs))
+    return base.replace(rollout=PairsAndFresh(pairs, fresh, samples), regularizers=(OnlineKL(lam, clip),))
 
 
 claim = Claim(

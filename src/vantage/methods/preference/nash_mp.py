@@ -21,13 +21,14 @@ replaces mirror prox by a proximal-point method, which is not what this page is.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
+from vantage.annotations import at_least
+from vantage.core.component import component
 from vantage.core.context import Context
-from vantage.core.errors import UserError
 from vantage.core.method import Method
 from vantage.core.protocols import Evaluation
 from vantage.core.trajectories import Trajectories
@@ -52,7 +53,7 @@ PAPER = Paper(
 OPPONENT = "target"
 
 
-@dataclass(frozen=True)
+@component
 class ProximalDuel:
     """The page's loss, per row [N]; reads `win` [N]. Gradient flows through the factor `logp` alone.
 
@@ -61,16 +62,11 @@ class ProximalDuel:
         c: weight of the divergence to the slow copy, at least 0.
     """
 
-    beta: float = 0.1
-    c: float = 0.5
+    beta: Annotated[float, at_least(0)] = 0.1
+    c: Annotated[float, at_least(0)] = 0.5
     wants = frozenset({"logp"})
     columns = frozenset({"logp_ref", f"logp_under_{OPPONENT}"})
     unit = "group"
-
-    def __post_init__(self) -> None:
-        for name in ("beta", "c"):
-            if not getattr(self, name) >= 0:
-                raise UserError(f"ProximalDuel.{name}={getattr(self, name)} is out of range: at least 0")
 
     def __call__(self, evaluation: Evaluation, batch: Trajectories, context: Context) -> Tensor:
         """Return the loss."""
@@ -97,7 +93,11 @@ def nash_mp(
     max_grad_norm: float = 1.0,
     micro_batch: int | None = None,
 ) -> Method:
-    """Compose Nash-MP; `kappa=1` plays against the policy of the step before: self-play without look-ahead."""
+    """prompts: a step; group_size: answers to a prompt, each with an opponent's; lr: Adam's; beta: weight of the
+    divergence to the reference; c: weight of the divergence to the slow copy, 0 is Nash-MD's form; kappa: share by
+    which the slow copy moves a step, 1 plays against the policy of the step before; temperature: divides the
+    logits; max_grad_norm: bound of the gradient's norm; micro_batch: rows whose graphs are held at once, none for
+    all."""
     return Method(
         prompts=Shuffled(),
         rollout=Duels(prompts, group_size, temperature, OPPONENT),

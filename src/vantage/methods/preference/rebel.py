@@ -15,13 +15,14 @@ whose AdamW has the weight decay of torch's default, 0.01.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
+from vantage.annotations import above, at_least
+from vantage.core.component import component
 from vantage.core.context import Context
-from vantage.core.errors import UserError
 from vantage.core.method import Method
 from vantage.core.protocols import Evaluation
 from vantage.core.trajectories import Trajectories
@@ -31,7 +32,7 @@ from vantage.methods.registry import Paper, method
 from vantage.objectives.likelihood import NoCredit
 from vantage.objectives.preference import on_both, pair_rows
 from vantage.rewards.mixing import DivergencePenalty, Total
-from vantage.rollouts.plans import Groups, Shuffled, at_least
+from vantage.rollouts.plans import Groups, Shuffled
 from vantage.updates.gradient import GradientUpdate
 from vantage.updates.optimizers import Adam, Linear
 
@@ -44,7 +45,7 @@ PAPER = Paper(
 )
 
 
-@dataclass(frozen=True)
+@component
 class Unfinished:
     """Rewards: a row that was cut (`truncated`) scores `score`, whatever its verifier says."""
 
@@ -55,7 +56,7 @@ class Unfinished:
         return batch.replace(score=torch.where(batch.truncated.any(-1), self.score, batch.score))
 
 
-@dataclass(frozen=True)
+@component
 class Whiten:
     """Rewards: `score` over its standard deviation in the batch (population, eps 1e-8 in the variance).
 
@@ -72,7 +73,7 @@ class Whiten:
         return batch.replace(score=white if self.shift_mean else white + mean)
 
 
-@dataclass(frozen=True)
+@component
 class RelativeRewards:
     """The page's loss, per row [N]; gradient flows through `logp`. Rows of a pair share `group`.
 
@@ -80,13 +81,9 @@ class RelativeRewards:
         eta: step size of the mirror descent, above 0.
     """
 
-    eta: float = 1.0
+    eta: Annotated[float, above(0)] = 1.0
     wants = frozenset({"logp"})
     unit = "group"
-
-    def __post_init__(self) -> None:
-        if not self.eta > 0:
-            raise UserError(f"RelativeRewards.eta={self.eta} is out of range: above 0")
 
     def __call__(self, evaluation: Evaluation, batch: Trajectories, context: Context) -> Tensor:
         """Return the loss."""
@@ -103,7 +100,7 @@ def rebel(
     prompts: int = 512,
     lr: float = 3e-6,
     eta: float = 1.0,
-    kl_coef: float = 0.05,
+    kl_coef: Annotated[float, at_least(0)] = 0.05,
     epochs: int = 4,
     minibatches: int = 1,
     temperature: float = 0.7,
@@ -113,9 +110,13 @@ def rebel(
     max_grad_norm: float | None = None,
     micro_batch: int | None = None,
 ) -> Method:
-    """Compose REBEL; `prompts` counts pairs a round, `unfinished=None` leaves the verifier's score."""
+    """prompts: pairs a round; lr: Adam's, at the start, it falls linearly to 0; eta: step size of the mirror
+    descent; kl_coef: weight of the divergence to the reference in the reward; epochs: passes over the pairs;
+    minibatches: optimiser steps a pass; temperature: divides the logits; weight_decay: Adam's; unfinished: score of
+    an answer that was cut, none leaves the verifier's; whiten: scores over their standard deviation in the batch;
+    max_grad_norm: bound of the gradient's norm, none for none; micro_batch: rows whose graphs are held at once,
+    none for all."""
     cut = () if unfinished is None else (Unfinished(unfinished),)
-    at_least("rebel: kl_coef", kl_coef, 0)
     penalty = (DivergencePenalty(kl_coef),) if kl_coef else ()
     return Method(
         prompts=Shuffled(),

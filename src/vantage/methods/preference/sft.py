@@ -37,7 +37,10 @@ def sft(
     max_grad_norm: float = 1.0,
     micro_batch: int | None = None,
 ) -> Method:
-    """Compose supervised fine-tuning; `max_tokens` cuts longer completions, 0 cuts none."""
+    """batch: demonstrations a step; lr: Adam's, after the warm-up; weight_decay: Adam's; warmup: share of the run
+    in which the rate rises, then it falls along a cosine to a tenth; max_tokens: cuts longer completions, 0 cuts
+    none; max_grad_norm: bound of the gradient's norm; micro_batch: rows whose graphs are held at once, none for
+    all."""
     return Method(
         prompts=Shuffled(),
         rollout=Demonstrations(batch, bucket=1, max_tokens=max_tokens),

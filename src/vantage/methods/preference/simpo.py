@@ -12,11 +12,13 @@ of their 8B base model. arXiv 2405.14734, equation 6.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
+from vantage.annotations import at_least
+from vantage.core.component import component
 from vantage.core.context import Context
 from vantage.core.method import Method
 from vantage.core.protocols import Evaluation
@@ -25,7 +27,6 @@ from vantage.methods.claim import Claim
 from vantage.methods.preference.dpo import dpo
 from vantage.methods.registry import Paper, method
 from vantage.objectives.preference import PairLogistic, pair_rows
-from vantage.rollouts.plans import at_least
 from vantage.updates.optimizers import Cosine
 
 PAPER = Paper(
@@ -36,17 +37,14 @@ PAPER = Paper(
 )
 
 
-@dataclass(frozen=True)
+@component
 class ChosenLikelihood:
     """coefficient (at least 0) * mean of -logp over all decisions of the chosen rows, a scalar over the whole minibatch."""
 
-    coefficient: float
+    coefficient: Annotated[float, at_least(0)]
     wants = frozenset({"logp"})
     unit = "batch"
     label = "sft"
-
-    def __post_init__(self) -> None:
-        at_least("ChosenLikelihood.coefficient", self.coefficient, 0)
 
     def __call__(self, evaluation: Evaluation, batch: Trajectories, context: Context) -> Tensor:
         """Return the term."""
@@ -56,27 +54,22 @@ class ChosenLikelihood:
         return -self.coefficient * total / mask.sum().clamp(min=1)
 
 
-@method(id="S177", papers=PAPER)
+@method(id="S177", papers=PAPER, base=dpo, prompts=128, lr=6e-7, max_grad_norm=1.0)
 def simpo(
-    prompts: int = 128,
-    lr: float = 6e-7,
+    base: Method,
     beta: float = 2.0,
     gamma_beta_ratio: float = 0.5,
     smoothing: float = 0.0,
     hinge: bool = False,
     sft_weight: float = 0.0,
     warmup: float = 0.1,
-    max_grad_norm: float = 1.0,
-    micro_batch: int | None = None,
 ) -> Method:
-    """Compose SimPO; after the warm-up the rate falls along a cosine to 0."""
-    return (
-        dpo(prompts, lr, max_grad_norm=max_grad_norm, micro_batch=micro_batch)
-        .adapt("update", schedule=Cosine(warmup=warmup, after=True))
-        .replace(
-            objective=PairLogistic(beta, beta * gamma_beta_ratio, average=True, smoothing=smoothing, hinge=hinge),
-            regularizers=(ChosenLikelihood(sft_weight),) if sft_weight else (),
-        )
+    """beta: scale of the mean log-probability; gamma_beta_ratio: target margin over beta; hinge: in place of the
+    logistic loss; sft_weight: weight of the likelihood of the chosen answers; warmup: share of the run in which the
+    rate rises, then it falls along a cosine to 0."""
+    return base.adapt("update", schedule=Cosine(warmup=warmup, after=True)).replace(
+        objective=PairLogistic(beta, beta * gamma_beta_ratio, average=True, smoothing=smoothing, hinge=hinge),
+        regularizers=(ChosenLikelihood(sft_weight),) if sft_weight else (),
     )
 
 
