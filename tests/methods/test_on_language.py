@@ -30,7 +30,7 @@ CASES: dict[str, dict[str, Any]] = {
     "repo-replay": {"prompts": 3, "group_size": 4, "capacity": 4, "least": 4, "take": 2, "beta": 0.1},
     "remix": {"prompts": 4, "group_size": 4, "until": 1},
     "oblr-po": {"prompts": 4, "group_size": 4, "pieces": 2},
-    "brrl": {"form": "gbpo", "prompts": 3, "group_size": 4},
+    "brrl-group": {"prompts": 3, "group_size": 4},
     "t-ppo": {"rows": 6, "window": 3},
     "vineppo": {"prompts": 2, "group_size": 3, "count": 2, "separator": ";", "minibatches": 2},
     "igrpo": {"prompts": 2, "drafts": 2, "group_size": 3, "template": "{draft};{prompt}"},

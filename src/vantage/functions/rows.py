@@ -24,6 +24,12 @@ def per_decision(row: Tensor, mask: Tensor) -> Tensor:
     return row.unsqueeze(-1) * mask
 
 
+@checked(column="N T", length="int N")
+def value_at_last(column: Tensor, length: Tensor) -> Tensor:
+    """Return the value [N] at each row's last decision of a column [N, T]; of an empty row the first. T is at least 1."""
+    return column.gather(1, (length - 1).clamp(min=0).unsqueeze(-1)).squeeze(-1)
+
+
 @checked(row="N", length="int N")
 def at_last(row: Tensor, length: Tensor, steps: int) -> Tensor:
     """Place a value per row [N] at its last decision: [N, steps] float32, 0 elsewhere. An empty row keeps nothing.

@@ -13,6 +13,7 @@ from vantage.core.context import Context
 from vantage.core.errors import UserError
 from vantage.core.protocols import Prompts
 from vantage.core.trajectories import Trajectories
+from vantage.functions.rows import value_at_last
 from vantage.rollouts.tokens.completions import Completions
 from vantage.rollouts.tokens.engine import TokenEngine
 from vantage.rollouts.tokens.sampling import Sampling
@@ -339,7 +340,7 @@ def turn_numbers(forced: Tensor) -> Tensor:
 
 def last_turn(batch: Trajectories) -> Tensor:
     """Return the number of each row's last turn [N]: in a conversation, how often the environment answered."""
-    return batch.turn.gather(1, (batch.length - 1).clamp(min=0).unsqueeze(-1)).squeeze(-1)
+    return value_at_last(batch.turn, batch.length)
 
 
 def _plain(found: Completions) -> Tensor:

@@ -1,4 +1,4 @@
-"""BRRL: the numbers of its card, on control and on groups of answers."""
+"""BPO: the numbers of its card."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import vantage
-from tests.harness import context, loss_of, random_batch
-from tests.methods.toys import assert_resumes, gain, trainer
+from tests.harness import context
+from tests.methods.toys import assert_resumes, trainer
 from vantage.core import Evaluation, Trajectories, UserError
-from vantage.functions.groups import group_median
-from vantage.methods.objectives.brrl import BoundedRatio, GroupTarget, MedianCritic, TargetRatio, regression
+from vantage.methods.objectives.brrl import BoundedRatio, MedianCritic
+from vantage.objectives.ratio_target import ratio_regression
 from vantage.policies.control import ControlPolicy
 from vantage.policies.spaces import Actions, Observations
 
@@ -44,7 +44,7 @@ def test_the_best_policy_of_four_arms() -> None:
 def test_worked_losses(target: float, weight: float, loss: float) -> None:
     batch = one_step(1, logp_old=torch.zeros(1))
     logp = torch.tensor([[1.1]]).log()
-    found = regression(Evaluation(logp=logp), batch, torch.tensor(target), torch.tensor(weight), 0.3, context())
+    found = ratio_regression(Evaluation(logp=logp), batch, torch.tensor(target), torch.tensor(weight), 0.3, context())
     assert float(found) == pytest.approx(loss, abs=1e-6)
 
 
@@ -94,74 +94,6 @@ def test_without_the_head_the_value_is_the_middle() -> None:
     assert found.abs().max() < 1e-6
 
 
-def group(scores: list[float], **settings: float) -> Trajectories:
-    batch = random_batch(len(scores), 3, size=len(scores)).replace(score=torch.tensor(scores))
-    return GroupTarget(**settings)(batch, context())
-
-
-def test_group_targets() -> None:
-    found = group([1.0, 1.0, 1.0, 0.0])
-    # Median 1: the right answers aim at the middle, the wrong one below it.
-    assert found.target_ratio[:3, 0].tolist() == pytest.approx([1.0] * 3)
-    assert float(found.target_ratio[3]) == pytest.approx(0.8 + 0.4 / (1 + 2.718281828 ** (1 / 0.5)), rel=1e-4)
-    assert found.advantage[:, 0].tolist() == pytest.approx([0.5, 0.5, 0.5, -1.5], rel=1e-4)
-    wide = group([1.0, 1.0, 0.0, 0.0], eps_low=0.1, eps_high=0.5, temper=2.0)
-    # Median 1/2, std 0.57735: T = +-0.4330.
-    assert float(wide.target_ratio[0]) == pytest.approx(0.9 + 0.6 / (1 + 2.718281828**-0.4330127), rel=1e-4)
-    alone = group([3.0])
-    assert float(alone.advantage[0, 0]) == pytest.approx(3.0, rel=1e-4)
-    assert float(alone.target_ratio) == pytest.approx(0.8 + 0.4 / (1 + 2.718281828**-3), rel=1e-4)
-
-
-@pytest.mark.parametrize("eps", [0.2, 0.3])
-def test_rounding_of_the_log_probabilities_changes_no_gradient(eps: float) -> None:
-    method = vantage.method("brrl", form="gbpo", eps=eps)
-    batch = random_batch(8, 6, dtype=torch.float32).replace(
-        score=torch.tensor([1.0, 1.0, 1.0, 0.0, 0.0, 1.0, 0.0, 0.0])
-    )
-    batch = method.advantage(batch, context())
-    noise = torch.rand(batch.logp_old.shape, generator=torch.Generator().manual_seed(3)) - 0.5
-
-    def gradient(logp_old: Tensor) -> Tensor:
-        logp = batch.logp_old.clone().requires_grad_()
-        loss_of(method, batch.replace(logp_old=logp_old), logp=logp).backward()
-        assert logp.grad is not None
-        return logp.grad
-
-    exact = gradient(batch.logp_old)
-    assert torch.equal(gradient(batch.logp_old + 4e-6 * noise.sign()), exact)
-    # The answers at the median aim at ratio 1, where they are; the others are pulled.
-    middle = torch.tensor([True, True, True, False, True, False, True, True])
-    assert exact[middle].abs().max() == 0
-    assert (exact[~middle][batch.mask[~middle]] != 0).all()
-    # Beyond the noise the error is pulled back as ever.
-    assert (gradient(batch.logp_old - 2e-4)[middle][batch.mask[middle]] > 0).all()
-
-
-def test_medians_of_groups_of_any_size() -> None:
-    generator = torch.Generator().manual_seed(0)
-    score = torch.rand(40, generator=generator)
-    key = torch.randint(9, (40,), generator=generator) * 7
-    found = group_median(score, key)
-    for row in range(40):
-        assert float(found[row]) == pytest.approx(float(torch.quantile(score[key == key[row]], 0.5)))
-
-
-def test_equal_rewards_teach_nothing_and_the_loss_is_a_token_mean() -> None:
-    method = vantage.method("brrl", form="gbpo")
-    batch = random_batch(8, 4, size=4)
-    flat = method.advantage(batch.replace(score=torch.ones(8)), context())
-    logp = (batch.logp_old + 0.1).requires_grad_()
-    loss = loss_of(method, flat, logp=logp)
-    loss.backward()
-    assert float(loss.detach()) == 0
-    assert logp.grad.abs().max() == 0
-    mixed = method.advantage(batch, context())
-    ratio = (logp - batch.logp_old).exp()
-    expected = ((ratio - mixed.target_ratio) * mixed.advantage).abs()[batch.mask].mean()
-    torch.testing.assert_close(loss_of(method, mixed, logp=logp), expected)
-
-
 def test_a_head_goes_through_a_file_and_is_taught_alone(tmp_path) -> None:
     policy = ControlPolicy(Observations("vector", (3,)), Actions("discrete", (), sizes=(2,)), hidden=(8,))
     policy.add_head("median")
@@ -191,7 +123,6 @@ def test_a_head_goes_through_a_file_and_is_taught_alone(tmp_path) -> None:
 
 def test_settings_out_of_range_are_refused() -> None:
     for settings, message in (
-        ({"form": "ppo"}, "form='ppo' is not known"),
         ({"epochs": 0}, "epochs=0"),
         ({"minibatches": 0}, "minibatches=0"),
         ({"lr": 0.0}, r"lr=0\.0"),
@@ -199,35 +130,28 @@ def test_settings_out_of_range_are_refused() -> None:
         ({"softness": 0.0}, r"BoundedRatio\.softness=0\.0 is out of range"),
         ({"value_coefficient": -1.0}, r"MedianCritic\.value=-1\.0"),
         ({"median_coefficient": -1.0}, r"MedianCritic\.median=-1\.0"),
-        ({"form": "gbpo", "epochs": 0}, "epochs=0"),
-        ({"form": "gbpo", "lr": 0.0}, r"lr=0\.0"),
-        ({"form": "gbpo", "eps": 1.5}, r"GroupTarget\.eps_low=1\.5"),
-        ({"form": "gbpo", "eps_high": -0.1}, r"GroupTarget\.eps_high=-0\.1"),
-        ({"form": "gbpo", "temper": 0.0}, r"GroupTarget\.temper=0\.0"),
     ):
         with pytest.raises(UserError, match=message):
             vantage.method("brrl", **settings)
 
 
-def test_settings_of_the_other_form_are_refused() -> None:
-    with pytest.raises(UserError, match=r"form='bpo' has no temper=2\.0: of form='gbpo' alone"):
-        vantage.method("brrl", temper=2.0, prompts=4)
-    with pytest.raises(UserError, match=r"form='gbpo' has no gamma=0\.9, median=False: of form='bpo' alone"):
-        vantage.method("brrl", form="gbpo", median=False, gamma=0.9)
+def test_it_is_ppo_with_another_critic_and_loss() -> None:
+    made = vantage.method("brrl", eps=0.4, median=False, lr=1e-3, micro_batch=8)
+    assert made.parent is not None
+    assert made.parent.name == "ppo"
+    assert made.objective == BoundedRatio(0.4, 0.001, False)
+    assert made.values == MedianCritic(0.5, None)
+    update = made.update
+    assert (update.optimizer.lr, update.micro_batch, update.max_grad_norm, update.normalize_advantage) == (
+        1e-3,
+        8,
+        1.0,
+        False,
+    )
+    assert vantage.method("brrl").wants == {"logp", "value", "median", "entropy"}
 
 
-def test_control_and_language_from_one_page() -> None:
-    control, language = vantage.method("brrl"), vantage.method("brrl", form="gbpo")
-    assert control.parent is not None
-    assert language.parent is not None
-    assert (control.parent.name, language.parent.name) == ("ppo", "grpo")
-    assert isinstance(language.objective, TargetRatio)
-    assert control.wants == {"logp", "value", "median", "entropy"}
-
-
-def test_gbpo_learns_and_bpo_runs_with_its_head_and_resumes(tmp_path) -> None:
-    gbpo = vantage.method("brrl", form="gbpo", prompts=6, group_size=8, lr=3e-2, epochs=2)
-    assert gain(gbpo, 40) > 0.3
+def test_it_runs_with_its_head_and_resumes(tmp_path) -> None:
     bpo = vantage.method("brrl", rows=6, length=4, epochs=2, minibatches=2, lr=1e-2)
     run: Any = trainer(bpo, 3)
     run.run()

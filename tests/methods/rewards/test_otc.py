@@ -15,7 +15,8 @@ from tests.methods.conversations import talk
 from tests.methods.toys import assert_resumes, trainer
 from vantage.advantages.groups import GroupStandardized
 from vantage.core import Schedule, Trainer, Trajectories, UserError
-from vantage.methods.rewards.otc import CallEconomy, economy
+from vantage.methods.rewards.otc import LeastCalls
+from vantage.rewards.economy import CallEconomy, economy
 from vantage.rollouts.language import last_turn
 from vantage.tasks.registry import make_task
 
@@ -27,6 +28,10 @@ def batch(calls: list[int], score: list[float], group: list[int] | None = None) 
     made = talk([[2] * (count + 1) for count in calls])
     keys = torch.tensor(group or [0] * len(calls))
     return made.replace(score=torch.tensor(score), group=keys, prompt=keys + 40)
+
+
+def grouped(**settings: Any) -> CallEconomy:
+    return CallEconomy(least=LeastCalls(), **settings)
 
 
 def scores(part: CallEconomy, rows: Trajectories) -> list[float]:
@@ -58,17 +63,24 @@ def test_factor_with_the_least_of_the_group() -> None:
 
 def test_calls_are_the_answers_of_the_environment() -> None:
     rows = batch([0, 3, 1], [1.0, 1.0, 1.0])
-    found = CallEconomy()(rows, context())
+    found = grouped()(rows, context())
     assert found.calls.tolist() == last_turn(rows).tolist() == [0, 3, 1]
 
 
 def test_right_answers_are_paid_by_the_least_of_their_group() -> None:
     rows = batch([2, 1, 3, 0, 2, 1], [1.0, 1.0, 1.0, 0.0, 0.0, 0.0], [0, 0, 0, 0, 1, 1])
     # The wrong answer without a call is no least; a group of failures has none, and earns nothing.
-    assert scores(CallEconomy(), rows) == [0.8660, 1.0, 0.7071, 0.0, 0.0, 0.0]
-    assert scores(CallEconomy(alpha=2.5), rows) == [2.1651, 2.5, 1.7678, 0.0, 0.0, 0.0]
-    assert scores(CallEconomy("ppo", c=4.0), rows) == [0.7071, 0.8660, round(math.cos(0.3 * math.pi), 4), 0.0, 0.0, 0.0]
-    found = CallEconomy()(rows, context())
+    assert scores(grouped(), rows) == [0.8660, 1.0, 0.7071, 0.0, 0.0, 0.0]
+    assert scores(grouped(alpha=2.5), rows) == [2.1651, 2.5, 1.7678, 0.0, 0.0, 0.0]
+    assert scores(CallEconomy(c=4.0), rows) == [
+        0.7071,
+        0.8660,
+        round(math.cos(0.3 * math.pi), 4),
+        0.0,
+        0.0,
+        0.0,
+    ]
+    found = grouped()(rows, context())
     last = torch.arange(rows.steps) == (rows.length - 1).unsqueeze(1)
     torch.testing.assert_close(found.reward[last], found.score)
     assert not found.reward[~last].any()
@@ -77,35 +89,34 @@ def test_right_answers_are_paid_by_the_least_of_their_group() -> None:
 def test_equal_calls_are_plain_grpo_and_the_scale_cancels() -> None:
     rows = batch([2, 2, 2, 2], [1.0, 0.0, 1.0, 1.0])
     plain = GroupStandardized()(rows, context())
-    torch.testing.assert_close(GroupStandardized()(CallEconomy()(rows, context()), context()), plain)
+    torch.testing.assert_close(GroupStandardized()(grouped()(rows, context()), context()), plain)
     mixed = batch([2, 1, 3, 1], [1.0, 0.0, 1.0, 1.0])
     small, large = (GroupStandardized(eps=0.0)(CallEconomy(alpha=a)(mixed, context()), context()) for a in (1.0, 50.0))
     torch.testing.assert_close(small, large)
 
 
 def test_the_least_ever_seen_is_kept() -> None:
-    part = CallEconomy(persist=True)
+    part = CallEconomy(least=LeastCalls(persist=True))
     assert scores(part, batch([1, 2], [1.0, 1.0])) == [1.0, 0.8660]
     assert scores(part, batch([2, 2], [1.0, 1.0])) == [0.8660, 0.8660]
-    again = CallEconomy(persist=True)
-    again.load_state_dict(part.state_dict())
+    again = CallEconomy(least=LeastCalls(persist=True))
+    again.least.load_state_dict(part.least.state_dict())
     assert scores(again, batch([3, 2], [1.0, 0.0])) == [0.7071, 0.0]
     # This step's own least counts at once, and failures teach nothing of it.
     assert scores(again, batch([0, 1], [0.0, 1.0])) == [0.0, 1.0]
     assert scores(again, batch([0, 1], [1.0, 1.0])) == [1.0, 0.8660]
-    assert scores(CallEconomy(persist=True), batch([2, 2], [0.0, 0.0])) == [0.0, 0.0]
+    assert scores(CallEconomy(least=LeastCalls(persist=True)), batch([2, 2], [0.0, 0.0])) == [0.0, 0.0]
 
 
 def test_a_score_below_zero_takes_no_factor() -> None:
     rows = batch([2, 1, 0, 3], [1.0, -1.0, 0.0, -0.5])
     # More calls must not make a failure less bad.
-    assert scores(CallEconomy(), rows) == [1.0, -1.0, 0.0, -0.5]
-    assert scores(CallEconomy("ppo", alpha=2.0), rows) == [1.4142, -2.0, 0.0, -1.0]
+    assert scores(grouped(), rows) == [1.0, -1.0, 0.0, -0.5]
+    assert scores(CallEconomy(alpha=2.0), rows) == [1.4142, -2.0, 0.0, -1.0]
 
 
 def test_settings_out_of_range_are_refused() -> None:
     for settings, message in (
-        ({"form": "rloo"}, "form='rloo'"),
         ({"c": 0.0}, r"c=0\.0"),
         ({"alpha": -1.0}, r"alpha=-1\.0"),
     ):
@@ -152,15 +163,15 @@ def test_it_resumes(tmp_path: Any) -> None:
     assert_resumes(tmp_path, in_turns(vantage.method("otc", prompts=6, group_size=16, lr=3e-2, persist=True)))
 
 
-@pytest.mark.parametrize("form", ["grpo", "ppo"])
-def test_it_runs_on_conversations_of_a_language_model(form: str) -> None:
+@pytest.mark.parametrize("name", ["otc", "otc-ppo"])
+def test_it_runs_on_conversations_of_a_language_model(name: str) -> None:
     pytest.importorskip("transformers")
     task = make_task("calculator:terms=2,digits=1", options={"max_new_tokens": 5, "evaluated": 4})
     task.score = lambda rows, where: {"correct": (rows.action[:, 0] % 2).float()}
     policy: Any = task.make_policy(seed=0)
     with torch.no_grad():  # untrained, it would seldom end a turn or ask
         policy.model.lm_head.weight[policy.stop_tokens[0]] += 0.3
-    made = vantage.method("otc", form=form, prompts=4, group_size=4, lr=1e-3, micro_batch=4)
+    made = vantage.method(name, prompts=4, group_size=4, lr=1e-3, micro_batch=4)
     before = [p.clone() for p in policy.parameters()]
     history = Trainer(made, task, policy, task.make_engine(policy), Schedule(2), seed=1).run().history
     assert all(math.isfinite(value) for line in history for value in line.values())

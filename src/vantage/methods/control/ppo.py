@@ -56,6 +56,7 @@ def ppo(
     entropy_coefficient: float = 0.0,
     max_grad_norm: float = 0.5,
     target_kl: float | None = None,
+    micro_batch: int | None = None,
 ) -> Method:
     """Compose PPO.
 
@@ -63,7 +64,8 @@ def ppo(
     optimiser steps a pass; lr: learning rate; anneal: let it fall to 0 over the run; gamma: discount; lam: lambda of GAE;
     eps: clip range of the ratio, and of the change of a value; clip_value: whether values are clipped; value_coefficient: c1,
     weight of half the squared error of values; entropy_coefficient: c2, weight of the entropy; max_grad_norm: largest
-    norm of a gradient; target_kl: divergence from the old policy that ends the passes, none never does.
+    norm of a gradient; target_kl: divergence from the old policy that ends the passes, none never does;
+    micro_batch: rows evaluated at once, none for all of a minibatch.
     """
     return Method(
         prompts=Shuffled(),
@@ -82,6 +84,7 @@ def ppo(
             normalize_advantage=True,
             max_grad_norm=max_grad_norm,
             target_kl=target_kl,
+            micro_batch=micro_batch,
         ),
     )
 
