@@ -36,7 +36,7 @@ def test_times_and_noise_of_the_samplers() -> None:
     assert Sampler(1).sigmas().isfinite().all()
     for wrong, told in (
         ({"steps": 0}, "steps=0"),
-        ({"kind": "cosine"}, "'ratio' or 'constant'"),
+        ({"kind": "cosine"}, "kind='cosine' is not known"),
         ({"shift": 0.0}, "shift=0"),
     ):
         with pytest.raises(UserError, match=told):

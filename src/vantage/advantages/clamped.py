@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import field
+from typing import Annotated, Any
 
 from torch import Tensor
 
 from vantage.advantages.groups import GroupStandardized
+from vantage.core import above, component
 from vantage.core.context import Context
-from vantage.core.errors import UserError
 from vantage.core.trajectories import Trajectories
 
 
-@dataclass(frozen=True)
+@component
 class Clamped:
     """The inner component's advantage, cut to [-limit, limit].
 
@@ -23,11 +23,7 @@ class Clamped:
     """
 
     inner: Any = field(default_factory=GroupStandardized)
-    limit: float = 5.0
-
-    def __post_init__(self) -> None:
-        if not self.limit > 0:
-            raise UserError(f"Clamped.limit={self.limit} is out of range: above 0")
+    limit: Annotated[float, above(0)] = 5.0
 
     def __call__(self, batch: Trajectories, context: Context) -> Tensor:
         """Return the advantage, of the inner one's shape."""

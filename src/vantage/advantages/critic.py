@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
+from vantage.core import above, at_least, component, memory
 from vantage.core.context import Context
 from vantage.core.protocols import Evaluation
 from vantage.core.trajectories import Trajectories
@@ -56,7 +57,7 @@ def fill_values(batch: Trajectories, context: Context) -> Trajectories:
     return batch.replace(value=value, next_value=next_value, last_observation=None, final_observation=None)
 
 
-@dataclass(frozen=True)
+@component
 class FittedCritic:
     """Fills `value` and `next_value`; after each update the critic alone is fitted to the returns by passes of Adam.
 
@@ -68,10 +69,10 @@ class FittedCritic:
         lr: learning rate of Adam.
     """
 
-    epochs: int = 5
-    minibatch: int = 64
-    lr: float = 1e-3
-    _memory: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+    epochs: Annotated[int, at_least(1)] = 5
+    minibatch: Annotated[int, at_least(1)] = 64
+    lr: Annotated[float, above(0)] = 1e-3
+    _memory: dict[str, Any] = memory()
 
     def __call__(self, batch: Trajectories, context: Context) -> Trajectories:
         """Fill the values; no gradient."""

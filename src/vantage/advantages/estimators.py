@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
+from vantage.core import between, component
 from vantage.core.context import Context
-from vantage.core.errors import UserError
 from vantage.core.trajectories import Trajectories
 from vantage.functions.returns import gae
 from vantage.functions.whitening import whiten
 
 
-def unit_interval(name: str, value: float) -> None:
-    """Raise a UserError unless 0 <= value <= 1."""
-    if not 0.0 <= value <= 1.0:
-        raise UserError(f"{name}={value} is out of range: 0 to 1")
-
-
-@dataclass(frozen=True)
+@component
 class GAE:
     """Generalised advantage estimation (arXiv 1506.02438, eq. 16), and returns = advantage + value for the critic.
 
@@ -34,13 +28,9 @@ class GAE:
         whiten: standardise the advantages over the batch's decisions.
     """
 
-    gamma: float = 0.99
-    lam: float = 0.95
+    gamma: Annotated[float, between(0, 1)] = 0.99
+    lam: Annotated[float, between(0, 1)] = 0.95
     whiten: bool = False
-
-    def __post_init__(self) -> None:
-        unit_interval("GAE.gamma", self.gamma)
-        unit_interval("GAE.lam", self.lam)
 
     def __call__(self, batch: Trajectories, context: Context) -> Trajectories:
         """Fill `advantage` and `returns`, both [N, T]."""
@@ -59,7 +49,7 @@ class GAE:
         return batch.replace(advantage=advantage, returns=returns)
 
 
-@dataclass(frozen=True)
+@component
 class RewardToGo:
     """Advantage = discounted sum of the rewards that follow, less the critic's value where there is one (`baseline`).
 
@@ -69,12 +59,9 @@ class RewardToGo:
         whiten: standardise over the batch's decisions.
     """
 
-    gamma: float = 1.0
+    gamma: Annotated[float, between(0, 1)] = 1.0
     baseline: bool = False
     whiten: bool = False
-
-    def __post_init__(self) -> None:
-        unit_interval("RewardToGo.gamma", self.gamma)
 
     def __call__(self, batch: Trajectories, context: Context) -> Trajectories:
         """Fill `advantage` and `returns`, both [N, T]."""

@@ -7,19 +7,20 @@ row gets advantage 0.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
+from vantage.core import at_least, component
 from vantage.core.context import Context
-from vantage.core.errors import UserError
 from vantage.core.trajectories import Trajectories
 from vantage.functions.groups import group_moments, leave_one_out_mean
 from vantage.functions.rows import per_decision
 from vantage.functions.whitening import standardize
 
 
-@dataclass(frozen=True)
+@component
 class GroupStandardized:
     """Advantage (score - mean) / (std + eps) within the group, the same for all decisions of a row.
 
@@ -32,13 +33,9 @@ class GroupStandardized:
         eps: added to the std.
     """
 
-    scale: str = "group"
-    ddof: int = 1
-    eps: float = 1e-4
-
-    def __post_init__(self) -> None:
-        if self.scale not in ("group", "batch", "none"):
-            raise UserError(f"GroupStandardized.scale={self.scale!r} is not known: 'group', 'batch' or 'none'")
+    scale: Literal["group", "batch", "none"] = "group"
+    ddof: Annotated[int, at_least(0)] = 1
+    eps: Annotated[float, at_least(0)] = 1e-4
 
     def __call__(self, batch: Trajectories, context: Context) -> Tensor:
         """Return the advantage [N, T]."""

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from vantage.core.errors import UserError
+from vantage.core import above, at_most, between, component, memory
 from vantage.functions.quantiles import quantiles, tracked_quantiles
 
 LEVELS = tuple(round(0.05 * step, 2) for step in range(1, 20))
 
 
-@dataclass(frozen=True)
+@component
 class QuantileTracker:
     """Estimates of quantiles of a score whose distribution moves with the policy.
 
@@ -29,13 +27,9 @@ class QuantileTracker:
         levels: a, each in (0, 1).
     """
 
-    rate: float = 0.1
-    levels: tuple[float, ...] = LEVELS
-    _memory: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        if not 0 < self.rate <= 1:
-            raise UserError(f"QuantileTracker.rate={self.rate} is out of range: above 0 to 1")
+    rate: Annotated[float, above(0), at_most(1)] = 0.1
+    levels: tuple[Annotated[float, between(0, 1)], ...] = LEVELS
+    _memory: dict[str, Tensor] = memory()
 
     @property
     def started(self) -> bool:
@@ -57,12 +51,3 @@ class QuantileTracker:
             if held is None
             else tracked_quantiles(held.to(scores.device), scores, levels, self.rate)
         )
-
-    def state_dict(self) -> dict[str, Any]:
-        """The estimates."""
-        return dict(self._memory)
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take them back."""
-        self._memory.clear()
-        self._memory.update(state)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import field
+from typing import Annotated, Any
 
 import torch
 
+from vantage.core import at_least, between, component, memory
 from vantage.core.context import Context
 from vantage.core.errors import UserError
 from vantage.core.trajectories import Trajectories
 
 
-@dataclass(frozen=True)
+@component
 class TwinQ:
     """Q1 and Q2, fitted in every step to one bootstrap target (TD3, arXiv 1802.09477, eqs. 10, 14 and algorithm 1).
 
@@ -30,18 +30,11 @@ class TwinQ:
         optimizer: of the action values alone (`Adam`).
     """
 
-    gamma: float = 0.99
-    noise: float = 0.2
-    limit: float = 0.5
+    gamma: Annotated[float, between(0, 1)] = 0.99
+    noise: Annotated[float, at_least(0)] = 0.2
+    limit: Annotated[float, at_least(0)] = 0.5
     optimizer: Any = field(kw_only=True)
-    _memory: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.gamma <= 1:
-            raise UserError(f"TwinQ.gamma={self.gamma} is out of range: 0 to 1")
-        for name in ("noise", "limit"):
-            if not getattr(self, name) >= 0:
-                raise UserError(f"TwinQ.{name}={getattr(self, name)} is out of range: at least 0")
+    _memory: dict[str, Any] = memory()
 
     def prepare(self, context: Context) -> None:
         """Have the policy grow the networks, and make their optimiser."""
@@ -72,11 +65,3 @@ class TwinQ:
         optimizer.step()
         context.record("loss/value", loss)
         context.record("value/mean", values.detach().mean())
-
-    def state_dict(self) -> dict[str, Any]:
-        """The optimiser's state; the networks are the policy's."""
-        return {"optimizer": self._memory["optimizer"].state_dict()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take it back."""
-        self._memory["optimizer"].load_state_dict(state["optimizer"])

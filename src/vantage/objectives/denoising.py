@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
+from vantage.core import at_least, component
 from vantage.core.context import Context
-from vantage.core.errors import UserError
 from vantage.core.protocols import Evaluation
 from vantage.core.trajectories import Trajectories
 from vantage.functions.ratios import log_ratio
 from vantage.objectives.surrogates import recorded_clip
 
 
-@dataclass(frozen=True)
+@component
 class StepClip:
     """The clipped surrogate with the ratio of a step taken per dimension: exp(mean over dimensions of log p - log p_old).
 
@@ -28,12 +28,8 @@ class StepClip:
         eps: clip range on both sides, at least 0.
     """
 
-    eps: float = 1e-4
+    eps: Annotated[float, at_least(0)] = 1e-4
     wants = frozenset({"logp"})
-
-    def __post_init__(self) -> None:
-        if not self.eps >= 0:
-            raise UserError(f"StepClip.eps={self.eps} is out of range: at least 0")
 
     def __call__(self, evaluation: Evaluation, batch: Trajectories, context: Context) -> Tensor:
         """Return the loss per decision [N, T]."""

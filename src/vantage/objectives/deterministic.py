@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 from torch import Tensor
 
+from vantage.core import at_least, component
 from vantage.core.context import Context
-from vantage.core.errors import UserError
 from vantage.core.protocols import Evaluation
 from vantage.core.trajectories import Trajectories
 
@@ -22,7 +22,7 @@ class DataAction:
         return batch.action
 
 
-@dataclass(frozen=True)
+@component
 class AnchoredGradient:
     """-lam * Q1(s, pi(s)) + mean over coordinates of (pi(s) - anchor)^2, per row [N]; lam = alpha / mean |Q1(s, pi(s))|.
 
@@ -35,16 +35,11 @@ class AnchoredGradient:
         pull: weight of the anchor; 0 leaves it out.
     """
 
-    alpha: float = 2.5
+    alpha: Annotated[float, at_least(0)] = 2.5
     anchor: Any = field(default_factory=DataAction)
-    pull: float = 1.0
+    pull: Annotated[float, at_least(0)] = 1.0
     wants = frozenset({"mean", "q_mean"})
     unit = "batch"
-
-    def __post_init__(self) -> None:
-        for name in ("alpha", "pull"):
-            if not getattr(self, name) >= 0:
-                raise UserError(f"AnchoredGradient.{name}={getattr(self, name)} is out of range: at least 0")
 
     def __call__(self, evaluation: Evaluation, batch: Trajectories, context: Context) -> Tensor:
         """Return the loss."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
+from vantage.core import above, component
 from vantage.core.context import Context
-from vantage.core.errors import UserError
 from vantage.core.protocols import Evaluation
 from vantage.core.trajectories import Trajectories
 from vantage.functions.whitening import masked_mean
@@ -51,7 +52,7 @@ class JointBound:
         return -credit * mean.exp()
 
 
-@dataclass(frozen=True)
+@component
 class LinearBound:
     """A lower bound of `JointBound`'s objective that is a sum over samples, a loss per row [N] (BGPO, arXiv 2510.11683).
 
@@ -65,13 +66,9 @@ class LinearBound:
     """
 
     by_length: bool = False
-    limit: float | None = None
+    limit: Annotated[float, above(0)] | None = None
     wants = frozenset({"logp"})
     unit = "row"
-
-    def __post_init__(self) -> None:
-        if self.limit is not None and not self.limit > 0:
-            raise UserError(f"LinearBound.limit={self.limit} is out of range: above 0, or none")
 
     def __call__(self, evaluation: Evaluation, batch: Trajectories, context: Context) -> Tensor:
         """Return the loss per sample."""

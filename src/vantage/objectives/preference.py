@@ -7,12 +7,13 @@ that its mean over rows is its mean over pairs, and any cut that keeps groups wh
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vantage.core import above, at_least, below, component
 from vantage.core.context import Context
 from vantage.core.errors import UserError
 from vantage.core.protocols import Evaluation
@@ -45,7 +46,7 @@ def on_both(loss: Tensor, first: Tensor, second: Tensor, rows: int) -> Tensor:
     return placed.index_copy(0, torch.cat([first, second]), torch.cat([loss, loss]))
 
 
-@dataclass(frozen=True)
+@component
 class PairLogistic:
     """-log sigmoid of the margin between chosen and rejected answer, by their implicit rewards. Gradient through `logp`.
 
@@ -63,21 +64,13 @@ class PairLogistic:
         hinge: the hinge instead of the logistic loss.
     """
 
-    beta: float = 0.1
-    gamma: float = 0.0
+    beta: Annotated[float, above(0)] = 0.1
+    gamma: Annotated[float, at_least(0)] = 0.0
     average: bool = False
-    smoothing: float = 0.0
+    smoothing: Annotated[float, at_least(0), below(0.5)] = 0.0
     hinge: bool = False
     wants = frozenset({"logp"})
     unit = "group"
-
-    def __post_init__(self) -> None:
-        if not self.beta > 0:
-            raise UserError(f"PairLogistic.beta={self.beta} is out of range: above 0")
-        if not self.gamma >= 0:
-            raise UserError(f"PairLogistic.gamma={self.gamma} is out of range: at least 0")
-        if not 0 <= self.smoothing < 0.5:
-            raise UserError(f"PairLogistic.smoothing={self.smoothing} is out of range: 0 to below 0.5")
 
     @property
     def columns(self) -> frozenset[str]:

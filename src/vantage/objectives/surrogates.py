@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
+from vantage.core import above, at_least, component, one_of
 from vantage.core.context import Context
-from vantage.core.errors import UserError
 from vantage.core.protocols import Evaluation
 from vantage.core.trajectories import Trajectories
 from vantage.functions.divergences import k3
@@ -27,11 +28,6 @@ def record_ratio(log: Tensor, mask: Tensor, context: Context) -> None:
 _LEVELS = ("token", "sequence", "product")
 
 
-def _check_level(name: str, level: str) -> None:
-    if level not in _LEVELS:
-        raise UserError(f"{name}.level={level!r} is not known: {', '.join(_LEVELS)}")
-
-
 @dataclass(frozen=True)
 class PolicyGradient:
     """-A * logp: REINFORCE's loss (Williams 1992). It is on-policy: no ratio corrects for stale data."""
@@ -44,7 +40,7 @@ class PolicyGradient:
         return -credit * torch.where(batch.mask, evaluation.logp, 0.0)
 
 
-@dataclass(frozen=True)
+@component
 class Surrogate:
     """-ratio * A: the importance-weighted surrogate, unclipped; its gradient at ratio 1 is the policy gradient.
 
@@ -52,11 +48,8 @@ class Surrogate:
         level: "token", "sequence" or "product"; see `log_ratio`.
     """
 
-    level: str = "token"
+    level: Annotated[str, one_of(_LEVELS)] = "token"
     wants = frozenset({"logp"})
-
-    def __post_init__(self) -> None:
-        _check_level("Surrogate", self.level)
 
     def __call__(self, evaluation: Evaluation, batch: Trajectories, context: Context) -> Tensor:
         """Return the loss per decision [N, T]."""
@@ -65,7 +58,7 @@ class Surrogate:
         return surrogate(log, batch.advantage, batch.mask)
 
 
-@dataclass(frozen=True)
+@component
 class Clip:
     """PPO's clipped surrogate (arXiv 1707.06347, eq. 7), with bounds of its own on each side.
 
@@ -79,18 +72,11 @@ class Clip:
         level: of the ratio: "token", "sequence" (GSPO) or "product"; see `log_ratio`.
     """
 
-    low: float = 0.2
-    high: float | None = None
-    dual: float | None = None
-    level: str = "token"
+    low: Annotated[float, at_least(0)] = 0.2
+    high: Annotated[float, at_least(0)] | None = None
+    dual: Annotated[float, above(1)] | None = None
+    level: Annotated[str, one_of(_LEVELS)] = "token"
     wants = frozenset({"logp"})
-
-    def __post_init__(self) -> None:
-        _check_level("Clip", self.level)
-        if not self.low >= 0 or (self.high is not None and not self.high >= 0):
-            raise UserError(f"Clip(low={self.low}, high={self.high}) is out of range: at least 0")
-        if self.dual is not None and not self.dual > 1:
-            raise UserError(f"Clip.dual={self.dual} is out of range: above 1")
 
     def __call__(self, evaluation: Evaluation, batch: Trajectories, context: Context) -> Tensor:
         """Return the loss per decision [N, T]."""

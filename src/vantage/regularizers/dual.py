@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
+from vantage.core import above, at_least, component, memory, one_of
 from vantage.core.context import Context
-from vantage.core.errors import UserError
 
 _MODES = ("log", "add", "fixed")
 
 
-@dataclass(frozen=True)
+@component
 class Multiplier:
     """lambda >= 0 of the constraint E[m] <= bound. A loss term reads it and measures m; `DualAscent` moves it.
 
@@ -35,23 +35,13 @@ class Multiplier:
         least: smallest lambda of "log", which could not come back from 0; above 0.
     """
 
-    start: float = 1.0
-    bound: float = 0.02
-    rate: float = 1.0
-    mode: str = "log"
-    limit: float = 1e3
-    least: float = 1e-6
-    _memory: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        if self.mode not in _MODES:
-            raise UserError(f"Multiplier.mode={self.mode!r} is not known: {', '.join(_MODES)}")
-        for name in ("bound", "limit", "least"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"Multiplier.{name}={getattr(self, name)} is out of range: above 0")
-        for name in ("start", "rate"):
-            if not getattr(self, name) >= 0:
-                raise UserError(f"Multiplier.{name}={getattr(self, name)} is out of range: at least 0")
+    start: Annotated[float, at_least(0)] = 1.0
+    bound: Annotated[float, above(0)] = 0.02
+    rate: Annotated[float, at_least(0)] = 1.0
+    mode: Annotated[str, one_of(_MODES)] = "log"
+    limit: Annotated[float, above(0)] = 1e3
+    least: Annotated[float, above(0)] = 1e-6
+    _memory: dict[str, Tensor] = memory()
 
     def value(self, device: torch.device | str = "cpu") -> Tensor:
         """Return lambda, a scalar without gradient."""

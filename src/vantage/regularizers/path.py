@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
+from vantage.core import at_least, component
 from vantage.core.context import Context
-from vantage.core.errors import UserError
 from vantage.core.protocols import Evaluation
 from vantage.core.trajectories import Trajectories
 from vantage.functions.whitening import masked_mean
 
 
-@dataclass(frozen=True)
+@component
 class PathKL:
     """coefficient * KL(policy || reference) of each step, exact: two normals of one standard deviation s.
 
@@ -27,14 +27,10 @@ class PathKL:
         coefficient: beta, at least 0.
     """
 
-    coefficient: float = 0.04
+    coefficient: Annotated[float, at_least(0)] = 0.04
     wants = frozenset({"mean"})
     policies = frozenset({"reference"})
     label = "kl"
-
-    def __post_init__(self) -> None:
-        if not self.coefficient >= 0:
-            raise UserError(f"PathKL.coefficient={self.coefficient} is out of range: at least 0")
 
     def __call__(self, evaluation: Evaluation, batch: Trajectories, context: Context) -> Tensor:
         """Return the term per decision [N, T]."""

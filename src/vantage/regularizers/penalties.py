@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
+from vantage.core import at_least, component
 from vantage.core.context import Context
-from vantage.core.errors import UserError
 from vantage.core.protocols import Evaluation
 from vantage.core.trajectories import Trajectories
 from vantage.functions.divergences import divergence
@@ -29,7 +30,7 @@ class EntropyBonus:
         return -self.coefficient * evaluation.entropy
 
 
-@dataclass(frozen=True)
+@component
 class ReferenceKL:
     """coefficient * KL estimate between the policy and the reference, per decision, in the loss.
 
@@ -38,17 +39,11 @@ class ReferenceKL:
         estimator: "k1", "k2" or "k3"; see `divergence`.
     """
 
-    coefficient: float = 0.04
-    estimator: str = "k3"
+    coefficient: Annotated[float, at_least(0)] = 0.04
+    estimator: Literal["k1", "k2", "k3"] = "k3"
     wants = frozenset({"logp"})
     columns = frozenset({"logp_ref"})
     label = "kl"
-
-    def __post_init__(self) -> None:
-        if self.estimator not in ("k1", "k2", "k3"):
-            raise UserError(f"ReferenceKL.estimator={self.estimator!r} is not known: 'k1', 'k2' or 'k3'")
-        if not self.coefficient >= 0:
-            raise UserError(f"ReferenceKL.coefficient={self.coefficient} is out of range: at least 0")
 
     def __call__(self, evaluation: Evaluation, batch: Trajectories, context: Context) -> Tensor:
         """Return the term per decision [N, T]."""

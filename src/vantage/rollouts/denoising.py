@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import field
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
+from vantage.core import above, at_least, component, one_of
 from vantage.core.context import Context
 from vantage.core.errors import UserError
 from vantage.core.protocols import Prompts
 from vantage.core.trajectories import Trajectories, declare
 from vantage.policies.flow import FlowPolicy, normal_logp, over, transition
-from vantage.rollouts.plans import at_least
 
 declare(
     "mean_old",
@@ -27,7 +27,7 @@ KINDS = ("ratio", "constant")
 OUTCOMES = ("state", "prediction")
 
 
-@dataclass(frozen=True)
+@component
 class Sampler:
     """When the sampler looks and how much noise it adds.
 
@@ -45,21 +45,12 @@ class Sampler:
         outcome: what is judged: the last "state", or the noise-free "prediction" x - t v of the last step.
     """
 
-    steps: int = 10
-    noise: float = 0.7
-    kind: str = "ratio"
-    shift: float = 1.0
+    steps: Annotated[int, at_least(1)] = 10
+    noise: Annotated[float, at_least(0)] = 0.7
+    kind: Annotated[str, one_of(KINDS)] = "ratio"
+    shift: Annotated[float, above(0)] = 1.0
     stochastic: tuple[int, ...] | None = None
-    outcome: str = "state"
-
-    def __post_init__(self) -> None:
-        at_least("Sampler.steps", self.steps, 1)
-        at_least("Sampler.noise", self.noise, 0)
-        if not self.shift > 0:
-            raise UserError(f"Sampler.shift={self.shift} is out of range: above 0")
-        for name, known in (("kind", KINDS), ("outcome", OUTCOMES)):
-            if getattr(self, name) not in known:
-                raise UserError(f"Sampler.{name}={getattr(self, name)!r} is not known: {' or '.join(map(repr, known))}")
+    outcome: Annotated[str, one_of(OUTCOMES)] = "state"
 
     def times(self) -> Tensor:
         """Return the times [T + 1], from 1 to 0."""
@@ -82,7 +73,7 @@ class Sampler:
         return sigma.float()
 
 
-@dataclass(frozen=True)
+@component
 class Denoise:
     """Rollout: `size` samples from each of `prompts` prompts, every step a decision; a group is a prompt.
 
@@ -93,14 +84,10 @@ class Denoise:
         same_noise: whether the samples of a prompt begin at the same noise.
     """
 
-    prompts: int = 48
-    size: int = 24
+    prompts: Annotated[int, at_least(1)] = 48
+    size: Annotated[int, at_least(1)] = 24
     sampler: Sampler = field(default_factory=Sampler)
     same_noise: bool = False
-
-    def __post_init__(self) -> None:
-        at_least("Denoise.prompts", self.prompts, 1)
-        at_least("Denoise.size", self.size, 1)
 
     def __call__(self, context: Context) -> Trajectories:
         """Sample the next prompts."""

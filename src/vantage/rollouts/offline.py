@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import torch
 from torch import Tensor
 
+from vantage.core import at_least, component
 from vantage.core.context import Context
 from vantage.core.errors import UserError
 from vantage.core.protocols import Engine
 from vantage.core.trajectories import Trajectories
-from vantage.rollouts.plans import at_least
 
 
 class StoredEngine(Engine, Protocol):
@@ -38,7 +37,7 @@ def stored_engine(context: Context, who: str) -> StoredEngine:
     return engine  # type: ignore[no-any-return]
 
 
-@dataclass(frozen=True)
+@component
 class Transitions:
     """`rows` stored transitions, drawn uniformly and with replacement; each is a row of one decision.
 
@@ -46,10 +45,7 @@ class Transitions:
         rows: transitions a step, at least 1.
     """
 
-    rows: int = 256
-
-    def __post_init__(self) -> None:
-        at_least("Transitions.rows", self.rows, 1)
+    rows: Annotated[int, at_least(1)] = 256
 
     @property
     def length(self) -> int:

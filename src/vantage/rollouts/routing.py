@@ -4,23 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
+from vantage.core import above, at_least, component
 from vantage.core.context import Context
 from vantage.core.errors import UserError
 from vantage.core.protocols import Prompts
 from vantage.core.trajectories import Trajectories
 from vantage.policies.routing import RoutingPolicy
 from vantage.policies.routing_rules import Situation, Tours, edges, start_nodes
-from vantage.rollouts.plans import at_least, set_temperature
+from vantage.rollouts.plans import set_temperature
 
 BELOW_ONE = 1 - 2.0**-20
 
 
-@dataclass(frozen=True)
+@component
 class MultiStart:
     """Tours from `starts` first nodes of each of `prompts` instances (POMO, arXiv 2010.16011).
 
@@ -33,15 +34,9 @@ class MultiStart:
         temperature: divides the logits; the tempered policy is the one that acts and learns.
     """
 
-    prompts: int = 64
-    starts: int = 0
-    temperature: float = 1.0
-
-    def __post_init__(self) -> None:
-        at_least(f"{type(self).__name__}.prompts", self.prompts, 1)
-        at_least(f"{type(self).__name__}.starts", self.starts, 0)
-        if not self.temperature > 0:
-            raise UserError(f"{type(self).__name__}.temperature={self.temperature} is out of range: above 0")
+    prompts: Annotated[int, at_least(1)] = 64
+    starts: Annotated[int, at_least(0)] = 0
+    temperature: Annotated[float, above(0)] = 1.0
 
     @property
     def size(self) -> int:

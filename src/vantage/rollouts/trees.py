@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vantage.core import at_least, checked_by, component, one_of
 from vantage.core.context import Context
-from vantage.core.errors import UserError, unknown
 from vantage.core.protocols import prefix_engine
 from vantage.core.trajectories import Trajectories, concatenate, declare
 from vantage.functions.groups import rank_within
-from vantage.rollouts.plans import Groups, at_least
+from vantage.rollouts.plans import Groups
 
 declare("reach", "[N, D]", "decisions up to the end of the node at each of D depths", "a tree rollout")
 
@@ -21,7 +21,17 @@ SHARES = ("equal", "logp", "mean_logp")
 CUTS = ("random", "least_likely", "block")
 
 
-@dataclass(frozen=True)
+def _ascending(bounds: tuple[int, int]) -> None:
+    if bounds[0] > bounds[1]:
+        raise ValueError("the least comes first, the largest second")
+
+
+def _not_zero(value: float) -> None:
+    if not abs(value) > 0:
+        raise ValueError("any number but 0 divides")
+
+
+@component
 class Trees(Groups):
     """`size` answers to each of `prompts` prompts, the leaves of a tree whose branches are segments of `segment` tokens.
 
@@ -59,27 +69,15 @@ class Trees(Groups):
         block: at least 1.
     """
 
-    segment: int = 512
-    depth: int = 14
-    branching: int = 2
-    first: tuple[int, int] = (2, 8)
+    segment: Annotated[int, at_least(1)] = 512
+    depth: Annotated[int, at_least(1)] = 14
+    branching: Annotated[int, at_least(1)] = 2
+    first: Annotated[tuple[Annotated[int, at_least(1)], Annotated[int, at_least(1)]], checked_by(_ascending)] = (2, 8)
     cut_path: bool = False
-    share: str = "equal"
-    share_temperature: float = 1.0
-    cut: str = "random"
-    block: int = 128
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("segment", "depth", "branching", "block"):
-            at_least(f"Trees.{name}", getattr(self, name), 1)
-        for name, known in (("share", SHARES), ("cut", CUTS)):
-            if getattr(self, name) not in known:
-                raise unknown(name, getattr(self, name), known, "Trees")
-        if self.share_temperature == 0:
-            raise UserError("Trees.share_temperature=0 is out of range: any number but 0")
-        if not 1 <= self.first[0] <= self.first[1]:
-            raise UserError(f"Trees.first={self.first} is out of range: 1 <= least <= largest")
+    share: Annotated[str, one_of(SHARES)] = "equal"
+    share_temperature: Annotated[float, checked_by(_not_zero)] = 1.0
+    cut: Annotated[str, one_of(CUTS)] = "random"
+    block: Annotated[int, at_least(1)] = 128
 
     def __call__(self, context: Context) -> Trajectories:
         """Grow the trees. Records the tokens that were decoded a row, and their share of those that the rows hold."""

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
+from vantage.core import above, at_least, component
 from vantage.core.context import Context
-from vantage.core.errors import UserError
+from vantage.core.errors import UserError, out_of_range
 from vantage.core.protocols import Prompts
 from vantage.core.trajectories import Trajectories
 from vantage.policies.masked_diffusion import MASK, MaskedDiffusionPolicy
-from vantage.rollouts.plans import at_least, set_temperature
+from vantage.rollouts.plans import set_temperature
 
 
 @torch.no_grad()
@@ -42,7 +42,7 @@ def unmask(
     return answer
 
 
-@dataclass(frozen=True)
+@component
 class Unmask:
     """Rollout: `size` answers to each of `prompts` prompts, without the one-pass `logp_old` that other rollouts have.
 
@@ -52,15 +52,9 @@ class Unmask:
         temperature: divides the logits, above 0.
     """
 
-    prompts: int = 16
-    size: int = 8
-    temperature: float = 1.0
-
-    def __post_init__(self) -> None:
-        at_least("Unmask.prompts", self.prompts, 1)
-        at_least("Unmask.size", self.size, 1)
-        if not self.temperature > 0:
-            raise UserError(f"Unmask.temperature={self.temperature} is out of range: above 0")
+    prompts: Annotated[int, at_least(1)] = 16
+    size: Annotated[int, at_least(1)] = 8
+    temperature: Annotated[float, above(0)] = 1.0
 
     def prepare(self, context: Context) -> None:
         """Give the policy its temperature."""
@@ -87,7 +81,8 @@ class UnmaskingEngine:
     """
 
     def __init__(self, policy: MaskedDiffusionPolicy, per_step: int = 1) -> None:
-        at_least("per_step", per_step, 1)
+        if per_step < 1:
+            raise out_of_range("per_step", per_step, "at least 1")
         self.policy = policy
         self.per_step = per_step
 

@@ -6,17 +6,17 @@ it draws from is not quite the policy that learns; a truncation (top-k, top-p, m
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 
+from vantage.core import above, component
 from vantage.core.context import Context
-from vantage.core.errors import UserError
 from vantage.core.trajectories import Trajectories
 from vantage.functions.ratios import sampling_gap
 
 
-@dataclass(frozen=True)
+@component
 class TruncatedImportance:
     """Weigh each decision by min(policy / sampler, limit), [N, T], no gradient; what was drawn too seldom counts more.
 
@@ -32,12 +32,8 @@ class TruncatedImportance:
         limit: largest weight, above 0.
     """
 
-    limit: float = 2.0
+    limit: Annotated[float, above(0)] = 2.0
     columns = frozenset({"logp_old"})
-
-    def __post_init__(self) -> None:
-        if not self.limit > 0:
-            raise UserError(f"TruncatedImportance.limit={self.limit} is out of range: above 0")
 
     def __call__(self, batch: Trajectories, context: Context) -> Trajectories:
         """Return the batch with `weight` [N, T]."""

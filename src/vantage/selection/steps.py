@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 
+from vantage.core import above, at_most, component
 from vantage.core.context import Context
-from vantage.core.errors import UserError
 from vantage.core.trajectories import Trajectories
 
 
-@dataclass(frozen=True)
+@component
 class FirstSteps:
     """Learn from the first int(share * T) decisions of each row, at least one; the others are masked.
 
@@ -20,11 +21,7 @@ class FirstSteps:
         share: in (0, 1].
     """
 
-    share: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not 0 < self.share <= 1:
-            raise UserError(f"FirstSteps.share={self.share} is out of range: above 0, at most 1")
+    share: Annotated[float, above(0), at_most(1)] = 1.0
 
     def __call__(self, batch: Trajectories, context: Context) -> Trajectories:
         """Mask the rest."""
@@ -34,7 +31,7 @@ class FirstSteps:
         return batch.replace(mask=batch.mask & (torch.arange(batch.steps, device=batch.device) < kept))
 
 
-@dataclass(frozen=True)
+@component
 class RandomSteps:
     """Learn from a random int(share * T') decisions of each row, at least one; the others are masked.
 
@@ -45,12 +42,8 @@ class RandomSteps:
         last: whether a row's last decision may be drawn too.
     """
 
-    share: float = 1.0
+    share: Annotated[float, above(0), at_most(1)] = 1.0
     last: bool = False
-
-    def __post_init__(self) -> None:
-        if not 0 < self.share <= 1:
-            raise UserError(f"RandomSteps.share={self.share} is out of range: above 0, at most 1")
 
     def __call__(self, batch: Trajectories, context: Context) -> Trajectories:
         """Mask the rest."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import field
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
+from vantage.core import above, at_least, component, memory, one_of
 from vantage.core.context import Context
 from vantage.core.errors import UserError
 from vantage.core.loss import backward, units
@@ -20,7 +21,7 @@ from vantage.updates.optimizers import Adam, Constant
 _UNITS = ("auto", "decision", "row", "group")
 
 
-@dataclass(frozen=True)
+@component
 class GradientUpdate:
     """Epochs of shuffled minibatches; in each: loss, gradient, transforms, norm clip, optimiser step.
 
@@ -41,26 +42,15 @@ class GradientUpdate:
 
     optimizer: Any = field(default_factory=Adam)
     schedule: Any = field(default_factory=Constant)
-    epochs: int | Callable[[Context], int] = 1
-    minibatches: int = 1
-    unit: str = "auto"
+    epochs: Annotated[int, at_least(1)] | Callable[[Context], int] = 1
+    minibatches: Annotated[int, at_least(1)] = 1
+    unit: Annotated[str, one_of(_UNITS)] = "auto"
     normalize_advantage: bool = False
-    max_grad_norm: float | None = 1.0
-    micro_batch: int | None = None
-    target_kl: float | None = None
+    max_grad_norm: Annotated[float, above(0)] | None = 1.0
+    micro_batch: Annotated[int, at_least(1)] | None = None
+    target_kl: Annotated[float, at_least(0)] | None = None
     transforms: tuple[Any, ...] = ()
-    _memory: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "minibatches"):
-            if isinstance(getattr(self, name), int) and getattr(self, name) < 1:
-                raise UserError(f"GradientUpdate.{name}={getattr(self, name)} is out of range: at least 1")
-        if self.unit not in _UNITS:
-            raise UserError(f"GradientUpdate.unit={self.unit!r} is not known: {', '.join(_UNITS)}")
-        if self.micro_batch is not None and self.micro_batch < 1:
-            raise UserError(f"GradientUpdate.micro_batch={self.micro_batch} is out of range: at least 1, or none")
-        if self.max_grad_norm is not None and not self.max_grad_norm > 0:
-            raise UserError(f"GradientUpdate.max_grad_norm={self.max_grad_norm} is out of range: above 0, or none")
+    _memory: dict[str, Any] = memory()
 
     def prepare(self, context: Context) -> None:
         """Make the optimiser of the policy's trainable parameters."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 
-from vantage.core.errors import UserError
+from vantage.core import above, at_least, below, between, component
 
 
-@dataclass(frozen=True)
+@component
 class Adam:
     """Adam (arXiv 1412.6980), with decoupled weight decay where it is not 0 (AdamW, arXiv 1711.05101).
 
@@ -22,16 +23,10 @@ class Adam:
         weight_decay: decoupled, at least 0.
     """
 
-    lr: float = 3e-4
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    weight_decay: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not self.lr > 0:
-            raise UserError(f"Adam.lr={self.lr} is out of range: above 0")
-        if not self.weight_decay >= 0:
-            raise UserError(f"Adam.weight_decay={self.weight_decay} is out of range: at least 0")
+    lr: Annotated[float, above(0)] = 3e-4
+    betas: tuple[Annotated[float, at_least(0), below(1)], Annotated[float, at_least(0), below(1)]] = (0.9, 0.999)
+    eps: Annotated[float, at_least(0)] = 1e-8
+    weight_decay: Annotated[float, at_least(0)] = 0.0
 
     def build(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
         """Return the optimiser of these parameters; fused kernels, one launch for all."""
@@ -53,34 +48,26 @@ class CoupledAdam:
         return torch.optim.Adam(list(parameters), lr=self.lr, weight_decay=self.weight_decay)
 
 
-@dataclass(frozen=True)
+@component
 class SGD:
     """Stochastic gradient descent, with momentum where it is not 0."""
 
-    lr: float = 1e-2
-    momentum: float = 0.0
-    weight_decay: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not self.lr > 0:
-            raise UserError(f"SGD.lr={self.lr} is out of range: above 0")
+    lr: Annotated[float, above(0)] = 1e-2
+    momentum: Annotated[float, at_least(0)] = 0.0
+    weight_decay: Annotated[float, at_least(0)] = 0.0
 
     def build(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
         """Return the optimiser of these parameters."""
         return torch.optim.SGD(list(parameters), lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
 
 
-@dataclass(frozen=True)
+@component
 class RMSprop:
     """RMSprop (Tieleman and Hinton 2012): the gradient over the root of its running mean square."""
 
-    lr: float = 7e-4
-    alpha: float = 0.99
-    eps: float = 1e-5
-
-    def __post_init__(self) -> None:
-        if not self.lr > 0:
-            raise UserError(f"RMSprop.lr={self.lr} is out of range: above 0")
+    lr: Annotated[float, above(0)] = 7e-4
+    alpha: Annotated[float, between(0, 1)] = 0.99
+    eps: Annotated[float, at_least(0)] = 1e-5
 
     def build(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
         """Return the optimiser of these parameters."""
@@ -110,7 +97,7 @@ class Linear:
         return _warm(step, total_steps, self.warmup) * (1 - (1 - self.final) * step / total_steps)
 
 
-@dataclass(frozen=True)
+@component
 class Cosine:
     """The learning rate falls along half a cosine to `final` of itself at the end of the run, with an optional linear warm-up.
 
@@ -122,15 +109,9 @@ class Cosine:
             has begun to fall before it is reached: the start models of the arenas are made so.
     """
 
-    final: float = 0.0
-    warmup: float = 0.0
+    final: Annotated[float, at_least(0)] = 0.0
+    warmup: Annotated[float, between(0, 1)] = 0.0
     after: bool = False
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.warmup <= 1:
-            raise UserError(f"Cosine.warmup={self.warmup} is out of range: 0 to 1")
-        if not self.final >= 0:
-            raise UserError(f"Cosine.final={self.final} is out of range: at least 0")
 
     def __call__(self, step: int, total_steps: int) -> float:
         """Return the factor."""

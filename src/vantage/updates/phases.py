@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
+from vantage.core import at_least, component
 from vantage.core.context import Context
-from vantage.core.errors import UserError
 
 
-@dataclass(frozen=True)
+@component
 class Until:
     """A setting that is `before` in the first `step` steps and `after` from then on. For any setting read by `context.now`.
 
@@ -18,13 +17,9 @@ class Until:
         before, after: its values.
     """
 
-    step: int
+    step: Annotated[int, at_least(0)]
     before: Any
     after: Any
-
-    def __post_init__(self) -> None:
-        if self.step < 0:
-            raise UserError(f"Until.step={self.step} is out of range: at least 0")
 
     def __call__(self, context: Context) -> Any:
         """Return the value in the step that comes after `context.step` steps."""

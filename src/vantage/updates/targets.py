@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 
+from vantage.core import above, at_least, at_most, component, memory
 from vantage.core.context import Context
-from vantage.core.errors import UserError
 from vantage.core.trajectories import Trajectories
 from vantage.functions.parameters import polyak, twins
 
 
-@dataclass(frozen=True)
+@component
 class SlowCopy:
     """Controller: after every optimiser step the named frozen policy moves towards the policy by `rate`.
 
@@ -26,12 +25,9 @@ class SlowCopy:
     """
 
     name: str = "target"
-    rate: float = 0.05
+    rate: Annotated[float, above(0), at_most(1)] = 0.05
     every = "minibatch"
-    _memory: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        _check_rate("SlowCopy", self.rate)
+    _memory: dict[str, Any] = memory()
 
     @property
     def policies(self) -> frozenset[str]:
@@ -58,7 +54,7 @@ class SlowCopy:
                 copy.copy_(state[str(place)])
 
 
-@dataclass(frozen=True)
+@component
 class MoveTargets:
     """Controller: every `every_steps` steps the policy's target networks move towards the networks by `rate`.
 
@@ -69,11 +65,8 @@ class MoveTargets:
         every_steps: at least 1.
     """
 
-    rate: float = 0.005
-    every_steps: int = 1
-
-    def __post_init__(self) -> None:
-        _check_rate("MoveTargets", self.rate)
+    rate: Annotated[float, above(0), at_most(1)] = 0.005
+    every_steps: Annotated[int, at_least(1)] = 1
 
     def __call__(self, context: Context) -> None:
         """Move them, when it is time."""
@@ -84,7 +77,7 @@ class MoveTargets:
         polyak([target for _, target in pairs], [live for live, _ in pairs], self.rate)
 
 
-@dataclass(frozen=True)
+@component
 class Every:
     """Update that takes place in every `steps`-th step only, the first time in step number `steps`; the other steps pass.
 
@@ -93,19 +86,10 @@ class Every:
         update: what takes place.
     """
 
-    steps: int
+    steps: Annotated[int, at_least(1)]
     update: Any
-
-    def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise UserError(f"Every.steps={self.steps} is out of range: at least 1")
 
     def __call__(self, batch: Trajectories, context: Context) -> None:
         """Update, when it is time."""
         if (context.step + 1) % self.steps == 0:
             self.update(batch, context)
-
-
-def _check_rate(name: str, rate: float) -> None:
-    if not 0 < rate <= 1:
-        raise UserError(f"{name}.rate={rate} is out of range: above 0, at most 1")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
+from vantage.core import above, at_least, below, component
 from vantage.core.context import Context
-from vantage.core.errors import UserError
 from vantage.core.loss import reduce, weighted
 from vantage.core.trajectories import Trajectories
 
@@ -39,7 +38,7 @@ def conjugate_gradient(
     return x
 
 
-@dataclass(frozen=True)
+@component
 class TrustRegion:
     """TRPO's step (arXiv 1502.05477, appendix C): maximise the surrogate subject to a bound on the mean KL to the old policy.
 
@@ -59,23 +58,15 @@ class TrustRegion:
         standardize: standardise the advantages over the batch (population std, no eps).
     """
 
-    max_kl: float = 0.01
-    cg_iterations: int = 10
-    damping: float = 0.1
-    fisher_stride: int = 5
-    shrink: float = 0.5
-    tries: int = 10
-    kl_slack: float = 1.5
+    max_kl: Annotated[float, above(0)] = 0.01
+    cg_iterations: Annotated[int, at_least(1)] = 10
+    damping: Annotated[float, at_least(0)] = 0.1
+    fisher_stride: Annotated[int, at_least(1)] = 5
+    shrink: Annotated[float, above(0), below(1)] = 0.5
+    tries: Annotated[int, at_least(1)] = 10
+    kl_slack: Annotated[float, at_least(0)] = 1.5
     standardize: bool = True
     wants = frozenset({"distribution"})
-
-    def __post_init__(self) -> None:
-        if not self.max_kl > 0:
-            raise UserError(f"TrustRegion.max_kl={self.max_kl} is out of range: above 0")
-        if not 0 < self.shrink < 1:
-            raise UserError(f"TrustRegion.shrink={self.shrink} is out of range: between 0 and 1")
-        if not self.damping >= 0:
-            raise UserError(f"TrustRegion.damping={self.damping} is out of range: at least 0")
 
     def __call__(self, batch: Trajectories, context: Context) -> None:
         """Move the policy, or leave it."""

@@ -1,6 +1,7 @@
 """Truncation against transformers' processors, draws against their exact distribution, streams of their own."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -10,22 +11,25 @@ from vantage.rollouts.tokens.sampling import Sampling, draw, invert, mix, row_se
 
 
 @pytest.mark.parametrize(
-    ("settings", "name"),
+    ("settings", "told"),
     [
-        ({"temperature": 0.0}, "temperature"),
-        ({"temperature": math.inf}, "temperature"),
-        ({"top_p": 0.0}, "top_p"),
-        ({"top_p": 1.2}, "top_p"),
-        ({"top_k": -1}, "top_k"),
-        ({"min_p": 1.5}, "min_p"),
-        ({"max_new_tokens": 0}, "max_new_tokens"),
-        ({"stop_tokens": (-1,)}, "stop_tokens"),
-        ({"stop_strings": ("",)}, "stop_strings"),
-        ({"stop_strings": "ab"}, "stop_strings"),
+        (
+            {"temperature": 0.0},
+            "temperature=0.0 is out of range: above 0, below inf; for the most probable token set greedy=True",
+        ),
+        ({"temperature": math.inf}, "temperature=inf is out of range"),
+        ({"top_p": 0.0}, "top_p=0.0 is out of range: above 0, at most 1; 1 keeps every token"),
+        ({"top_p": 1.2}, "top_p=1.2 is out of range"),
+        ({"top_k": -1}, "top_k=-1 is out of range: at least 0; 0 keeps every token"),
+        ({"min_p": 1.5}, "min_p=1.5 is out of range: 0 to 1"),
+        ({"max_new_tokens": 0}, "max_new_tokens=0 is out of range: at least 1"),
+        ({"stop_tokens": (3, -1)}, "stop_tokens[1]=-1 is out of range: at least 0"),
+        ({"stop_strings": ("",)}, "stop_strings[0] is empty"),
+        ({"stop_strings": "ab"}, "stop_strings='ab' is not a list"),
     ],
 )
-def test_values_out_of_range_are_refused_by_name(settings, name):
-    with pytest.raises(UserError, match=rf"Sampling\.{name}="):
+def test_values_out_of_range_are_refused_by_name(settings, told):
+    with pytest.raises(UserError, match=re.escape(f"Sampling.{told}")):
         Sampling(**settings)
 
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from torch import Tensor
 
-from vantage.core.errors import UserError
+from vantage.core import above, at_least, at_most, below, between, component, hint, not_empty
 
 
-@dataclass(frozen=True)
+@component
 class Sampling:
     """How tokens are drawn and when a completion ends.
 
@@ -32,35 +31,14 @@ class Sampling:
         UserError: a value is out of its range.
     """
 
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    max_new_tokens: int = 64
-    stop_tokens: tuple[int, ...] = ()
-    stop_strings: tuple[str, ...] = ()
+    temperature: Annotated[float, above(0), below(math.inf), hint("for the most probable token set greedy=True")] = 1.0
+    top_p: Annotated[float, above(0), at_most(1), hint("1 keeps every token")] = 1.0
+    top_k: Annotated[int, at_least(0), hint("0 keeps every token")] = 0
+    min_p: Annotated[float, between(0, 1), hint("0 keeps every token")] = 0.0
+    max_new_tokens: Annotated[int, at_least(1)] = 64
+    stop_tokens: tuple[Annotated[int, at_least(0)], ...] = ()
+    stop_strings: tuple[Annotated[str, not_empty], ...] = ()
     greedy: bool = False
-
-    def __post_init__(self) -> None:
-        def refuse(name: str, allowed: str) -> UserError:
-            return UserError(f"Sampling.{name}={getattr(self, name)!r}: must be {allowed}")
-
-        if not (self.temperature > 0 and math.isfinite(self.temperature)):
-            raise refuse("temperature", "above 0 and finite; for the most probable token set greedy=True")
-        if not 0 < self.top_p <= 1:
-            raise refuse("top_p", "in (0, 1]; 1 keeps every token")
-        if self.top_k < 0 or self.top_k != int(self.top_k):
-            raise refuse("top_k", "a whole number of 0 or more; 0 keeps every token")
-        if not 0 <= self.min_p <= 1:
-            raise refuse("min_p", "in [0, 1]; 0 keeps every token")
-        if self.max_new_tokens < 1 or self.max_new_tokens != int(self.max_new_tokens):
-            raise refuse("max_new_tokens", "a whole number of 1 or more")
-        if any(token < 0 for token in self.stop_tokens):
-            raise refuse("stop_tokens", "token ids of 0 or more")
-        if isinstance(self.stop_strings, str) or not all(isinstance(s, str) and s for s in self.stop_strings):
-            raise refuse("stop_strings", "a tuple of texts that are not empty")
-        object.__setattr__(self, "stop_tokens", tuple(int(token) for token in self.stop_tokens))
-        object.__setattr__(self, "stop_strings", tuple(self.stop_strings))
 
     @property
     def truncates(self) -> bool:
