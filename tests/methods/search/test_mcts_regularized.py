@@ -117,9 +117,9 @@ def test_the_rule_of_alphazero_is_a_step_towards_it() -> None:
 
 def test_uses_are_independent() -> None:
     solved, plain = Regularized(), alphazero_rule()
-    assert mcts_regularized("all") == plain.replace(tree=solved, act=solved, final=Greedy(solved), target=solved)
-    assert mcts_regularized("act") == plain.replace(act=solved, final=Greedy(solved))
-    assert mcts_regularized("search+learn") == plain.replace(tree=solved, target=solved)
+    assert mcts_regularized(use="all") == plain.replace(tree=solved, act=solved, final=Greedy(solved), target=solved)
+    assert mcts_regularized(use="act") == plain.replace(act=solved, final=Greedy(solved))
+    assert mcts_regularized(use="search+learn") == plain.replace(tree=solved, target=solved)
     assert registry.page("mcts-regularized").make({"use": "learn", "c": 2}).target == Regularized(2.0)
     with pytest.raises(UserError, match=r"unknown use 'actt'.*act"):
-        mcts_regularized("actt")
+        mcts_regularized(use="actt")

@@ -19,13 +19,13 @@ arXiv 2406.10576.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
+from vantage.annotations import at_least
+from vantage.core.component import component, memory
 from vantage.core.context import Context
 from vantage.core.errors import UserError
 from vantage.core.method import Method
@@ -48,7 +48,7 @@ PAPER = Paper(
 EPS = 1e-7
 
 
-@dataclass(frozen=True)
+@component
 class MovingBaseline:
     """Advantage (score - baseline) * K / (K - 1), the same for all decisions of a row; no gradient.
 
@@ -60,17 +60,9 @@ class MovingBaseline:
         size: K, at least 2.
     """
 
-    window: int = 5
-    size: int = 2
-    _state: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        if self.window < 1:
-            raise UserError(f"bypass-backprop.window={self.window} is out of range: at least 1")
-        if self.size < 2:
-            raise UserError(
-                f"bypass-backprop.group_size={self.size} is out of range: one mask has nothing beside it, at least 2"
-            )
+    window: Annotated[int, at_least(1)] = 5
+    size: Annotated[int, at_least(2)] = 2
+    _state: dict[str, Tensor] = memory()
 
     def __call__(self, batch: Trajectories, context: Context) -> Tensor:
         """Return the advantage [N, T] and move the baseline."""
@@ -88,16 +80,8 @@ class MovingBaseline:
         credit = torch.where(valid, score - self._state["baseline"], 0.0) * (self.size / (self.size - 1))
         return per_decision(credit, batch.mask)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the baseline."""
-        return dict(self._state)
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take it back."""
-        self._state.update(state)
-
-
-@dataclass(frozen=True)
+@component
 class RootScale:
     """Turns d/ds of log-probability into (m - s) / sqrt((s + e)(1 - s + e)), and adds the penalty's gradient.
 
@@ -119,7 +103,7 @@ class RootScale:
             grad.add_((1 - s + EPS).log() - (s + EPS).log(), alpha=self.penalty)
 
 
-@dataclass(frozen=True)
+@component
 class OntoBudget:
     """After each step of the optimiser, moves the means to the nearest point of the budget."""
 
@@ -145,9 +129,15 @@ def _masks(context: Context) -> Any:
 
 @method(id="S000", papers=PAPER)
 def bypass_backprop(
-    group_size: int = 2, window: int = 5, lr: float = 2e-3, penalty: float = 0.0, warmup: float = 0.0
+    group_size: Annotated[int, at_least(2)] = 2,
+    window: int = 5,
+    lr: float = 2e-3,
+    penalty: float = 0.0,
+    warmup: float = 0.0,
 ) -> Method:
-    """Compose it; `group_size` is K, `warmup` a share of the run. Batch and keep rate are the task's."""
+    """group_size: K, masks of a mini-batch; window: w, steps of the moving baseline; lr: of the means; penalty: mu,
+    above 0 it drives the means towards 0 and 1; warmup: share of the run in which the rate rises. Batch and keep
+    rate are the task's."""
     return Method(
         prompts=Shuffled(),
         rollout=Groups(1, group_size),

@@ -30,12 +30,14 @@ There the best new point of the active set's search is lost unless a worse one e
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
-from vantage.core.errors import UserError
+from vantage.annotations import above, at_least, below
+from vantage.core.component import component
 from vantage.fields.compression.masks import keep_largest, pruned_count, share
 from vantage.fields.compression.network import Network, flat_weights, set_flat_weights, weight_names
 from vantage.fields.compression.quadratic import Quadratic, active_set, refit, shifted
@@ -51,9 +53,11 @@ PAPER = Paper(
     arxiv="2302.14623",
     venue="International Conference on Machine Learning",
 )
+Solver = Literal["iht", "bso"]
+Rise = Literal["poly", "exp"]
 
 
-@dataclass(frozen=True)
+@component(label="chita")
 class Tuning:
     """Trains what is left of a pruned network: SGD on its training rows, pruned weights held at 0; biases are trained too.
 
@@ -64,15 +68,11 @@ class Tuning:
         momentum, decay: of SGD.
     """
 
-    batch: int = 256
-    lr: float = 0.1
+    batch: Annotated[int, at_least(1)] = 256
+    lr: Annotated[float, above(0)] = 0.1
     least_lr: float = 1e-5
     momentum: float = 0.9
     decay: float = 3.751757813e-5
-
-    def __post_init__(self) -> None:
-        if self.batch < 1 or not self.lr > 0:
-            raise UserError(f"chita: tune_batch={self.batch} must be at least 1, lr={self.lr} above 0")
 
     def __call__(self, network: Network, epochs: int, seed: int) -> None:
         """Train in place."""
@@ -100,42 +100,27 @@ class Tuning:
         network.model.train(training)
 
 
-@dataclass(frozen=True)
+@component(label="chita")
 class Chita:
     """Prunes and re-weights by a quadratic model of the loss; a `Pruner`. See the module's text for the settings."""
 
-    solver: str
-    samples: int
-    batch: int
+    solver: Solver
+    samples: Annotated[int, at_least(1)]
+    batch: Annotated[int, at_least(1)]
     ridge: float
-    block: int
+    block: Annotated[int, at_least(0)]
     first_order: bool
-    stages: int
-    schedule: str
-    first_level: float
+    stages: Annotated[int, at_least(1)]
+    schedule: Rise
+    first_level: Annotated[float, at_least(0), below(1)]
     refine: bool
-    limit: int
+    limit: Annotated[int, at_least(1)]
     tolerance: float
-    prunes: int = 1
-    gradual_level: float = 0.5
-    epochs: int = 0
-    last_epochs: int = 0
+    prunes: Annotated[int, at_least(1)] = 1
+    gradual_level: Annotated[float, at_least(0), below(1)] = 0.5
+    epochs: Annotated[int, at_least(0)] = 0
+    last_epochs: Annotated[int, at_least(0)] = 0
     tuning: Tuning = field(default_factory=Tuning)
-
-    def __post_init__(self) -> None:
-        if self.solver not in ("iht", "bso"):
-            raise UserError(f"chita.solver={self.solver!r} is not known: 'iht' or 'bso'")
-        if self.schedule not in ("poly", "exp"):
-            raise UserError(f"chita.schedule={self.schedule!r} is not known: 'poly' or 'exp'")
-        if self.stages < 1 or self.block < 0 or self.limit < 1 or self.prunes < 1:
-            raise UserError(
-                f"chita: stages={self.stages}, prunes={self.prunes}, limit={self.limit} must be at least 1,"
-                f" block={self.block} at least 0"
-            )
-        if min(self.epochs, self.last_epochs) < 0:
-            raise UserError(f"chita: epochs={self.epochs}, last_epochs={self.last_epochs} must be at least 0")
-        share("chita.first_level", self.first_level)
-        share("chita.gradual_level", self.gradual_level)
 
     def __call__(self, network: Network, sparsity: float, *, seed: int = 0) -> dict[str, float]:
         """Prune the network in place; diagnostics: `objective`, Q of the last stage, and `moved`, the distance of the weights."""
@@ -205,14 +190,14 @@ def levels(sparsity: float, first: float, stages: int, schedule: str) -> list[fl
 
 @method(id="S089", papers=PAPER)
 def chita(
-    solver: str = "bso",
+    solver: Solver = "bso",
     samples: int = 500,
     batch: int = 16,
     ridge: float = 1e-4,
     block: int = 500,
     first_order: bool = False,
     stages: int = 16,
-    schedule: str = "poly",
+    schedule: Rise = "poly",
     first_level: float = 0.3,
     refine: bool = False,
     limit: int = 100,
@@ -221,13 +206,16 @@ def chita(
     gradual_level: float = 0.5,
     epochs: int = 0,
     last_epochs: int = 0,
-    tune_batch: int = 256,
+    tune_batch: Annotated[int, at_least(1)] = 256,
     lr: float = 0.1,
 ) -> Chita:
-    """Compose CHITA; the defaults are those of the authors' gradual ResNet-20 runs (blocks of 500, 16 stages) without training.
-
-    Gradual pruning as there is `prunes=7, epochs=12, last_epochs=28`.
-    """
+    """solver: `iht` finds support and values together, `bso` the values of the largest weights; samples:
+    mini-batches, n; batch: rows of each, B; ridge: lambda; block: columns solved together under bso, 0 for all;
+    first_order: keep the linear term; stages: of one pruning, above 1 is CHITA++; schedule: of the stages, `poly`
+    or `exp`; first_level: s_0; refine: exact values on the support of iht; limit: iterations of iht; tolerance: of
+    iht; prunes: rounds of gradual pruning; gradual_level: sparsity of the first round; epochs: of training after
+    each round but the last; last_epochs: after the last; tune_batch: rows of a training step; lr: of that training.
+    The authors' gradual pruning is prunes=7, epochs=12, last_epochs=28."""
     return Chita(
         solver,
         samples,

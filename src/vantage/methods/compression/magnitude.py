@@ -43,5 +43,6 @@ class Magnitude:
 
 @method(papers=PAPER)
 def magnitude(scope: str = "layer", kept: int = 0, of: int = 0) -> Magnitude:
-    """Compose magnitude pruning; `kept` of each `of` weights stay where `of` is given, whatever the sparsity asked for."""
+    """scope: what is compared, `layer`, `row` or `global`; kept: weights that stay of each `of`, whatever the
+    sparsity asked for; of: neighbours in a row, 0 for none."""
     return Magnitude(Scope(scope, kept, of))

@@ -46,5 +46,6 @@ class BrainDamage:
 
 @method(papers=PAPER)
 def obd(samples: int = 500, batch: int = 1, scope: str = "global") -> BrainDamage:
-    """Compose Optimal Brain Damage with the empirical Fisher diagonal of `samples` mini-batches of `batch` rows."""
+    """samples: mini-batches of the Fisher diagonal; batch: rows of each; scope: what is compared, `layer`, `row` or
+    `global`."""
     return BrainDamage(samples, batch, Scope(scope))

@@ -15,10 +15,11 @@ A Simple and Effective Pruning Approach for Large Language Models (arXiv 2306.11
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
+from typing import Annotated
 
-from vantage.core.errors import UserError
+from vantage.annotations import at_least
+from vantage.core.component import component
 from vantage.fields.compression.masks import share
 from vantage.fields.compression.network import Network
 from vantage.fields.compression.scores import Scope, prune_by_score
@@ -34,18 +35,14 @@ PAPER = Paper(
 )
 
 
-@dataclass(frozen=True)
+@component(label="wanda")
 class Wanda:
     """Removes the weights with the smallest |w| * input norm of each output; a `Pruner`."""
 
-    samples: int
-    rows: int
+    samples: Annotated[int, at_least(1)]
+    rows: Annotated[int, at_least(1)]
     sequential: bool
     scope: Scope
-
-    def __post_init__(self) -> None:
-        if self.samples < 1 or self.rows < 1:
-            raise UserError(f"wanda: samples={self.samples}, rows={self.rows} must be at least 1")
 
     def __call__(self, network: Network, sparsity: float, *, seed: int = 0) -> dict[str, float]:
         """Prune the network in place on `samples` rows."""
@@ -68,7 +65,9 @@ class Wanda:
 def wanda(
     samples: int = 128, rows: int = 16, sequential: bool = True, scope: str = "row", kept: int = 0, of: int = 0
 ) -> Wanda:
-    """Compose Wanda; `rows` calibration rows run at once, `scope` is what scores are compared within."""
+    """samples: calibration rows; rows: of them that run at once; sequential: each block sees the inputs that the
+    pruned blocks before it make; scope: what scores are compared within; kept: weights that stay of each `of`,
+    whatever the sparsity asked for; of: neighbours in a row, 0 for none."""
     return Wanda(samples, rows, sequential, Scope(scope, kept, of))
 
 

@@ -11,6 +11,8 @@ paper, which could afford n = 4 or less. A by GRPO, over the answers to a prompt
 
 from __future__ import annotations
 
+from typing import Literal
+
 from vantage.advantages.groups import GroupStandardized
 from vantage.core.method import Method
 from vantage.methods.objectives.grpo import grpo
@@ -30,7 +32,7 @@ PAPER = Paper(
 @method(
     kind="recipe", papers=PAPER, base=grpo, without=("beta", "eps", "epochs"), beta=0.0, group_size=8, lr=5e-7
 )  # fmt: skip
-def elbo_grpo(base: Method, samples: int = 4, kind: str = "fixed") -> Method:
+def elbo_grpo(base: Method, samples: int = 4, kind: Literal["fixed", "bernoulli"] = "fixed") -> Method:
     """samples: n, sets of masked positions an answer; kind: `fixed` draws how many positions are masked,
     `bernoulli` each position independently."""
     plan = base.rollout

@@ -12,7 +12,7 @@ settings are ours.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 
@@ -74,7 +74,7 @@ def masked_diffusion(
     batch: int = 64,
     lr: float = 2e-3,
     samples: int = 1,
-    kind: str = "fixed",
+    kind: Literal["fixed", "bernoulli"] = "fixed",
     weight_decay: float = 0.0,
     warmup: float = 0.05,
     max_grad_norm: float = 1.0,

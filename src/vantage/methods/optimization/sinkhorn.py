@@ -10,11 +10,12 @@ Cuturi, Sinkhorn Distances: Lightspeed Computation of Optimal Transport (arXiv 1
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 
-from vantage.core.errors import UserError
+from vantage.annotations import above, at_least
+from vantage.core.component import component
 from vantage.fields.solvers.transport import Plan, Told, Transport
 from vantage.methods.registry import Paper, method
 
@@ -23,7 +24,7 @@ PAPER = Paper(
 )
 
 
-@dataclass(frozen=True)
+@component(label="sinkhorn")
 class Sinkhorn:
     """Scales rows and columns in turn; a `Solver` of `Transport`.
 
@@ -33,13 +34,9 @@ class Sinkhorn:
         limit: iterations at most.
     """
 
-    eps: float
+    eps: Annotated[float, above(0)]
     tolerance: float
-    limit: int
-
-    def __post_init__(self) -> None:
-        if not self.eps > 0 or self.limit < 1:
-            raise UserError(f"sinkhorn: eps={self.eps} must be above 0, limit={self.limit} at least 1")
+    limit: Annotated[int, at_least(1)]
 
     def __call__(self, problem: Transport, told: Told | None = None) -> Plan:
         """Return the plan; `value` is the regularised cost's dual."""
@@ -63,5 +60,6 @@ class Sinkhorn:
 
 @method(papers=PAPER)
 def sinkhorn(eps: float = 0.05, tolerance: float = 1e-6, limit: int = 1000) -> Sinkhorn:
-    """Compose Sinkhorn's iteration."""
+    """eps: weight of the entropy; tolerance: on the sum of absolute differences of the row sums; limit: iterations
+    at most."""
     return Sinkhorn(eps, tolerance, limit)

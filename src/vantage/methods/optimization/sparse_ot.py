@@ -19,13 +19,14 @@ arXiv 2209.15466 (definitions and conjugates). Maximised by scipy's L-BFGS from 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
 
-from vantage.core.errors import UserError, require
+from vantage.annotations import above, at_least
+from vantage.core.component import component
+from vantage.core.errors import require
 from vantage.fields.solvers.transport import Plan, Told, Transport
 from vantage.methods.claim import Claim
 from vantage.methods.registry import Paper, method
@@ -37,6 +38,7 @@ PAPER = Paper(
     arxiv="2209.15466",
     venue="International Conference on Learning Representations",
 )
+Form = Literal["semi-dual", "dual"]
 
 
 def _largest(s: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -78,7 +80,7 @@ def dual(problem: Transport, both: Tensor, gamma: float, k: int) -> tuple[Tensor
     return value, torch.cat([problem.source - plan.sum(1), problem.target - plan.sum(0)]), plan
 
 
-@dataclass(frozen=True)
+@component(label="sparse-ot")
 class SparseTransport:
     """Maximises the dual or semi-dual and returns the plan at its end; a `Solver` of `Transport`.
 
@@ -90,19 +92,11 @@ class SparseTransport:
         limit: iterations at most.
     """
 
-    gamma: float
-    nonzeros: int
-    form: str
+    gamma: Annotated[float, above(0)]
+    nonzeros: Annotated[int, at_least(0)]
+    form: Form
     tolerance: float
-    limit: int
-
-    def __post_init__(self) -> None:
-        if not self.gamma > 0:
-            raise UserError(f"sparse-ot.gamma={self.gamma} is out of range: above 0")
-        if self.nonzeros < 0 or self.limit < 1:
-            raise UserError(f"sparse-ot: nonzeros={self.nonzeros} must be at least 0, limit={self.limit} at least 1")
-        if self.form not in ("semi-dual", "dual"):
-            raise UserError(f"sparse-ot.form={self.form!r} is not known: 'semi-dual' or 'dual'")
+    limit: Annotated[int, at_least(1)]
 
     def __call__(self, problem: Transport, told: Told | None = None) -> Plan:
         """Return the plan; `value` is the dual's, a lower bound on the objective of every feasible plan with k entries a column.
@@ -144,9 +138,14 @@ class SparseTransport:
 
 @method(id="S149", papers=PAPER)
 def sparse_ot(
-    gamma: float = 1.0, nonzeros: int = 2, form: str = "semi-dual", tolerance: float = 1e-6, limit: int = 1000
+    gamma: float = 1.0,
+    nonzeros: int = 2,
+    form: Form = "semi-dual",
+    tolerance: float = 1e-6,
+    limit: int = 1000,
 ) -> SparseTransport:
-    """Compose it; `nonzeros=0` is quadratic transport."""
+    """gamma: weight of the quadratic term; nonzeros: k, entries a column at most, 0 is quadratic transport; form:
+    `semi-dual` or `dual`; tolerance: on the largest entry of the gradient; limit: iterations at most."""
     return SparseTransport(gamma, nonzeros, form, tolerance, limit)
 
 

@@ -10,6 +10,8 @@ it (`unvisited="low"`). While it learns, `noise` of the root's prior is a draw f
 
 from __future__ import annotations
 
+from typing import Literal
+
 from vantage.fields.search.rules import PUCT, Visits
 from vantage.fields.search.tree import Search
 from vantage.methods.registry import Paper, method
@@ -35,10 +37,13 @@ def alphazero_rule(
     c: float = 1.25,
     growth: float | None = 19652.0,
     temperature: float = 1.0,
-    unvisited: str = "node",
+    unvisited: Literal["node", "low"] = "node",
     noise: float = 0.25,
 ) -> Search:
-    """Compose the search; the last act, when it counts, is the most visited one."""
+    """c: c1, weight of the prior; growth: c2, visits after which that weight grows, none leaves it; temperature: of
+    the visit counts that it acts by and learns from, the last act is the most visited one; unvisited: value of an
+    action never visited, `node` the mean of its node, `low` the least; noise: share of Dirichlet noise in the
+    root's prior while it learns."""
     return Search(
         tree=PUCT(c, growth),
         act=Visits(temperature),

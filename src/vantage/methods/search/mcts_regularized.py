@@ -29,28 +29,21 @@ PAPER = Paper(
 USES = ("act", "search", "learn")
 
 
-@method(id="S054", papers=PAPER)
-def mcts_regularized(
-    use: str = "all", c: float = 1.25, growth: float | None = 19652.0, unvisited: str = "node", noise: float = 0.25
-) -> Search:
-    """Compose the search.
-
-    Raises:
-        UserError: a use that is not known.
-    """
+@method(id="S054", papers=PAPER, base=alphazero_rule, without=("temperature",))
+def mcts_regularized(base: Search, use: str = "all", c: float = 1.25, growth: float | None = 19652.0) -> Search:
+    """use: where the exact policy stands in, `act`, `search`, `learn`, several joined by +, or `all`."""
     chosen = set(USES) if use == "all" else set(use.split("+"))
     for name in chosen:
         if name not in USES:
             raise unknown("use", name, (*USES, "all"), "mcts-regularized")
     solved = Regularized(c, growth)
-    search = alphazero_rule(c, growth, unvisited=unvisited, noise=noise)
     if "search" in chosen:
-        search = search.replace(tree=solved)
+        base = base.replace(tree=solved)
     if "act" in chosen:
-        search = search.replace(act=solved, final=Greedy(solved))
+        base = base.replace(act=solved, final=Greedy(solved))
     if "learn" in chosen:
-        search = search.replace(target=solved)
-    return search
+        base = base.replace(target=solved)
+    return base
 
 
 claim = (

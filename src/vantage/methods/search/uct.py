@@ -25,7 +25,8 @@ PAPER = Paper(
 
 @method(papers=PAPER)
 def uct(c: float = 1.0) -> Search:
-    """Compose UCT; values are taken as they are, outcomes between -1 and 1 as q between 0 and 1."""
+    """c: of the bonus; 1 is UCB1's for values in [0, 1]. Values are taken as they are, outcomes between -1 and 1 as
+    q between 0 and 1."""
     return Search(
         tree=UCB1(c), act=Visits(), final=Visits(0.0), target=Visits(), evaluate=uniform_playouts, normalise="range"
     )

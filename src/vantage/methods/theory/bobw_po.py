@@ -17,12 +17,13 @@ made for the proof) and the split of the bonus, which in the paper has lower-ord
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
-from vantage.core.errors import UserError, unknown
+from vantage.annotations import above, at_least
+from vantage.core.component import component
 from vantage.fields.tabular.episodes import Episodes, Known, Learner, Plan
 from vantage.fields.tabular.mdp import backup, occupancy
 from vantage.functions.simplex import power_policy
@@ -35,6 +36,7 @@ PAPER = Paper(
     2023,
     arxiv="2302.09408",
 )
+Regularizer = Literal["tsallis", "shannon", "log-barrier"]
 NEWTON = {"tsallis": 5, "log-barrier": 8}
 """Newton steps that the solver needs for equal weights, whatever the number of actions."""
 
@@ -66,7 +68,7 @@ def spread(policy: Tensor) -> Tensor:
     return (policy.sqrt() * (1.0 - policy)).sum(-1)
 
 
-@dataclass(frozen=True)
+@component(label="bobw-po")
 class BestOfBothWorlds:
     """The algorithm.
 
@@ -77,20 +79,11 @@ class BestOfBothWorlds:
         regularizer: tsallis, shannon or log-barrier.
     """
 
-    c0: float = 1.0
-    c1: float = 0.1
-    c2: float = 0.5
-    eta: float | None = None
-    regularizer: str = "tsallis"
-
-    def __post_init__(self) -> None:
-        if self.regularizer not in ("tsallis", "shannon", "log-barrier"):
-            raise unknown("regularizer", self.regularizer, ("tsallis", "shannon", "log-barrier"), "bobw-po")
-        for name, value, least in (("c0", self.c0, 0.0), ("eta", self.eta, 0.0)):
-            if value is not None and not value > least:
-                raise UserError(f"bobw-po: {name}={value} is out of range: above 0")
-        if min(self.c1, self.c2) < 0:
-            raise UserError(f"bobw-po: c1={self.c1} and c2={self.c2} must be at least 0")
+    c0: Annotated[float, above(0)] = 1.0
+    c1: Annotated[float, at_least(0)] = 0.1
+    c2: Annotated[float, at_least(0)] = 0.5
+    eta: Annotated[float, above(0)] | None = None
+    regularizer: Regularizer = "tsallis"
 
     def __call__(self, known: Known) -> Learner:
         """Learn from one episode at a time."""
@@ -116,9 +109,11 @@ class BestOfBothWorlds:
 
 @method(id="S011", kind="theory", papers=PAPER)
 def bobw_po(
-    c0: float = 1.0, c1: float = 0.1, c2: float = 0.5, eta: float | None = None, regularizer: str = "tsallis"
+    c0: float = 1.0, c1: float = 0.1, c2: float = 0.5, eta: float | None = None, regularizer: Regularizer = "tsallis"
 ) -> BestOfBothWorlds:
-    """Compose the algorithm; the constants are for small problems, not the paper's."""
+    """c0: inverse step at the start; c1: growth of the inverse step; c2: of the bonus; eta: a step that never
+    changes, instead; regularizer: `tsallis`, `shannon` or `log-barrier`. The constants are for small problems, not
+    the paper's."""
     return BestOfBothWorlds(c0, c1, c2, eta, regularizer)
 
 

@@ -10,11 +10,12 @@ with a constant step, 1 / (5 H^2 R) being one over the smoothness of the return 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 
-from vantage.core.errors import UserError
+from vantage.annotations import above, at_least
+from vantage.core.component import component
 from vantage.fields.tabular.episodes import Known, Learner, Plan
 from vantage.fields.tabular.softmax import reinforce
 from vantage.methods.registry import Paper, method
@@ -34,7 +35,7 @@ PAPERS = (
 )
 
 
-@dataclass(frozen=True)
+@component(label="softmax-pg")
 class SoftmaxGradient:
     """The algorithm.
 
@@ -44,15 +45,9 @@ class SoftmaxGradient:
         bound: R, the highest reward of a step.
     """
 
-    episodes: int = 32
-    scale: float = 1.0
-    bound: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.episodes < 1 or not min(self.scale, self.bound) > 0:
-            raise UserError(
-                f"softmax-pg: episodes={self.episodes}, scale={self.scale}, bound={self.bound}: at least 1, and above 0"
-            )
+    episodes: Annotated[int, at_least(1)] = 32
+    scale: Annotated[float, above(0)] = 1.0
+    bound: Annotated[float, above(0)] = 1.0
 
     def __call__(self, known: Known) -> Learner:
         """Learn from `episodes` episodes at a time."""
@@ -67,5 +62,5 @@ class SoftmaxGradient:
 
 @method(papers=PAPERS)
 def softmax_pg(episodes: int = 32, scale: float = 1.0, bound: float = 1.0) -> SoftmaxGradient:
-    """Compose the algorithm with the step of its theory."""
+    """episodes: K, of one estimate; scale: of the step 1 / (5 H^2 R); bound: R, the highest reward of a step."""
     return SoftmaxGradient(episodes, scale, bound)

@@ -18,11 +18,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
-from vantage.core.errors import UserError, unknown
+from vantage.annotations import above, at_least, below
+from vantage.core.component import component
 from vantage.fields.tabular.episodes import Episodes, Known, Learner, Plan
 from vantage.fields.tabular.mdp import greedy
 from vantage.methods.claim import Claim
@@ -80,7 +82,7 @@ class Counts:
         self.at.view(rows, -1).scatter_add_(1, (h * states + seen.state).view(rows, -1), one)
 
 
-@dataclass(frozen=True)
+@component(label="ucbvi")
 class OptimisticIteration:
     """The algorithm.
 
@@ -91,16 +93,10 @@ class OptimisticIteration:
         stationary: whether the law is the same at every step.
     """
 
-    bonus: str = "hoeffding"
-    scale: float = 1.0
-    delta: float = 0.05
+    bonus: Literal["hoeffding", "bernstein"] = "hoeffding"
+    scale: Annotated[float, at_least(0)] = 1.0
+    delta: Annotated[float, above(0), below(1)] = 0.05
     stationary: bool = True
-
-    def __post_init__(self) -> None:
-        if self.bonus not in ("hoeffding", "bernstein"):
-            raise unknown("bonus", self.bonus, ("hoeffding", "bernstein"), "ucbvi")
-        if self.scale < 0 or not 0 < self.delta < 1:
-            raise UserError(f"ucbvi: scale={self.scale} must be at least 0, and delta={self.delta} between 0 and 1")
 
     def __call__(self, known: Known) -> Learner:
         """Learn from one episode at a time."""
@@ -149,9 +145,13 @@ class OptimisticIteration:
 
 @method(papers=PAPER)
 def ucbvi(
-    bonus: str = "hoeffding", scale: float = 1.0, delta: float = 0.05, stationary: bool = True
+    bonus: Literal["hoeffding", "bernstein"] = "hoeffding",
+    scale: float = 1.0,
+    delta: float = 0.05,
+    stationary: bool = True,
 ) -> OptimisticIteration:
-    """Compose the algorithm with the constants of its proof."""
+    """bonus: `hoeffding` or `bernstein`; scale: of the bonus, 1 are the constants of the proof; delta: probability
+    with which an upper bound may fail; stationary: the law is the same at every step."""
     return OptimisticIteration(bonus, scale, delta, stationary)
 
 
