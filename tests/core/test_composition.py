@@ -107,7 +107,6 @@ def test_there_are_holders() -> None:
     names = {cls.__name__ for cls, _ in holders()}
     assert names >= {
         "Clamped",
-        "AcrossTurns",
         "Refill",
         "RecentReplay",
         "PromptReplay",

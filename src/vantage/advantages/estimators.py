@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vantage.core import between, component
 from vantage.core.context import Context
-from vantage.core.trajectories import Trajectories
+from vantage.core.trajectories import Trajectories, credit_flows
 from vantage.functions.returns import gae
 from vantage.functions.whitening import whiten
 
@@ -20,7 +20,9 @@ class GAE:
 
         delta_t = r_t + gamma * V(s_{t+1}) - V(s_t);   A_t = delta_t + gamma * lam * A_{t+1}
 
-    V(s_{t+1}) is 0 after a termination and the critic's value of the final state after a truncation; the sum ends at both.
+    V(s_{t+1}) is 0 after a termination and the critic's value of the final state after a truncation; the sum ends at both. What the
+    environment inserted takes no time: t + 1 is the policy's next decision, whose value is bootstrapped, and gamma and lam count
+    the policy's decisions.
 
     Attributes:
         gamma: discount, 0 to 1.
@@ -43,6 +45,7 @@ class GAE:
             batch.mask,
             self.gamma,
             self.lam,
+            credit_flows(batch),
         )
         if self.whiten:
             advantage = whiten(advantage, batch.mask)
@@ -52,6 +55,8 @@ class GAE:
 @component
 class RewardToGo:
     """Advantage = discounted sum of the rewards that follow, less the critic's value where there is one (`baseline`).
+
+    The sum passes over what the environment inserted, and ends where an episode ends; gamma counts the policy's decisions.
 
     Attributes:
         gamma: discount, 0 to 1.
@@ -70,7 +75,15 @@ class RewardToGo:
         next_value: Tensor = batch.next_value if self.baseline else zero
         # With lambda = 1 the estimate is the return less the value.
         advantage, returns = gae(
-            batch.reward, value, next_value, batch.terminated, batch.truncated, batch.mask, self.gamma, 1.0
+            batch.reward,
+            value,
+            next_value,
+            batch.terminated,
+            batch.truncated,
+            batch.mask,
+            self.gamma,
+            1.0,
+            credit_flows(batch),
         )
         if self.whiten:
             advantage = whiten(advantage, batch.mask)

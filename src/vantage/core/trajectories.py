@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, KeysView, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self, TypeVar, Union, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vantage.core.errors import MissingColumn, UserError, nearest
+from vantage.core.table import Column, Table, TableT, concatenate, pad_to_longest
 
-Column = Union[Tensor, "Table"]
+__all__ = [
+    "COLUMNS", "ENVIRONMENT", "FRESH", "GUIDE", "POLICY", "STORED", "ColumnInfo", "Table", "TableT", "Trajectories",
+    "concatenate", "credit_flows", "declare", "exists", "own", "pad_to_longest", "per_decision_column",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -25,8 +28,8 @@ class ColumnInfo:
 
 COLUMNS: dict[str, ColumnInfo] = {
     "action": ColumnInfo("[N, T, ...]", "the decision taken", "the rollout"),
-    "mask": ColumnInfo("[N, T] bool", "decisions of the policy that are learnt from", "the rollout"),
-    "length": ColumnInfo("[N]", "decisions that the row holds, inserted ones included", "the rollout"),
+    "mask": ColumnInfo("[N, T] bool", "decisions that are learnt from", "the rollout"),
+    "length": ColumnInfo("[N]", "positions that the row holds, inserted ones included", "the rollout"),
     "logp_old": ColumnInfo("[N, T]", "log-probability under the policy that acted", "the rollout"),
     "reward": ColumnInfo("[N, T]", "reward that followed the decision", "the rollout or `rewards`"),
     "score": ColumnInfo("[N]", "the row's scalar outcome", "`rewards` (for example rewards=Total())"),
@@ -49,6 +52,7 @@ COLUMNS: dict[str, ColumnInfo] = {
     "logp_current": ColumnInfo("[N, T]", "log-probability under the policy before the update", "a part that names it in `columns`"),
     "hidden_old": ColumnInfo("[N, T, H]", "hidden state of the policy before the update", "a part that names it in `columns`"),
     "entropy_old": ColumnInfo("[N, T]", "entropy of the policy that acted", "a rollout that records it"),
+    "origin": ColumnInfo("[N, T] int8", "who produced the position: POLICY, ENVIRONMENT or GUIDE", "a multi-turn rollout"),
     "turn": ColumnInfo("[N, T]", "number of the turn that the decision belongs to", "a multi-turn rollout"),
     "segment": ColumnInfo("[N, T]", "number of the segment that the decision belongs to", "a rollout or advantage that splits"),
     "path": ColumnInfo("[N, D]", "number of the node at each of D depths", "a tree rollout"),
@@ -61,6 +65,8 @@ COLUMNS: dict[str, ColumnInfo] = {
 
 STORED, FRESH = 0, 1
 """Values of the column `source` of a batch that mixes stored rows with rows that the policy has just sampled."""
+POLICY, ENVIRONMENT, GUIDE = 0, 1, 2
+"""Values of the column `origin`: the policy decided; the environment or a tool wrote; a demonstration or a hint was put in."""
 
 
 def declare(name: str, shape: str, meaning: str, filled_by: str) -> None:
@@ -101,153 +107,6 @@ def per_decision_column(name: str, column: Tensor, steps: int) -> bool:
     return declared
 
 
-class _Later:
-    """A column that is computed when it is first read, once for every table that shares it."""
-
-    __slots__ = ("column", "make")
-
-    def __init__(self, make: Callable[[], Column]) -> None:
-        self.make: Callable[[], Column] | None = make
-        self.column: Any = None
-
-    def __call__(self) -> Column:
-        if self.make is not None:
-            self.column, self.make = self.make(), None
-        return cast(Column, self.column)
-
-
-class Table:
-    """Named columns of N rows: tensors [N, ...] and tables of N rows.
-
-    A table is a value: indexing and `replace` return new ones, which share what did not change. Rows are gathered when a column
-    is read, so that who takes a minibatch of many columns pays for those that are read. `len` is N; iterating gives names.
-
-    Args:
-        columns: by name; a mapping becomes a nested table.
-        rows: N; None reads it off the first column.
-
-    Raises:
-        UserError: a column's first dimension is not N.
-    """
-
-    __slots__ = ("_columns", "_rows")
-
-    _columns: dict[str, Any]
-    _rows: int
-
-    def __init__(self, columns: Mapping[str, Any] | Table, rows: int | None = None) -> None:
-        if rows is None:
-            rows = _rows_of(columns)
-        object.__setattr__(self, "_rows", rows)
-        object.__setattr__(self, "_columns", {name: self._checked(name, one) for name, one in columns.items()})
-
-    def _checked(self, name: str, column: Any) -> Column:
-        if isinstance(column, Mapping):
-            return Table(column, self._rows)
-        if not isinstance(column, Table):
-            column = torch.as_tensor(column)
-        if _rows_of(column) != self._rows:
-            shape = f"{len(column)} rows" if isinstance(column, Table) else f"shape {list(column.shape)}"
-            raise UserError(f"column {name!r} has {shape}; its first dimension must be {self._rows}")
-        return cast(Column, column)
-
-    def _made(self, columns: dict[str, Any], rows: int) -> Self:
-        made = object.__new__(type(self))
-        object.__setattr__(made, "_columns", columns)
-        object.__setattr__(made, "_rows", rows)
-        return made
-
-    def _mapped(self, function: Callable[[str, Column], Column], rows: int) -> Self:
-        """Apply a function of name and column, when the new column is read; at once where it carries gradient."""
-
-        def later(name: str, held: Any) -> Any:
-            if isinstance(held, Tensor) and held.requires_grad:
-                return function(name, held)
-            return _Later(lambda: function(name, self[name]))
-
-        return self._made({name: later(name, held) for name, held in self._columns.items()}, rows)
-
-    # reading -------------------------------------------------------------------------------------------------------
-
-    def __getitem__(self, key: Any) -> Any:
-        if not isinstance(key, str):
-            return self.select(key)
-        found = self.get(key)
-        if found is None:
-            raise self._missing(key)
-        return found
-
-    def _missing(self, name: str) -> MissingColumn:
-        return MissingColumn(f"the table holds no column {name!r}{nearest(name, self)}; it holds: {self._held()}")
-
-    def _held(self) -> str:
-        return ", ".join(sorted(self)) or "none"
-
-    def get(self, name: str, default: Any = None) -> Any:
-        """Return the column, or `default` when it is not there."""
-        found = self._columns.get(name, default)
-        return found() if isinstance(found, _Later) else found
-
-    def keys(self) -> KeysView[str]:
-        """Return the names of the columns."""
-        return self._columns.keys()
-
-    def items(self) -> Iterator[tuple[str, Any]]:
-        """Iterate over (name, column)."""
-        return ((name, self[name]) for name in self)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._columns
-
-    def __len__(self) -> int:
-        return self._rows
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._columns)
-
-    def __repr__(self) -> str:
-        described = ", ".join(
-            f"{name}{list(column.shape) if isinstance(column, Tensor) else f'[{column!r}]'}"
-            for name, column in sorted(self.items())
-        )
-        return f"{type(self).__name__}({len(self)} rows; {described})"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the columns as a dict of tensors, nested tables as dicts in it; `Trajectories(...)` reads it back."""
-        return {name: one.to_dict() if isinstance(one, Table) else one for name, one in self.items()}
-
-    # making new ones -----------------------------------------------------------------------------------------------
-
-    def replace(self, /, **columns: Any) -> Self:
-        """Return a table with these columns set; None removes one. The other columns are shared, not copied."""
-        table = dict(self._columns)
-        for name, column in columns.items():
-            if column is None:
-                table.pop(name, None)
-            else:
-                table[name] = self._checked(name, column)
-        return self._made(table, len(self))
-
-    def select(self, rows: Tensor | slice | Sequence[int]) -> Self:
-        """Return the rows at these indices (long or slice) or where this mask (bool) holds."""
-        if isinstance(rows, slice):
-            return self._mapped(lambda _, column: column[rows], len(range(*rows.indices(len(self)))))
-        index = torch.as_tensor(rows)
-        if index.dtype == torch.bool:
-            index = index.nonzero().squeeze(-1)
-        return self._mapped(lambda _, column: column[index], len(index))
-
-    def to(self, device: torch.device | str) -> Self:
-        """Return the table on another device; all its columns are gathered."""
-        return self._made({name: column.to(device) for name, column in self.items()}, len(self))
-
-    def detach(self) -> Self:
-        """Return the table with no column that carries gradient."""
-        # What is still to be gathered carries none.
-        columns = {name: one if isinstance(one, _Later) else one.detach() for name, one in self._columns.items()}
-        return self._made(columns, len(self))
-
-
 class Trajectories(Table):
     """N rows of up to T decisions, held as named columns whose first dimension is N.
 
@@ -278,6 +137,7 @@ class Trajectories(Table):
     logp_ref: Tensor
     entropy_old: Tensor
     turn: Tensor
+    origin: Tensor
     segment: Tensor
     parent: Tensor
     weight: Tensor
@@ -323,18 +183,6 @@ class Trajectories(Table):
         return _flat(self, self.steps, "")
 
 
-def _rows_of(column: Any) -> int:
-    if isinstance(column, Table):
-        return len(column)
-    if isinstance(column, Mapping):
-        return _rows_of(next(iter(column.values())))
-    shape = torch.as_tensor(column).shape
-    return int(shape[0]) if shape else -1
-
-
-TableT = TypeVar("TableT", bound=Table)
-
-
 def _flat(table: TableT, steps: int, above: str) -> TableT:
     def one(name: str, column: Column) -> Column:
         name = f"{above}{name}"
@@ -347,36 +195,41 @@ def _flat(table: TableT, steps: int, above: str) -> TableT:
     return table._mapped(one, len(table) * steps)
 
 
-def concatenate(batches: Sequence[TableT]) -> TableT:
-    """Stack batches row-wise; shorter ones are padded with zeros (mask False) to the longest T.
+# Masks. Three things are said of a position, by three columns:
+#
+#   it exists               t < `length`; what lies behind is padding
+#   who produced it         `origin`; without that column the policy did, but in rows with `turn` what is outside of the mask
+#                           was inserted
+#   it is learnt from       `mask`; averagings, losses and statistics read it
+#
+# In a stream of environment steps a reset takes a step of its own: it stands outside of the mask behind the end of an episode.
 
-    All batches must hold the same columns: a column that only some hold is an error that names it.
+
+def exists(batch: Trajectories) -> Tensor:
+    """Return which positions [N, T] are not padding; all, where rows have no `length`."""
+    length = batch.get("length")
+    if length is None:
+        return torch.ones_like(batch.mask)
+    return torch.arange(batch.steps, device=batch.device) < length.unsqueeze(-1)
+
+
+def own(batch: Trajectories) -> Tensor:
+    """Return which positions [N, T] the policy produced, learnt from or not; what verifiers and length rewards look at."""
+    origin = batch.get("origin")
+    if origin is not None:
+        return exists(batch) & (origin == POLICY)
+    return exists(batch) & batch.mask if "turn" in batch else exists(batch)
+
+
+def credit_flows(batch: Trajectories) -> Tensor:
+    """Return which positions [N, T] credit flows through: those that exist, inserted ones included, and are no reset.
+
+    An inserted position takes no time: it has no value, no reward of its own and no discount. Where an episode ends, credit
+    stops whatever this says (`terminated`, `truncated`). A batch without `terminated` and `truncated` has no resets.
     """
-    if not batches:
-        raise UserError("concatenate needs at least one batch")
-    first = batches[0]
-    if len(batches) == 1:
-        return first
-    for batch in batches[1:]:
-        if batch.keys() != first.keys():
-            odd = ", ".join(sorted(batch.keys() ^ first.keys()))
-            raise UserError(f"batches to concatenate differ in their columns: {odd}")
-
-    def joined(parts: list[Any]) -> Any:
-        return concatenate(parts) if isinstance(parts[0], Table) else torch.cat(pad_to_longest(parts), 0)
-
-    columns = {name: joined([batch[name] for batch in batches]) for name in first}
-    return first._made(columns, sum(len(batch) for batch in batches))
-
-
-def pad_to_longest(parts: Sequence[Tensor]) -> list[Tensor]:
-    """Pad each [n_i, T_i, ...] with zeros along dimension 1 to the largest T_i; 1-D tensors come back as they are."""
-    if parts[0].dim() < 2:
-        return list(parts)
-    longest = max(part.shape[1] for part in parts)
-    return [
-        part
-        if part.shape[1] == longest
-        else torch.cat([part, part.new_zeros(part.shape[0], longest - part.shape[1], *part.shape[2:])], 1)
-        for part in parts
-    ]
+    flows = exists(batch)
+    if batch.steps > 1 and "terminated" in batch and "truncated" in batch:
+        over = (batch.terminated | batch.truncated)[:, :-1]
+        reset = ~batch.mask[:, 1:] & over
+        flows = torch.cat([flows[:, :1], flows[:, 1:] & ~reset], 1)
+    return flows

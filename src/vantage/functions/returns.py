@@ -25,6 +25,7 @@ _BASE = 4_096
     terminated="bool N T",
     truncated="bool N T",
     mask="bool N T",
+    flows="bool N T",
 )
 def gae(
     reward: Tensor,
@@ -35,6 +36,7 @@ def gae(
     mask: Tensor,
     gamma: float | Tensor,
     lam: float | Tensor,
+    flows: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return advantage and returns (what the critic is fitted to), both [N, T], without gradient.
 
@@ -42,24 +44,33 @@ def gae(
         A_t     = delta_t + gamma lam (1 - terminated_t)(1 - truncated_t) A_{t+1}        returns_t = A_t + value_t
 
     A termination bootstraps nothing; a truncation bootstraps `next_value`, the value of the state in which the episode was
-    cut; credit crosses neither. Decisions outside the mask (padding, the step in which an environment resets) get advantage
-    0, and no credit crosses them.
+    cut; credit crosses neither. Positions outside the mask get advantage 0, and their rewards and values do not count. Credit
+    passes over those where `flows` holds (what the environment inserted between two turns) as if they were not there: t + 1 is the
+    policy's next decision, and gamma and lam count its decisions alone. At the others (padding, the step in which an
+    environment resets) it stops.
 
     Args:
         reward: [N, T], in any unit.
         value: value of the state before the decision, [N, T].
-        next_value: value of the state after it, [N, T]; read at truncations and at the end of a row too.
+        next_value: value of the state after it, [N, T], past any inserted positions; read at truncations and at the end of a
+            row too.
         terminated: [N, T] bool.
         truncated: [N, T] bool.
-        mask: [N, T] bool.
+        mask: decisions of the policy, [N, T] bool.
         gamma: discount, in [0, 1]; a number or a tensor that broadcasts to [N, T].
         lam: weight of longer returns, in [0, 1]; 0 gives delta, 1 the discounted return less the value.
+        flows: positions that credit flows through, [N, T] bool (`core.trajectories.credit_flows`); None is the mask.
     """
     with torch.no_grad():
         goes_on = ~terminated
         delta = torch.where(mask, reward + gamma * next_value * goes_on - value, 0.0)
-        decay = (gamma * lam) * (goes_on & ~truncated & mask).to(delta.dtype)
+        same_episode = goes_on & ~truncated
+        decay = (gamma * lam) * (same_episode & mask).to(delta.dtype)
+        if flows is not None:
+            decay = torch.where(same_episode & flows & ~mask, 1.0, decay)
         advantage = reverse_scan(decay, delta)
+        if flows is not None:
+            advantage = torch.where(mask, advantage, 0.0)
         return advantage, advantage + value
 
 

@@ -30,17 +30,13 @@ def value_at_last(column: Tensor, length: Tensor) -> Tensor:
     return column.gather(1, (length - 1).clamp(min=0).unsqueeze(-1)).squeeze(-1)
 
 
-@checked(row="N", length="int N")
-def at_last(row: Tensor, length: Tensor, steps: int) -> Tensor:
-    """Place a value per row [N] at its last decision: [N, steps] float32, 0 elsewhere. An empty row keeps nothing.
+@checked(row="N", mask="bool N T")
+def at_last(row: Tensor, mask: Tensor) -> Tensor:
+    """Place a value per row [N] where its mask holds last: [N, T] float32, 0 elsewhere. A row whose mask is empty keeps nothing.
 
     Args:
         row: [N].
-        length: decisions that each row holds, [N], at most `steps`.
-        steps: T.
+        mask: decisions of the policy, [N, T] bool (`core.trajectories.own`).
     """
-    placed = torch.zeros(len(row), steps, device=row.device)
-    if steps:
-        last = (length - 1).clamp(min=0)
-        placed.scatter_(1, last.unsqueeze(-1), torch.where(length > 0, row.float(), 0.0).unsqueeze(-1))
-    return placed
+    after = mask.flip(1).cumsum(1).flip(1)
+    return torch.where(mask & (after == 1), row.float().unsqueeze(-1), 0.0)

@@ -11,7 +11,7 @@ from torch import Tensor
 from vantage.annotations import above
 from vantage.core.component import component
 from vantage.core.context import Context
-from vantage.core.trajectories import Trajectories
+from vantage.core.trajectories import Trajectories, own
 from vantage.core.walk import Component
 from vantage.functions.rows import at_last, value_at_last
 
@@ -57,4 +57,4 @@ class CallEconomy:
         factor = torch.where(batch.score < 0, 1.0, economy(calls, least, self.c))
         score = self.alpha * factor * batch.score
         context.record("score/economical", score.mean())
-        return batch.replace(score=score, reward=at_last(score, batch.length, batch.steps), calls=calls)
+        return batch.replace(score=score, reward=at_last(score, own(batch)), calls=calls)

@@ -9,13 +9,13 @@ import torch
 
 from vantage.core.context import Context
 from vantage.core.errors import UserError, nearest
-from vantage.core.trajectories import Trajectories
+from vantage.core.trajectories import Trajectories, own
 from vantage.functions.rows import at_last
 
 
 @dataclass(frozen=True)
 class Total:
-    """Weighted sum of the named rewards as `score` [N], paid at the row's last decision as `reward` [N, T].
+    """Weighted sum of the named rewards as `score` [N], paid at the policy's last decision as `reward` [N, T].
 
     A reward that is missing for a row (NaN) is left out of its sum. Where rewards came with the decisions, they stay, and
     the score is their sum over the row.
@@ -43,12 +43,14 @@ class Total:
         for name, value in named.items():
             context.record(f"reward/{name}", torch.nanmean(value.float()))
         context.record("score", score.mean())
-        return batch.replace(score=score, reward=at_last(score, batch.length, batch.steps))
+        return batch.replace(score=score, reward=at_last(score, own(batch)))
 
 
 @dataclass(frozen=True)
 class Overlong:
     """Soft punishment of rows near the length limit, added to the score (DAPO, arXiv 2503.14476, eq. 13).
+
+    Length and limit count the policy's own decisions.
 
         0 while length <= limit - buffer;  ((limit - buffer) - length) / buffer up to the limit;  -1 beyond it
 
@@ -66,13 +68,16 @@ class Overlong:
         """Lower `score` and `reward`."""
         if not self.buffer:
             return batch
-        limit = self.limit or int(getattr(context.engine, "max_length", batch.steps))
-        start = limit - self.buffer
-        penalty = ((start - batch.length).float() / self.buffer).clamp(-1.0, 0.0) * self.scale
+        start = (self.limit or _longest(batch, context)) - self.buffer
+        penalty = ((start - own(batch).sum(-1)).float() / self.buffer).clamp(-1.0, 0.0) * self.scale
         context.record("reward/overlong", penalty.mean())
-        return batch.replace(
-            score=batch.score + penalty, reward=batch.reward + at_last(penalty, batch.length, batch.steps)
-        )
+        return batch.replace(score=batch.score + penalty, reward=batch.reward + at_last(penalty, own(batch)))
+
+
+def _longest(batch: Trajectories, context: Context) -> int:
+    """Return how many decisions the engine lets a row have."""
+    engine = context.engine
+    return int(getattr(engine, "max_decisions", getattr(engine, "max_length", batch.steps)))
 
 
 @dataclass(frozen=True)

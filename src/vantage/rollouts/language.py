@@ -12,7 +12,7 @@ from torch import Tensor
 from vantage.core.context import Context
 from vantage.core.errors import UserError
 from vantage.core.protocols import Prompts
-from vantage.core.trajectories import Trajectories
+from vantage.core.trajectories import ENVIRONMENT, POLICY, Trajectories, exists, own
 from vantage.functions.rows import value_at_last
 from vantage.rollouts.tokens.completions import Completions
 from vantage.rollouts.tokens.engine import TokenEngine
@@ -27,7 +27,7 @@ class LanguageEngine:
     tokens, not inserted ones), `logp_old` and `entropy_old` [N, T] of the distribution at the sampling temperature,
     `group` and `prompt` [N], `terminated` and `truncated` [N, T] (at the last token: ended by itself, or by the limit). Where
     top-k, top-p, min-p or greedy decoding drew from another distribution, `logp_sampling` [N, T] is of that one. A
-    conversation also has `turn` [N, T].
+    conversation also has `turn` and `origin` [N, T].
 
     The policy's temperature is that of the sampling, unless a call brings its own settings. Each call draws one 64-bit
     seed from the run's generator, and each row's stream follows from it and the row's place alone.
@@ -62,6 +62,11 @@ class LanguageEngine:
     @property
     def max_length(self) -> int:
         """Longest completion, in tokens."""
+        return self.sampling.max_new_tokens
+
+    @property
+    def max_decisions(self) -> int:
+        """Most tokens of a completion that the policy produces, which leaves out what the environment inserts."""
         return self.sampling.max_new_tokens
 
     # sampling ------------------------------------------------------------------------------------------------------
@@ -155,7 +160,11 @@ class LanguageEngine:
         )
         parent = rows.repeat_interleave(count)
         fresh = self._rows(found, prompts, origin.prompt, _plain(found))
-        return _behind(batch, parent, positions.repeat_interleave(count), fresh, learn_prefix).replace(parent=parent)
+        place = positions.repeat_interleave(count)
+        if "turn" in batch:
+            batch = _with_origin(batch)
+            fresh = fresh.replace(**_going_on(batch, parent, place, fresh.action))
+        return _behind(batch, parent, place, fresh, learn_prefix).replace(parent=parent)
 
     def respond(
         self,
@@ -164,36 +173,41 @@ class LanguageEngine:
         context: Context,
         *,
         sampling: Sampling | None = None,
+        origin: int = ENVIRONMENT,
     ) -> Trajectories:
         """Put a text behind each completion (a tool's answer, a hint) and let the policy go on after it.
 
-        The inserted tokens count in `length`, are not in the mask, and the policy's next turn has the next number in
-        `turn`. A row whose text is None stays as it is. The whole row is read again; `converse` keeps its cache.
+        The inserted tokens count in `length`, are not in the mask, are marked in `origin`, and the policy's next turn has the
+        next number in `turn`. A row whose text is None stays as it is. The whole row is read again; `converse` keeps its cache.
 
         Args:
             batch: N rows of this engine.
             texts: N texts or token ids.
             context: the run.
             sampling: settings of this call; `max_new_tokens` bounds the new turn.
+            origin: who wrote the texts: ENVIRONMENT or GUIDE of `core.trajectories`.
         """
         if len(texts) != len(batch):
             raise UserError(f"respond: {len(texts)} texts for {len(batch)} rows: one for each is needed")
         if "turn" not in batch:
             batch = batch.replace(turn=torch.zeros_like(batch.action))
+        batch = _with_origin(batch)
         rows = torch.tensor([i for i, text in enumerate(texts) if text is not None], dtype=torch.int64)
         if not len(rows):
             return batch
         rows = rows.to(batch.device)
-        origin = batch.select(rows)
+        before = batch.select(rows)
         inserted = [self._ids(text) for text in texts if text is not None]
-        prompts = _prompts(origin)
-        histories = [p + c + ids for p, c, ids in zip(prompts, _lists(origin), inserted, strict=True)]
+        prompts = _prompts(before)
+        histories = [p + c + ids for p, c, ids in zip(prompts, _lists(before), inserted, strict=True)]
         found = self.tokens.generate(histories, 1, self._settings(sampling), seed=_seed(context))
-        fresh = self._rows(found, prompts, origin.prompt, _plain(found))
-        last = origin.turn.gather(1, (origin.length - 1).clamp(min=0).unsqueeze(-1))
-        fresh = fresh.replace(turn=(last + 1).expand(fresh.action.shape).clone())
-        fresh = _put_in(fresh, inserted, last)
-        joined = _behind(batch, rows, origin.length, fresh, True)
+        fresh = self._rows(found, prompts, before.prompt, _plain(found))
+        last = before.turn.gather(1, (before.length - 1).clamp(min=0).unsqueeze(-1))
+        fresh = fresh.replace(
+            turn=(last + 1).expand(fresh.action.shape).clone(), origin=_origin(torch.zeros_like(fresh.mask))
+        )
+        fresh = _put_in(fresh, inserted, last, origin)
+        joined = _behind(batch, rows, before.length, fresh, True)
         return _replaced(batch, rows, joined)
 
     def converse(
@@ -218,12 +232,13 @@ class LanguageEngine:
             sampling: settings; `max_new_tokens` bounds each turn.
 
         Returns:
-            Rows as of `sample`, inserted tokens outside of the mask, with `turn` [N, T]: the number of the policy's turn,
-            inserted tokens counting to the turn that they follow.
+            Rows as of `sample`, inserted tokens outside of the mask, with `turn` [N, T], the number of the policy's turn,
+            inserted tokens counting to the turn that they follow, and `origin` [N, T], ENVIRONMENT for inserted tokens.
         """
         encoded = self.encode(prompts.items)
         found = self._conversations(encoded, count, self._settings(sampling), _seed(context), answer, turns)
-        return self._rows(found, encoded, prompts.ids, found.mask.clone()).replace(turn=turn_numbers(found.forced))
+        rows = self._rows(found, encoded, prompts.ids, found.mask.clone())
+        return rows.replace(turn=turn_numbers(found.forced), origin=_origin(found.forced))
 
     def _conversations(
         self,
@@ -338,6 +353,23 @@ def turn_numbers(forced: Tensor) -> Tensor:
     return starts.cumsum(1)
 
 
+def _origin(forced: Tensor) -> Tensor:
+    return torch.where(forced, ENVIRONMENT, POLICY).to(torch.int8)
+
+
+def _with_origin(batch: Trajectories) -> Trajectories:
+    return batch if "origin" in batch else batch.replace(origin=_origin(exists(batch) & ~own(batch)))
+
+
+def _going_on(batch: Trajectories, rows: Tensor, kept: Tensor, action: Tensor) -> dict[str, Tensor]:
+    """Return `turn` and `origin` of tokens [K, S] that the policy samples behind the first `kept` [K] positions of rows [K]."""
+    last = (kept - 1).clamp(min=0).unsqueeze(-1)
+    # What the environment inserted counts to the turn before: behind it a turn begins.
+    turn = batch.turn[rows].gather(1, last) + (batch.origin[rows].gather(1, last) != POLICY)
+    turn = torch.where(kept.unsqueeze(-1) > 0, turn, 0)
+    return {"turn": turn.expand(action.shape).clone(), "origin": torch.zeros_like(action, dtype=torch.int8)}
+
+
 def last_turn(batch: Trajectories) -> Tensor:
     """Return the number of each row's last turn [N]: in a conversation, how often the environment answered."""
     return value_at_last(batch.turn, batch.length)
@@ -364,7 +396,7 @@ def _lists(batch: Trajectories) -> list[list[int]]:
     return [row[:size] for row, size in zip(batch.action.tolist(), batch.length.tolist(), strict=True)]
 
 
-_DECISIONS = ("action", "mask", "logp_old", "entropy_old", "logp_sampling", "terminated", "truncated", "turn")
+_DECISIONS = ("action", "mask", "logp_old", "entropy_old", "logp_sampling", "terminated", "truncated", "turn", "origin")
 
 
 def _behind(batch: Trajectories, rows: Tensor, kept: Tensor, fresh: Trajectories, learn: bool) -> Trajectories:
@@ -394,7 +426,7 @@ def _behind(batch: Trajectories, rows: Tensor, kept: Tensor, fresh: Trajectories
     return fresh.replace(**dict.fromkeys(_DECISIONS), length=length).replace(**columns)
 
 
-def _put_in(fresh: Trajectories, inserted: Sequence[Sequence[int]], turn: Tensor) -> Trajectories:
+def _put_in(fresh: Trajectories, inserted: Sequence[Sequence[int]], turn: Tensor, origin: int) -> Trajectories:
     """Put inserted tokens in front of the rows' completions."""
     tokens, sizes = _aligned(inserted, 0, fresh.device)
     blank = tokens.new_zeros(tokens.shape)
@@ -402,7 +434,8 @@ def _put_in(fresh: Trajectories, inserted: Sequence[Sequence[int]], turn: Tensor
     false = zeros.bool()
     columns: dict[str, Any] = {
         "action": tokens, "mask": false, "logp_old": zeros, "entropy_old": zeros, "terminated": false, "truncated": false,
-        "turn": blank + turn, "length": sizes, "group": fresh.group, "prompt": fresh.prompt, "observation": fresh.observation,
+        "turn": blank + turn, "origin": (blank + origin).to(torch.int8), "length": sizes,
+        "group": fresh.group, "prompt": fresh.prompt, "observation": fresh.observation,
     }  # fmt: skip
     head = Trajectories(columns)
     return _behind(head, torch.arange(len(sizes), device=fresh.device), sizes, fresh, False)

@@ -29,7 +29,6 @@ from torch import Tensor
 
 from vantage.advantages.critic import Critic
 from vantage.advantages.estimators import GAE
-from vantage.advantages.turns import AcrossTurns
 from vantage.core.context import Context, Metrics
 from vantage.core.errors import UserError
 from vantage.core.loss import backward
@@ -192,7 +191,7 @@ def st_ppo(
     }
     return grpo(prompts, group_size, beta=beta, temperature=temperature).replace(
         values=Critic(value_coefficient, clip=0.2),
-        advantage=AcrossTurns(GAE(gamma, lam, whiten=True)),
+        advantage=GAE(gamma, lam, whiten=True),
         objective=TurnClip(eps, level, turn_advantage),
         averaging="seq-mean-token-mean",
         update=GradientUpdate(**settings) if floor is None else ClippingCorrected(**settings, floor=floor),

@@ -32,7 +32,7 @@ from vantage.advantages.estimators import GAE
 from vantage.core.context import Context
 from vantage.core.method import Method
 from vantage.core.protocols import prefix_engine
-from vantage.core.trajectories import Trajectories, concatenate
+from vantage.core.trajectories import Trajectories, concatenate, credit_flows, own
 from vantage.functions.returns import gae
 from vantage.methods.claim import Claim
 from vantage.methods.objectives.grpo import grpo
@@ -137,10 +137,10 @@ class OutcomeCritic(FittedCritic):
         batch = batch.select(batch.ended)
         if not len(batch):
             return
-        whole = torch.arange(batch.steps, device=batch.device) < batch.length.unsqueeze(-1)
+        whole = own(batch)
         zero = torch.zeros_like(batch.reward)
         _, returns = gae(
-            batch.reward, zero, zero, batch.terminated, batch.truncated, whole, gamma=self.gamma, lam=1.0
+            batch.reward, zero, zero, batch.terminated, batch.truncated, whole, self.gamma, 1.0, credit_flows(batch)
         )  # fmt: skip
         super().fit(batch.replace(mask=whole, returns=returns), context)
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from vantage.advantages.estimators import RewardToGo
 from vantage.core.context import Context
 from vantage.core.method import Method
-from vantage.core.trajectories import Trajectories
+from vantage.core.trajectories import Trajectories, own
 from vantage.functions.groups import group_mean
 from vantage.functions.rows import at_last
 from vantage.methods.claim import Claim
@@ -40,7 +40,7 @@ class GroupCentred:
     def __call__(self, batch: Trajectories, context: Context) -> Trajectories:
         """Return the batch with both lowered."""
         mean = group_mean(batch.score, batch.group)
-        return batch.replace(score=batch.score - mean, reward=batch.reward - at_last(mean, batch.length, batch.steps))
+        return batch.replace(score=batch.score - mean, reward=batch.reward - at_last(mean, own(batch)))
 
 
 @method(papers=PAPER, base=grpo, without=("beta",), beta=0.0, prompts=128, group_size=1, lr=5e-7)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from vantage.core.context import Context
 from vantage.core.method import Method
-from vantage.core.trajectories import Trajectories
+from vantage.core.trajectories import Trajectories, own
 from vantage.methods.claim import Claim
 from vantage.methods.objectives.grpo import grpo
 from vantage.methods.registry import Paper, method
@@ -73,8 +73,9 @@ class GreedyBaseline:
     def __call__(self, batch: Trajectories, context: Context) -> Tensor:
         """Return G [N, T]."""
         difference = (batch.score - batch.baseline).clamp(-self.limit, self.limit)
-        steps = torch.arange(batch.steps, device=batch.device)
-        discount = self.gamma ** (batch.length.unsqueeze(-1) - steps).clamp(min=0)
+        # The discount counts decisions of the policy, not what the environment inserted.
+        left = own(batch).flip(1).cumsum(1).flip(1)
+        discount = self.gamma**left
         returns = difference.unsqueeze(-1) * discount
         if self.kl_coefficient:
             returns = returns - self.kl_coefficient * (batch.logp_old - batch.logp_ref)

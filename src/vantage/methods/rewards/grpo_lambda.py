@@ -24,7 +24,7 @@ from torch import Tensor
 from vantage.core.context import Context
 from vantage.core.errors import UserError
 from vantage.core.method import Method
-from vantage.core.trajectories import Trajectories
+from vantage.core.trajectories import Trajectories, own
 from vantage.functions.groups import group_index, group_mean, group_moments
 from vantage.functions.rows import at_last
 from vantage.methods.claim import Claim
@@ -66,12 +66,12 @@ class BestSolvedShorter:
         correct = batch.score >= self.correct_at
         rank_by = group_mean(correct.float(), batch.group)
         penalised = self._best(rank_by, batch) if self.threshold is None else rank_by >= self.threshold
-        length = batch.length.float()
+        length = own(batch).sum(-1).float()
         mean, std = group_moments(length.masked_fill(~correct, torch.nan), batch.group, ddof=0)
         z = torch.where(std > 0, (length - mean) / std.clamp(min=1e-12), 0.0)
         loss = torch.where(penalised & correct, self.alpha * torch.sigmoid(z), 0.0) * batch.score
         context.record("reward/penalised", (penalised & correct).float().mean())
-        return batch.replace(score=batch.score - loss, reward=batch.reward - at_last(loss, batch.length, batch.steps))
+        return batch.replace(score=batch.score - loss, reward=batch.reward - at_last(loss, own(batch)))
 
     def _best(self, solved: Tensor, batch: Trajectories) -> Tensor:
         """Which rows [N] belong to the best-solved groups."""
@@ -80,7 +80,7 @@ class BestSolvedShorter:
         if self.share > 0:
             kept = max(kept, 1)
         by_group = solved.new_zeros(count).scatter(0, index, solved)
-        length = solved.new_zeros(count).scatter(0, index, group_mean(batch.length.float(), batch.group))
+        length = solved.new_zeros(count).scatter(0, index, group_mean(own(batch).sum(-1).float(), batch.group))
         # Sorted by the second key first: a stable sort by the first key keeps its order among equals.
         order = torch.argsort(length, stable=True)
         order = order[torch.argsort(-by_group[order], stable=True)]

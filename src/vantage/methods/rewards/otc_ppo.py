@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from vantage.advantages.critic import Critic
 from vantage.advantages.estimators import GAE
-from vantage.advantages.turns import AcrossTurns
 from vantage.core.method import Method
 from vantage.methods.objectives.grpo import grpo
 from vantage.methods.registry import method
@@ -28,6 +27,6 @@ def otc_ppo(base: Method, alpha: float = 1.0, c: float = 4.0, lam: float = 1.0) 
     return base.replace(
         rewards=(*base.rewards, CallEconomy(alpha, c)),
         values=Critic(),
-        advantage=AcrossTurns(GAE(1.0, lam, whiten=True)),
+        advantage=GAE(1.0, lam, whiten=True),
         averaging="token-mean",
     )

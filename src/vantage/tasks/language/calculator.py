@@ -56,6 +56,11 @@ class CalculatorEngine(LanguageEngine):
         turn = self.sampling.max_new_tokens
         return self.turns * turn + (self.turns - 1) * max(turn, len("=?;"))
 
+    @property
+    def max_decisions(self) -> int:
+        """Most tokens of the policy in a conversation."""
+        return self.turns * self.sampling.max_new_tokens
+
     def sample(
         self,
         prompts: Prompts,
@@ -90,13 +95,15 @@ def _answers(rows: list[int], texts: list[str]) -> list[str | None]:
 
 
 class CalculatorTask(LanguageTask):
-    """Sums with a calculator.
+    """Sums with a calculator; the policy's last turn is judged, unless the option `reads` says otherwise.
 
     Args:
         problems: `Sums`, or several of them mixed.
         turns: turns of the policy at most; None is one for each number to add, and one more.
         **options: of `LanguageTask`; `max_new_tokens` bounds a turn.
     """
+
+    default_reads = "last"
 
     def __init__(self, problems: Sums | Mixed, turns: int | None = None, **options: Any) -> None:
         super().__init__(problems, None, **options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor
 from vantage.core.context import Context
 from vantage.core.errors import UserError, nearest
 from vantage.core.protocols import Prompts
-from vantage.core.trajectories import Trajectories
+from vantage.core.trajectories import Trajectories, own
 from vantage.policies.language import LanguagePolicy
 from vantage.policies.lora import LoraSettings
 from vantage.rewards.pool import score_all
@@ -22,6 +23,7 @@ from vantage.rollouts.tokens.sampling import Sampling
 from vantage.tasks.language.evaluation import majority, pass_at_k
 from vantage.tasks.language.problem import Problem, ProblemSet
 from vantage.tasks.language.samples import Graded, SampleWriter
+from vantage.tasks.language.turns import READS, judged_texts, read
 
 SAMPLING_OPTIONS = ("max_new_tokens", "top_p", "top_k", "min_p", "stop_strings")
 POLICY_OPTIONS = (
@@ -35,7 +37,7 @@ POLICY_OPTIONS = (
     "lora_targets",
 )
 ENGINE_OPTIONS = ("max_batch_tokens", "backend")
-TASK_OPTIONS = ("training", "evaluated", "preset", "architecture", "micro_batch", "workers", "stored")
+TASK_OPTIONS = ("training", "evaluated", "preset", "architecture", "micro_batch", "workers", "stored", "reads")
 
 
 class LanguageTask:
@@ -48,15 +50,17 @@ class LanguageTask:
         **options: `training` (problems that are learnt from at most, the first ones in the set's own order; all), `evaluated`
             (problems of an evaluation at most, 200), `preset` and `architecture` (of the model that is made
             when none is given), `micro_batch` (rows judged at once), `workers` (processes for verifiers), `stored`
-            (completions stored a step, 16); of sampling: `max_new_tokens`, `top_p`, `top_k`, `min_p`, `stop_strings`; of
-            the policy: `dtype`, `autocast`, `checkpointing`, `fused`, `prefix_sharing`, `lora_rank`, `lora_alpha`, `lora_targets`;
-            of the engine: `max_batch_tokens`, `backend`.
+            (completions stored a step, 16), `reads` (what of a conversation is judged: "own", the policy's turns, a line each;
+            "last", its last turn; "all", what the environment inserted too); of sampling: `max_new_tokens`, `top_p`, `top_k`,
+            `min_p`, `stop_strings`; of the policy: `dtype`, `autocast`, `checkpointing`, `fused`, `prefix_sharing`, `lora_rank`,
+            `lora_alpha`, `lora_targets`; of the engine: `max_batch_tokens`, `backend`.
 
     Raises:
-        UserError: an option is not known (the nearest are named), there is no training problem, or `training` is below 1.
+        UserError: an option is not known (the nearest are named) or out of range, or there is no training problem.
     """
 
     default_steps = 100
+    default_reads = "own"
 
     def __init__(self, problems: ProblemSet, verifier: Any = None, **options: Any) -> None:
         known = (*TASK_OPTIONS, *SAMPLING_OPTIONS, *POLICY_OPTIONS, *ENGINE_OPTIONS)
@@ -78,6 +82,9 @@ class LanguageTask:
         self.evaluated = min(int(options.get("evaluated", 200)), problems.size("test"))
         self.micro_batch: int | None = options.get("micro_batch")
         self.stored = int(options.get("stored", 16))
+        self.reads = str(options.get("reads", self.default_reads))
+        if self.reads not in READS:
+            raise UserError(f"task {problems.name}: reads={self.reads!r} is not known: {', '.join(READS)}")
         self.options = options
         self._engine: LanguageEngine | None = None
 
@@ -94,11 +101,13 @@ class LanguageTask:
     def score(self, batch: Trajectories, context: Context) -> dict[str, Tensor]:
         """Return the named rewards [N] of completions, NaN where a verifier has none; special tokens are left out.
 
+        Of a conversation the policy's own words are judged, as the option `reads` says.
         A verifier that crashes or hangs costs its own row; the share of such rows is recorded as `verifier/errors`.
         """
         numbers = batch.prompt.tolist()
         found = {number: self.problems.problem("train", number) for number in set(numbers)}
-        texts = self._decoded(batch, context.policy)
+        decode = functools.partial(context.policy.tokenizer.batch_decode, skip_special_tokens=True)
+        texts = judged_texts(batch.action, batch.length, own(batch), self.reads, decode)
         named, errors = self._judge([found[number] for number in numbers], texts)
         if self.verifier is not None:
             context.record("verifier/errors", sum(errors) / max(len(errors), 1))
@@ -146,9 +155,7 @@ class LanguageTask:
         problems = [self.problems.problem(split, index) for index in range(count)]
         engine = self._engine_of(policy)
         found = engine.complete([problem.prompt for problem in problems], samples, seed=seed)
-        texts = engine.decode(
-            [row[:size] for row, size in zip(found.tokens.tolist(), found.length.tolist(), strict=True)]
-        )
+        texts = read(found, self.reads, engine.decode)
         return self._figures(problems, found, texts, samples)
 
     def _figures(self, problems: Sequence[Problem], found: Any, texts: Sequence[str], samples: int) -> dict[str, float]:
