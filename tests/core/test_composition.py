@@ -26,10 +26,11 @@ from vantage.methods.objectives.dcpo import SmoothStandardized
 from vantage.methods.objectives.oblr_po import SignalToNoise
 from vantage.methods.objectives.r2vpo import VarianceRegularized
 from vantage.methods.objectives.riskpo import BundleRisk
-from vantage.methods.rewards.otc import CallEconomy
+from vantage.methods.rewards.otc import LeastCalls
 from vantage.methods.sampling.repo_replay import FreshRecorded, PromptReplay
 from vantage.objectives.surrogates import Clip
 from vantage.regularizers.dual import DualAscent, Multiplier
+from vantage.rewards.economy import CallEconomy
 from vantage.rewards.mixing import Total
 from vantage.rollouts.pairs import Duels
 from vantage.rollouts.plans import Groups, Refill, Shuffled
@@ -191,7 +192,7 @@ STATEFUL: dict[str, dict[str, Callable[[], Any]]] = {
         "PromptReplay": lambda: PromptReplay(Groups(3, 4), 8, 2, 2),
         "Windows": lambda: Windows(6, 2),
     },
-    "rewards": {"CallEconomy": lambda: CallEconomy(persist=True)},
+    "rewards": {"LeastCalls": lambda: CallEconomy(least=LeastCalls(persist=True))},
     "advantage": {
         "SmoothStandardized": SmoothStandardized,
         "QuantileTracker": lambda: BundleRisk(2),
