@@ -11,16 +11,12 @@ The method is A3C's (arXiv 1602.01783) without the asynchrony; defaults are that
 from __future__ import annotations
 
 from vantage.advantages.critic import Critic
-from vantage.advantages.estimators import GAE
 from vantage.core.method import Method
 from vantage.methods.claim import Claim
+from vantage.methods.control.ppo import ppo
 from vantage.methods.registry import Paper, method
 from vantage.objectives.surrogates import PolicyGradient
-from vantage.regularizers.penalties import EntropyBonus
-from vantage.rewards.mixing import Total
-from vantage.rollouts.plans import Shuffled, Steps
-from vantage.updates.gradient import GradientUpdate
-from vantage.updates.optimizers import Constant, Linear, RMSprop
+from vantage.updates.optimizers import RMSprop
 
 PAPER = Paper(
     "Asynchronous Methods for Deep Reinforcement Learning",
@@ -31,32 +27,14 @@ PAPER = Paper(
 )
 
 
-@method(papers=PAPER)
-def a2c(
-    rows: int = 16,
-    length: int = 5,
-    lr: float = 7e-4,
-    anneal: bool = True,
-    gamma: float = 0.99,
-    lam: float = 1.0,
-    value_coefficient: float = 0.5,
-    entropy_coefficient: float = 0.01,
-    max_grad_norm: float = 0.5,
-) -> Method:
-    """Compose A2C; `lam` below 1 gives it generalised advantages."""
-    return Method(
-        prompts=Shuffled(),
-        rollout=Steps(rows, length),
-        rewards=(Total(),),
-        values=Critic(value_coefficient),
-        advantage=GAE(gamma, lam),
-        objective=PolicyGradient(),
-        averaging="token-mean",
-        regularizers=(EntropyBonus(entropy_coefficient),),
-        update=GradientUpdate(
-            optimizer=RMSprop(lr), schedule=Linear() if anneal else Constant(), max_grad_norm=max_grad_norm
-        ),
-    )
+@method(
+    papers=PAPER, base=ppo, without=("epochs", "minibatches", "eps", "clip_value", "target_kl"), epochs=1, minibatches=1,
+    rows=16, length=5, lam=1.0, entropy_coefficient=0.01,
+)  # fmt: skip
+def a2c(base: Method, lr: float = 7e-4, value_coefficient: float = 0.5) -> Method:
+    """lr: RMSprop's."""
+    composed = base.replace(values=Critic(value_coefficient), objective=PolicyGradient())
+    return composed.adapt("update", optimizer=RMSprop(lr), normalize_advantage=False)
 
 
 claim = Claim(

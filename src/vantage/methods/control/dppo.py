@@ -25,7 +25,6 @@ on a bound, where the slope is 0; here it begins inside and learns. arXiv 2409.0
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -33,6 +32,7 @@ from torch import Tensor
 
 from vantage.advantages.critic import FittedCritic
 from vantage.advantages.estimators import GAE
+from vantage.core.component import component
 from vantage.core.context import Context
 from vantage.core.errors import UserError
 from vantage.core.method import Method
@@ -57,7 +57,7 @@ PAPER = Paper(
 )
 
 
-@dataclass(frozen=True)
+@component
 class DiffusionRollout(Steps):
     """`Steps` with a policy that acts by a diffusion: `denoising_steps` of DDPM or `ddim_steps` of DDIM, the last `tuned` learn."""
 
@@ -88,7 +88,7 @@ def _process(context: Context) -> Diffusion:
     return process
 
 
-@dataclass(frozen=True)
+@component
 class InnerSteps:
     """Each decision becomes K' decisions, its denoising steps: `action` [x^t, x^{t-1}], `inner` their index, the rest repeated."""
 
@@ -108,7 +108,7 @@ class InnerSteps:
         return unrolled.replace(logp_old=context.evaluate(unrolled))
 
 
-@dataclass(frozen=True)
+@component
 class InnerClip:
     """The clipped surrogate with the inner step's own discount and width.
 
@@ -142,7 +142,7 @@ class InnerClip:
         return loss * float(context.step >= self.warmup)
 
 
-@dataclass(frozen=True)
+@component
 class EtaBonus:
     """-coefficient * eta at each inner step; gradient flows to a learnt eta, but not in the first `warmup` iterations."""
 
@@ -158,7 +158,7 @@ class EtaBonus:
         return -self.coefficient * eta * float(context.step >= self.warmup)
 
 
-@dataclass(frozen=True)
+@component
 class DecisionCritic(FittedCritic):
     """`FittedCritic` on one inner step a decision: the others repeat its observation."""
 
@@ -192,7 +192,15 @@ def dppo(
     learn_eta: bool = False,
     eta_coefficient: float = 0.0,
 ) -> Method:
-    """Compose DPPO; the settings are those of the Gym experiments, which take DDPM's steps and one clip width for all of them."""
+    """rows: environments side by side; length: steps of each before an update; epochs: passes over a batch, of
+    actor and critic; minibatches: optimiser steps a pass; lr: the actor's; critic_lr: the critic's;
+    critic_minibatch: decisions of one of its steps; gamma: discount; lam: lambda of GAE; eps: clip range of the
+    last inner step; eps_base: of the first; curve: k, how late the range grows; denoising_discount: gamma_den;
+    denoising_steps: K of DDPM; tuned: K', the last steps that learn; noise: least standard deviation of a step;
+    critic_warmup: iterations in which only the critic learns; target_kl: divergence that ends the passes, none
+    never does; ddim_steps: of DDIM, 0 takes DDPM's; eta: of DDIM; learn_eta: eta is learnt; eta_coefficient: weight
+    of the bonus for eta. The defaults are those of the Gym experiments, which take DDPM's steps and one clip range
+    for all of them."""
     return Method(
         prompts=Shuffled(),
         rollout=DiffusionRollout(rows, length, denoising_steps, tuned, noise, ddim_steps, eta, learn_eta),

@@ -15,10 +15,12 @@ steps tuned (80 and 1000 times the theory's) it is behind, since `softmax-pg` le
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 
+from vantage.annotations import above, at_least
+from vantage.core.component import component
 from vantage.core.errors import UserError
 from vantage.fields.tabular.episodes import Known, Learner, Plan
 from vantage.fields.tabular.softmax import reinforce
@@ -34,7 +36,7 @@ PAPER = Paper(
 )
 
 
-@dataclass(frozen=True)
+@component(label="dynamic-pg")
 class DynamicGradient:
     """The algorithm.
 
@@ -44,15 +46,9 @@ class DynamicGradient:
         bound: R, the highest reward of a step.
     """
 
-    episodes: int = 32
-    scale: float = 1.0
-    bound: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.episodes < 1 or not min(self.scale, self.bound) > 0:
-            raise UserError(
-                f"dynamic-pg: episodes={self.episodes}, scale={self.scale}, bound={self.bound}: at least 1, and above 0"
-            )
+    episodes: Annotated[int, at_least(1)] = 32
+    scale: Annotated[float, above(0)] = 1.0
+    bound: Annotated[float, above(0)] = 1.0
 
     def updates(self, known: Known) -> int:
         """Return N, the updates of each step that the budget allows."""
@@ -88,7 +84,7 @@ class DynamicGradient:
 
 @method(id="S096", kind="theory", papers=PAPER)
 def dynamic_pg(episodes: int = 32, scale: float = 1.0, bound: float = 1.0) -> DynamicGradient:
-    """Compose the algorithm with the steps of its theory."""
+    """episodes: K, of one estimate; scale: of the step 1 / (2 (H - h) R); bound: R, the highest reward of a step."""
     return DynamicGradient(episodes, scale, bound)
 
 

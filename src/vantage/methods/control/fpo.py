@@ -24,11 +24,10 @@ written with, at each of three learning rates; with 64 rows a batch a Gaussian p
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
+from vantage.core.component import component
 from vantage.core.context import Context
 from vantage.core.errors import UserError
 from vantage.core.method import Method
@@ -79,7 +78,7 @@ def target_advantage(batch: Trajectories, gamma: float, lam: float) -> tuple[Ten
     return advantage, target
 
 
-@dataclass(frozen=True)
+@component
 class FlowCritic:
     """c_v * (V_target - V)^2, and the losses under the policy that acted, [N, T, J], which a ratio a draw is made of."""
 
@@ -98,7 +97,7 @@ class FlowCritic:
         return self.coefficient * (evaluation.value - batch.returns).square() * ~batch.truncated
 
 
-@dataclass(frozen=True)
+@component
 class ClipDraws:
     """The clipped surrogate of each draw's own ratio, exp(clamp(l_j(old) - l_j, -limit, limit)); the mean over draws."""
 
@@ -115,7 +114,7 @@ class ClipDraws:
         return -torch.minimum(advantage * ratio, advantage * ratio.clamp(1 - self.eps, 1 + self.eps)).mean(-1)
 
 
-@dataclass(frozen=True)
+@component
 class Refreshed(GradientUpdate):
     """Minibatches of whole rows, in each of which values and advantages are computed anew from the present critic."""
 
@@ -133,7 +132,7 @@ class Refreshed(GradientUpdate):
         super().step(part.replace(advantage=advantage * part.mask, returns=target), context)
 
 
-@dataclass(frozen=True)
+@component
 class FlowRollout(Steps):
     """`Steps` with a policy that acts by a flow."""
 
@@ -170,10 +169,11 @@ def fpo(
     solver_steps: int = 10,
     target: str = "noise",
 ) -> Method:
-    """Compose FPO; `rows` unrolls of `length` steps.
-
-    Batch, passes and rates are those of the continuous-control code; rewards are not scaled.
-    """
+    """rows: environments side by side; length: steps of each before an update; epochs: passes over a batch;
+    minibatches: optimiser steps a pass; lr: Adam's; gamma: discount; lam: lambda of GAE; eps: clip range of the
+    ratio; value_coefficient: c_v; per_draw: a ratio for each draw in place of one for their mean; draws: J, noise
+    draws of a decision's loss; solver_steps: of the flow that acts; target: what the network predicts, `noise` or
+    `velocity`."""
     return Method(
         prompts=Shuffled(),
         rollout=FlowRollout(rows, length, draws, solver_steps, target),

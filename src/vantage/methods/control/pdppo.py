@@ -25,15 +25,16 @@ rose above 1, the variance of the returns; with V alone they came within 2 % of 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import field
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from vantage.advantages.critic import add_critic
+from vantage.core.component import component
 from vantage.core.context import Context
-from vantage.core.errors import UserError, unknown
+from vantage.core.errors import UserError
 from vantage.core.method import Method
 from vantage.core.protocols import Evaluation
 from vantage.core.trajectories import Trajectories, declare
@@ -64,10 +65,10 @@ PAPER = Paper(
 )
 POST = "post_decision"
 """The second critic's name among the policy's heads."""
-CRITICS = ("dual", "post", "pre")
+Critics = Literal["dual", "post", "pre"]
 
 
-@dataclass(frozen=True)
+@component
 class DualCritic:
     """Fills `value` = V(s) and `value_post` = V_x(x), and after the actor's update fits the smaller one to the returns.
 
@@ -77,24 +78,20 @@ class DualCritic:
         lr, weight_decay, max_grad_norm: of Adam (L2 decay) and the clip.
     """
 
-    critics: str = "dual"
+    critics: Critics = "dual"
     epochs: int = 60
     lr: float = 1e-3
     weight_decay: float = 1e-3
     max_grad_norm: float = 1.0
     _memory: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
-    def __post_init__(self) -> None:
-        if self.critics not in CRITICS:
-            raise unknown("critics", self.critics, CRITICS, "pdppo")
-
     def prepare(self, context: Context) -> None:
-        """Grow the second critic, of the first one's shape, and make the optimiser of both."""
+        """Add the second critic, of the first one's shape, and make the optimiser of both."""
         policy: Any = context.policy
         add_critic(context)
         if not hasattr(policy, "add_head"):
             raise UserError(
-                f"pdppo: {type(policy).__name__} cannot grow a second critic: take an inventory task or lake"
+                f"pdppo: {type(policy).__name__} cannot hold a second critic: take an inventory task or lake"
             )
         policy.add_head(POST)
         named = dict(policy.named_parameters())
@@ -159,7 +156,7 @@ class DualCritic:
         self._memory["optimizer"].load_state_dict(dict(state))
 
 
-@dataclass(frozen=True)
+@component
 class StandardReturns:
     """Monte-Carlo `returns`, standardised over the batch (sample std, eps 1e-7), and `advantage` = returns - value.
 
@@ -177,7 +174,7 @@ class StandardReturns:
         return batch.replace(returns=returns, advantage=(returns - batch.value) * batch.mask)
 
 
-@dataclass(frozen=True)
+@component
 class ClipChoices:
     """PPO's clipped surrogate of each of a decision's K choices, with the decision's advantage; the mean over choices.
 
@@ -199,7 +196,7 @@ class ClipChoices:
         return -torch.minimum(plain, held).mean(-1)
 
 
-@dataclass(frozen=True)
+@component
 class ChoiceEntropy:
     """-coefficient * the mean over a decision's K choices of their entropy; gradient flows through the entropy.
 
@@ -239,9 +236,13 @@ def pdppo(
     entropy_coefficient: float = 0.012,
     weight_decay: float = 1e-3,
     max_grad_norm: float = 1.0,
-    critics: str = "dual",
+    critics: Critics = "dual",
 ) -> Method:
-    """Compose PDPPO; the settings are those of the lot-sizing experiments."""
+    """rows: environments side by side; length: steps of each before an update; epochs: full-batch steps of actor
+    and critics; lr: the actor's; critic_lr: the critics'; gamma: discount; eps: clip range of the ratio;
+    entropy_coefficient: weight of the entropy; weight_decay: added to the gradients; max_grad_norm: bound of each
+    gradient's norm; critics: whose minimum the baseline is, `dual`, `post` or `pre`. The defaults are those of the
+    lot-sizing experiments."""
     return Method(
         prompts=Shuffled(),
         rollout=Steps(rows, length),

@@ -9,9 +9,10 @@ estimator, and Sutton and Barto (2018, section 13.4) the form with a learned val
 
 from __future__ import annotations
 
+from typing import Literal
+
 from vantage.advantages.critic import Critic
 from vantage.advantages.estimators import RewardToGo
-from vantage.core.errors import UserError
 from vantage.core.method import Method
 from vantage.methods.claim import Claim
 from vantage.methods.registry import Paper, method
@@ -35,13 +36,13 @@ def reinforce(
     episodes: int = 16,
     lr: float = 1e-3,
     gamma: float = 0.99,
-    baseline: str = "mean",
+    baseline: Literal["mean", "critic", "none"] = "mean",
     entropy_coefficient: float = 0.0,
     max_grad_norm: float = 0.5,
 ) -> Method:
-    """Compose REINFORCE; one gradient step on `episodes` whole episodes."""
-    if baseline not in ("mean", "critic", "none"):
-        raise UserError(f"reinforce.baseline={baseline!r} is not known: 'mean', 'critic' or 'none'")
+    """episodes: whole episodes a step; lr: Adam's; gamma: discount; baseline: `mean` whitens the returns of the
+    batch, `critic` subtracts a fitted value, `none` neither; entropy_coefficient: weight of the entropy;
+    max_grad_norm: bound of the gradient's norm."""
     return Method(
         prompts=Shuffled(),
         rollout=Groups(episodes, 1),

@@ -43,7 +43,10 @@ def trpo(
     value_lr: float = 1e-3,
     entropy_coefficient: float = 0.0,
 ) -> Method:
-    """Compose TRPO; the settings are those of the reference code for continuous control."""
+    """rows: environments side by side; length: steps of each before an update; max_kl: radius of the trust region,
+    in nats; cg_iterations: of conjugate gradients; damping: added to the Fisher matrix; gamma: discount; lam:
+    lambda of GAE; value_epochs: passes of the critic over a batch; value_lr: its learning rate;
+    entropy_coefficient: weight of the entropy. The defaults are those of the reference code for continuous control."""
     return Method(
         prompts=Shuffled(),
         rollout=Steps(rows, length),
