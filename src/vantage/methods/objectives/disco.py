@@ -13,13 +13,14 @@ the value of the constraint's term is theirs, its gradient that of (beta / 2) ma
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
+from vantage.annotations import above, at_least
+from vantage.core.component import component
 from vantage.core.context import Context
-from vantage.core.errors import UserError
 from vantage.core.method import Method
 from vantage.core.protocols import Evaluation
 from vantage.core.trajectories import Trajectories
@@ -31,7 +32,6 @@ from vantage.methods.objectives.grpo import grpo
 from vantage.methods.registry import Paper, method
 from vantage.objectives.likelihood import NoCredit
 from vantage.objectives.surrogates import record_ratio
-from vantage.rollouts.plans import at_least
 
 PAPER = Paper(
     "DisCO: Reinforcing Large Reasoning Models with Discriminative Constrained Optimization",
@@ -39,9 +39,10 @@ PAPER = Paper(
     2025,
     arxiv="2505.12366",
 )
+Kind = Literal["logp", "ratio"]
 
 
-@dataclass(frozen=True)
+@component
 class Discriminative:
     """-J_q for each question, a loss over whole groups; gradient flows through `logp`.
 
@@ -52,18 +53,12 @@ class Discriminative:
         right_at: least score of a right answer.
     """
 
-    kind: str = "logp"
-    tau: float = 10.0
+    kind: Kind = "logp"
+    tau: Annotated[float, above(0)] = 10.0
     basic: bool = False
     right_at: float = 1.0
     wants = frozenset({"logp"})
     unit = "group"
-
-    def __post_init__(self) -> None:
-        if self.kind not in ("logp", "ratio"):
-            raise UserError(f"Discriminative.kind={self.kind!r} is not known: 'logp' or 'ratio'")
-        if not self.tau > 0:
-            raise UserError(f"Discriminative.tau={self.tau} is out of range: above 0")
 
     def __call__(self, evaluation: Evaluation, batch: Trajectories, context: Context) -> Tensor:
         """Return the loss per group [M]."""
@@ -92,7 +87,7 @@ class Discriminative:
         return -torch.where(both, above - below, 0.0)
 
 
-@dataclass(frozen=True)
+@component
 class SquaredHinge:
     """The page's constraint, over the whole minibatch; its coefficient carries no gradient.
 
@@ -102,18 +97,12 @@ class SquaredHinge:
         estimator: "k1" (logp_old - logp) or "k3" (ratio - 1 - log ratio).
     """
 
-    delta: float = 1e-4
-    beta: float = 1e3
-    estimator: str = "k1"
+    delta: Annotated[float, at_least(0)] = 1e-4
+    beta: Annotated[float, at_least(0)] = 1e3
+    estimator: Literal["k1", "k3"] = "k1"
     wants = frozenset({"logp"})
     unit = "batch"
     label = "constraint"
-
-    def __post_init__(self) -> None:
-        if self.estimator not in ("k1", "k3"):
-            raise UserError(f"SquaredHinge.estimator={self.estimator!r} is not known: 'k1' or 'k3'")
-        at_least("SquaredHinge.delta", self.delta, 0)
-        at_least("SquaredHinge.beta", self.beta, 0)
 
     def __call__(self, evaluation: Evaluation, batch: Trajectories, context: Context) -> Tensor:
         """Return the term, a scalar."""
@@ -125,32 +114,25 @@ class SquaredHinge:
         return coefficient * kl
 
 
-@method(id="S127", papers=PAPER)
+@method(
+    id="S127", papers=PAPER, base=grpo, without=("eps", "beta"), beta=0.0,
+    prompts=128, group_size=8, lr=2e-6, minibatches=4, temperature=0.6,
+)  # fmt: skip
 def disco(
-    prompts: int = 128,
-    group_size: int = 8,
-    lr: float = 2e-6,
-    kind: str = "logp",
+    base: Method,
+    kind: Kind = "logp",
     tau: float | None = None,
     basic: bool = False,
     delta: float = 1e-4,
     beta: float = 1e3,
     right_at: float = 1.0,
-    minibatches: int = 4,
-    temperature: float = 0.6,
-    micro_batch: int | None = None,
 ) -> Method:
-    """Compose DisCO; `tau` None takes the authors' 10 for "logp" and 1 for "ratio"."""
+    """kind: score of an answer, `logp` or `ratio`; tau: temperature of the soft maximum over wrong answers, none
+    takes the authors' 10 for logp and 1 for ratio; basic: their plain mean in its place (DisCO-b); delta:
+    divergence that is free, in nats a token; beta: weight of the squared hinge above it; right_at: least score of a
+    right answer."""
     chosen = tau if tau is not None else (10.0 if kind == "logp" else 1.0)
-    return grpo(
-        prompts,
-        group_size,
-        lr=lr,
-        beta=0.0,
-        minibatches=minibatches,
-        temperature=temperature,
-        micro_batch=micro_batch,
-    ).replace(
+    return base.replace(
         advantage=NoCredit(),
         objective=Discriminative(kind, chosen, basic, right_at),
         regularizers=(SquaredHinge(delta, beta),),

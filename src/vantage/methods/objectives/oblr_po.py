@@ -19,13 +19,14 @@ whole, so a minibatch of one group is one part and says nothing of the noise: it
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
 from vantage.advantages.groups import record_groups
+from vantage.annotations import at_least, below, between
+from vantage.core.component import component
 from vantage.core.context import Context
 from vantage.core.errors import UserError
 from vantage.core.loss import backward
@@ -39,7 +40,6 @@ from vantage.methods.objectives.grpo import grpo
 from vantage.methods.registry import Paper, method
 from vantage.objectives.surrogates import PolicyGradient
 from vantage.updates.gradient import GradientUpdate, minibatches
-from vantage.updates.optimizers import Adam
 
 PAPER = Paper(
     "OBLR-PO: A Theoretical Framework for Stable Reinforcement Learning",
@@ -64,7 +64,7 @@ def weighted_baseline(score: Tensor, weight: Tensor, group: Tensor, leave_one_ou
     return torch.where(empty, plain, (scored - weight * score) / others.masked_fill(empty, 1.0))
 
 
-@dataclass(frozen=True)
+@component
 class NormWeighted:
     """Advantage: score less the norm-weighted baseline of the page; no gradient. One more forward pass, for sum_v pi^2.
 
@@ -94,7 +94,7 @@ class NormWeighted:
         return torch.where(batch.mask, squares, 0.0).sum(-1)
 
 
-@dataclass(frozen=True)
+@component
 class SignalToNoise(GradientUpdate):
     """The ordinary update, whose learning rate each step is scaled by s / (s + v) of the page.
 
@@ -104,18 +104,9 @@ class SignalToNoise(GradientUpdate):
         floor: least factor on the learning rate, 0 to 1.
     """
 
-    pieces: int = 4
-    decay: float = 0.9
-    floor: float = 0.05
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.pieces < 2:
-            raise UserError(f"SignalToNoise.pieces={self.pieces} is out of range: at least 2")
-        if not 0 <= self.decay < 1:
-            raise UserError(f"SignalToNoise.decay={self.decay} is out of range: 0 to below 1")
-        if not 0 <= self.floor <= 1:
-            raise UserError(f"SignalToNoise.floor={self.floor} is out of range: 0 to 1")
+    pieces: Annotated[int, at_least(2)] = 4
+    decay: Annotated[float, at_least(0), below(1)] = 0.9
+    floor: Annotated[float, between(0, 1)] = 0.05
 
     def differentiate(self, part: Trajectories, context: Context) -> None:
         """Leave the mean of the parts' gradients in `.grad`, and set this step's learning rate by their spread."""
@@ -192,30 +183,25 @@ def _logits(evaluation: Evaluation) -> Tensor:
     return found
 
 
-@method(id="S210", papers=PAPER)
+@method(
+    id="S210", papers=PAPER, base=grpo, without=("eps", "beta", "epochs"), beta=0.0, group_size=8, lr=2e-6
+)  # fmt: skip
 def oblr_po(
-    prompts: int = 16,
-    group_size: int = 8,
-    lr: float = 2e-6,
-    leave_one_out: bool = True,
-    pieces: int = 4,
-    decay: float = 0.9,
-    floor: float = 0.05,
-    minibatches: int = 1,
-    max_grad_norm: float | None = 1.0,
-    temperature: float = 1.0,
-    micro_batch: int | None = None,
+    base: Method, leave_one_out: bool = True, pieces: int = 4, decay: float = 0.9, floor: float = 0.05
 ) -> Method:
-    """Compose OBLR-PO; `lr` is the largest step size, about twice a rate that is known to work."""
-    return grpo(prompts, group_size, beta=0.0, temperature=temperature).replace(
+    """lr: the largest step size, about twice a rate that is known to work; leave_one_out: a row is left out of its
+    own baseline; pieces: M, parts of a minibatch whose gradients are compared; decay: of the running means of
+    signal and noise; floor: least factor on the learning rate."""
+    plain = base.update
+    return base.replace(
         advantage=NormWeighted(leave_one_out),
         objective=PolicyGradient(),
         averaging="seq-mean-token-sum",
         update=SignalToNoise(
-            optimizer=Adam(lr),
-            minibatches=minibatches,
-            max_grad_norm=max_grad_norm,
-            micro_batch=micro_batch,
+            optimizer=plain.optimizer,
+            minibatches=plain.minibatches,
+            max_grad_norm=plain.max_grad_norm,
+            micro_batch=plain.micro_batch,
             pieces=pieces,
             decay=decay,
             floor=floor,

@@ -15,10 +15,12 @@ the square, which takes their influence where ratio - 1 = A / (2 lam).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
+from typing import Literal
 
 from torch import Tensor
 
+from vantage.core.component import component
 from vantage.core.context import Context
 from vantage.core.method import Method
 from vantage.core.protocols import Evaluation
@@ -29,7 +31,6 @@ from vantage.methods.objectives.grpo import grpo
 from vantage.methods.registry import Paper, method
 from vantage.objectives.surrogates import record_ratio
 from vantage.regularizers.dual import DualAscent, Multiplier
-from vantage.rollouts.plans import Groups
 from vantage.rollouts.replay import RecentReplay
 
 PAPER = Paper(
@@ -46,7 +47,7 @@ CONFERENCE = Paper(
 )
 
 
-@dataclass(frozen=True)
+@component
 class VarianceRegularized:
     """The loss of the page; gradient flows through `logp`.
 
@@ -70,29 +71,24 @@ class VarianceRegularized:
         return self.multiplier.value(ratio.device) * excess - batch.advantage * ratio
 
 
-@method(id="S227", papers=(PAPER, CONFERENCE))
+@method(
+    id="S227", papers=(PAPER, CONFERENCE), base=grpo, without=("eps", "beta"), beta=0.0, group_size=8, minibatches=4
+)  # fmt: skip
 def r2vpo(
-    prompts: int = 16,
-    group_size: int = 8,
-    lr: float = 1e-6,
+    base: Method,
     delta: float = 0.02,
     multiplier: float = 1.0,
     rate: float = 1.0,
-    mode: str = "log",
+    mode: Literal["log", "add", "fixed"] = "log",
     limit: float = 1e3,
     replay_share: float = 0.0,
     window: int = 2,
-    epochs: int = 1,
-    minibatches: int = 4,
-    temperature: float = 1.0,
-    micro_batch: int | None = None,
 ) -> Method:
-    """Compose R2VPO; `mode` of the multiplier is "log", "add" or "fixed"."""
-    groups = Groups(prompts, group_size, temperature)
-    return grpo(
-        prompts, group_size, lr=lr, beta=0.0, epochs=epochs, minibatches=minibatches, micro_batch=micro_batch
-    ).replace(
-        rollout=RecentReplay(groups, replay_share, window) if replay_share else groups,
+    """delta: bound on the variance of the ratio; multiplier: lam at the start; rate: of its dual ascent; mode: of
+    that ascent, `log`, `add` or `fixed`; limit: largest lam; replay_share: share of the rows that come from earlier
+    steps; window: steps that are kept for it."""
+    return base.replace(
+        rollout=RecentReplay(base.rollout, replay_share, window) if replay_share else base.rollout,
         objective=VarianceRegularized(Multiplier(multiplier, delta, rate, mode, limit)),
         averaging="token-mean",
         controllers=(DualAscent(),),

@@ -16,13 +16,14 @@ of the age, the k3 estimate, m = 1 after T, groups replayed whole. beta, c_H and
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
+from vantage.annotations import at_least, below
+from vantage.core.component import component
 from vantage.core.context import Context
-from vantage.core.errors import UserError
 from vantage.core.method import Method
 from vantage.core.protocols import Evaluation
 from vantage.core.trajectories import Trajectories
@@ -34,7 +35,6 @@ from vantage.methods.objectives.grpo import grpo
 from vantage.methods.registry import Paper, method
 from vantage.objectives.surrogates import recorded_clip
 from vantage.regularizers.penalties import EntropyBonus
-from vantage.rollouts.plans import Groups, at_least
 from vantage.rollouts.replay import RecentReplay
 from vantage.updates.phases import Until
 
@@ -47,7 +47,7 @@ PAPER = Paper(
 PREVIOUS = "previous"
 
 
-@dataclass(frozen=True)
+@component
 class CentredClip:
     """The clipped surrogate with bounds c - eps and c + eps; gradient flows through `logp`.
 
@@ -55,12 +55,9 @@ class CentredClip:
         eps: half the width, at least 0.
     """
 
-    eps: float = 0.2
+    eps: Annotated[float, at_least(0)] = 0.2
     wants = frozenset({"logp"})
     columns = frozenset({"logp_current"})
-
-    def __post_init__(self) -> None:
-        at_least("CentredClip.eps", self.eps, 0)
 
     def __call__(self, evaluation: Evaluation, batch: Trajectories, context: Context) -> Tensor:
         """Return the loss per decision [N, T]."""
@@ -74,7 +71,7 @@ def convex_weight(step: int) -> float:
     return max(1 - 0.1 * math.ceil(max(step - 50, 0) / 10), 0.5)
 
 
-@dataclass(frozen=True)
+@component
 class ConvexKL:
     """The page's divergence to base and previous policy, k3 per decision; gradient flows through `logp`.
 
@@ -82,13 +79,10 @@ class ConvexKL:
         coefficient: beta, at least 0.
     """
 
-    coefficient: float = 0.04
+    coefficient: Annotated[float, at_least(0)] = 0.04
     wants = frozenset({"logp"})
     columns = frozenset({"logp_ref", f"logp_under_{PREVIOUS}"})
     label = "kl"
-
-    def __post_init__(self) -> None:
-        at_least("ConvexKL.coefficient", self.coefficient, 0)
 
     def __call__(self, evaluation: Evaluation, batch: Trajectories, context: Context) -> Tensor:
         """Return the term per decision [N, T]."""
@@ -103,7 +97,7 @@ class ConvexKL:
         return self.coefficient * (weight * base + (1 - weight) * previous)
 
 
-@dataclass(frozen=True)
+@component
 class KeepPrevious:
     """Selection that selects all, and keeps the policy as it is before the update for the next step's divergence."""
 
@@ -115,7 +109,7 @@ class KeepPrevious:
         return batch
 
 
-@dataclass(frozen=True)
+@component
 class Reincarnate:
     """Controller: after `at` steps the policy becomes the base."""
 
@@ -129,40 +123,29 @@ class Reincarnate:
             context.record("reincarnated", 1.0)
 
 
-@method(id="S234", papers=PAPER)
+@method(id="S234", papers=PAPER, base=grpo, without=("beta", "epochs"), beta=0.0, group_size=8)
 def remix(
-    prompts: int = 16,
-    group_size: int = 8,
-    lr: float = 1e-6,
-    share: float = 0.4,
-    passes: int = 2,
+    base: Method,
+    share: Annotated[float, at_least(0), below(1)] = 0.4,
+    passes: Annotated[int, at_least(1)] = 2,
     window: int = 2,
     until: int = 50,
     beta: float = 0.04,
     entropy: float = 0.0,
     eps: float = 0.2,
-    minibatches: int = 1,
-    temperature: float = 1.0,
-    micro_batch: int | None = None,
 ) -> Method:
-    """Compose ReMix on GRPO; `share` is p, `passes` m, `window` N, `until` T."""
-    # Inside `Until` they are read in the run alone, too late for the parts' own checks.
-    if not 0 <= share < 1:
-        raise UserError(f"remix: share={share} is out of range: 0 to below 1")
-    at_least("remix: passes", passes, 1)
-    return (
-        grpo(prompts, group_size, lr=lr, beta=0.0, minibatches=minibatches, micro_batch=micro_batch)
-        .replace(
-            rollout=RecentReplay(
-                Groups(prompts, group_size, temperature), Until(until, share, 0.0), window, current=True
-            ),
-            objective=CentredClip(eps),
-            regularizers=(*((ConvexKL(beta),) if beta else ()), *((EntropyBonus(entropy),) if entropy else ())),
-            selection=(KeepPrevious(),) if beta else (),
-            controllers=(Reincarnate(until),) if beta else (),
-        )
-        .adapt("update", epochs=Until(until, passes, 1))
+    """share: p, share of the rows that come from earlier steps; passes: m, over a batch; window: N, steps that are
+    kept; until: T, steps after which both end and the policy becomes the base; beta: weight of the divergence to
+    base and previous policy; entropy: weight of the entropy."""
+    # `share` and `passes` are read inside `Until`, in the run alone: their ranges are checked here.
+    mixed = base.replace(
+        rollout=RecentReplay(base.rollout, Until(until, share, 0.0), window, current=True),
+        objective=CentredClip(eps),
+        regularizers=(*((ConvexKL(beta),) if beta else ()), *((EntropyBonus(entropy),) if entropy else ())),
+        selection=(KeepPrevious(),) if beta else (),
+        controllers=(Reincarnate(until),) if beta else (),
     )
+    return mixed.adapt("update", epochs=Until(until, passes, 1))
 
 
 claim = Claim(

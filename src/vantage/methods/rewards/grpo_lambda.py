@@ -16,13 +16,14 @@ groups with rho >= threshold instead. A graded score keeps its scale: c is the s
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
+from vantage.annotations import between
+from vantage.core.component import component
 from vantage.core.context import Context
-from vantage.core.errors import UserError
 from vantage.core.method import Method
 from vantage.core.trajectories import Trajectories, own
 from vantage.functions.groups import group_index, group_mean, group_moments
@@ -30,7 +31,6 @@ from vantage.functions.rows import at_last
 from vantage.methods.claim import Claim
 from vantage.methods.objectives.grpo import grpo
 from vantage.methods.registry import Paper, method
-from vantage.rewards.mixing import Total
 
 PAPER = Paper(
     "Stable Reinforcement Learning for Efficient Reasoning",
@@ -40,7 +40,7 @@ PAPER = Paper(
 )
 
 
-@dataclass(frozen=True)
+@component
 class BestSolvedShorter:
     """Lower `score` and `reward` of long right answers in the best-solved groups; no gradient.
 
@@ -51,15 +51,10 @@ class BestSolvedShorter:
         correct_at: score of a right answer.
     """
 
-    share: float = 0.2
-    alpha: float = 0.2
+    share: Annotated[float, between(0, 1)] = 0.2
+    alpha: Annotated[float, between(0, 1)] = 0.2
     threshold: float | None = None
     correct_at: float = 1.0
-
-    def __post_init__(self) -> None:
-        for name, value in (("share", self.share), ("alpha", self.alpha)):
-            if not 0 <= value <= 1:
-                raise UserError(f"BestSolvedShorter.{name}={value} is out of range: 0 to 1")
 
     def __call__(self, batch: Trajectories, context: Context) -> Trajectories:
         """Return the batch with the lowered scores."""
@@ -89,25 +84,11 @@ class BestSolvedShorter:
         return chosen[index]
 
 
-@method(id="S123", papers=PAPER)
-def grpo_lambda(
-    prompts: int = 16,
-    group_size: int = 64,
-    lr: float = 1e-6,
-    beta: float = 0.04,
-    eps: float = 0.2,
-    share: float = 0.2,
-    alpha: float = 0.2,
-    threshold: float | None = None,
-    temperature: float = 1.0,
-    micro_batch: int | None = None,
-) -> Method:
-    """Compose GRPO-lambda on GRPO's settings; `share` is lambda."""
-    return grpo(
-        prompts, group_size, lr=lr, beta=beta, eps=eps, temperature=temperature, micro_batch=micro_batch
-    ).replace(
-        rewards=(Total(), BestSolvedShorter(share, alpha, threshold)),
-    )
+@method(id="S123", papers=PAPER, base=grpo)
+def grpo_lambda(base: Method, share: float = 0.2, alpha: float = 0.2, threshold: float | None = None) -> Method:
+    """share: lambda, fraction of the groups that are penalised; alpha: largest part of a score that length can
+    take; threshold: share of right answers from which a group is penalised, in place of the best fraction."""
+    return base.replace(rewards=(*base.rewards, BestSolvedShorter(share, alpha, threshold)))
 
 
 claim = Claim(
