@@ -31,13 +31,15 @@ class Leaf:
 def context(**fields: Any) -> Any:
     """A context that records metrics and holds what a part asks for."""
     metrics = Metrics()
-    made = SimpleNamespace(record=metrics.record, metrics=metrics, generator=torch.Generator().manual_seed(0), **fields)
+    made = SimpleNamespace(
+        record=metrics.record, metrics=metrics, generator=torch.Generator().manual_seed(0), aside=False, **fields
+    )
 
     def under(prefix: str) -> SimpleNamespace:
         def record(name: str, value: Any, weight: float = 1.0) -> None:
             metrics.record(f"{prefix}/{name}", value, weight)
 
-        return SimpleNamespace(**{**vars(made), "record": record})
+        return SimpleNamespace(**{**vars(made), "record": record, "aside": True})
 
     made.under = under
     return made

@@ -41,8 +41,6 @@ ARROWS: dict[str, set[str]] = {
 """Package or module below `vantage` -> what it may import, besides itself."""
 
 EXCEPTIONS: dict[tuple[str, str], str] = {
-    ("rollouts/plans.py", "rewards"): "Refill scores what it draws",
-    ("rollouts/pairs.py", "rewards"): "duels are scored where they are drawn",
     ("methods/preference/sft.py", "tasks"): "its rollout reads the worked solutions of a language task",
     ("integrations/vllm.py", "policies"): "the engine is given the weights with their adapters merged",
     ("fields/compression/task.py", "policies"): "a pruned language model is written as every other",

@@ -44,6 +44,8 @@ class QuantileTracker:
     @torch.no_grad()
     def update(self, scores: Tensor) -> None:
         """Take in a batch of scores [M]; missing ones (NaN) are left out."""
+        if bool(torch.isnan(scores).all()):
+            return
         levels = torch.tensor(self.levels, device=scores.device)
         held = self._memory.get("estimates")
         self._memory["estimates"] = (

@@ -76,6 +76,8 @@ class Context:
     metrics: Metrics = field(default_factory=Metrics)
     micro_batch: int | None = None
     """Rows that a policy judges at once where no gradient is kept; None for all."""
+    aside: bool = False
+    """Whether this is for rows beside those that are learnt from (see `under`)."""
 
     @property
     def progress(self) -> float:
@@ -92,8 +94,8 @@ class Context:
         self.metrics.record(name, value, weight)
 
     def under(self, prefix: str) -> Context:
-        """Return this context for rows that are gathered beside those that are learnt from: its metrics go under `prefix/`."""
-        return replace(self, metrics=_Under(self.metrics, prefix))
+        """Return this context for rows beside those that are learnt from: its metrics go under `prefix/`, or with "" nowhere."""
+        return replace(self, metrics=_Under(self.metrics, prefix) if prefix else Metrics(), aside=True)
 
     def named(self, name: str) -> Policy:
         """Return a named frozen policy.
@@ -152,8 +154,15 @@ class Context:
         return self.method.prompts(count, self)
 
     def verify(self, batch: Trajectories) -> Trajectories:
-        """Fill the named `rewards` by the task's verdicts, unless they are there."""
+        """Fill the named `rewards` by what the task's verifiers say, and `observe` the rows, unless the rewards are there."""
         if "rewards" in batch:
             return batch
         named = self.task.score(batch, self)
+        self.observe(batch)
         return batch.replace(rewards=dict(named)) if named else batch
+
+    def observe(self, batch: Trajectories) -> None:
+        """Let the task record what is worth knowing of these rows; of those that are learnt from, under no prefix."""
+        observe = getattr(self.task, "observe", None)
+        if observe is not None:
+            observe(batch, self)

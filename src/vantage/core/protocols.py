@@ -192,7 +192,8 @@ def prefix_engine(context: Context, who: str) -> PrefixEngine:
 class Task(Protocol):
     """Where prompts come from, what is a good outcome, and how a policy is judged.
 
-    It may offer `fields(ids)`: what the data says of each prompt besides prompt and answer (hints, a difficulty), a mapping each.
+    It may offer `fields(ids)`: what the data says of each prompt besides prompt and answer (hints, a difficulty), a mapping each;
+    and `observe(batch, context)`, which records metrics of rows (their length) besides their rewards.
     """
 
     name: str

@@ -22,6 +22,7 @@ from vantage.core.errors import CheckpointError, TrainingError, UserError
 from vantage.core.method import Method
 from vantage.core.protocols import Engine, Policy, Task
 from vantage.core.runlog import RunLog
+from vantage.core.scoring import scored
 from vantage.core.trajectories import Trajectories
 from vantage.core.walk import prepare, states
 
@@ -148,8 +149,7 @@ class Trainer:
         batch = context.verify(batch)
         clock.lap("reward")
         batch = columns.fill(batch, self._columns, context)
-        for reward in method.rewards:
-            batch = reward(batch, context)
+        batch = scored(batch, context)
         if method.values is not None:
             batch = method.values(batch, context)
         credit = method.advantage(batch, context)
@@ -362,7 +362,7 @@ def _load_weights(policy: Policy, weights: Mapping[str, Tensor]) -> None:
 
 
 def _spread(credit: Tensor, mask: Tensor) -> Tensor:
-    return credit.unsqueeze(-1) * mask if credit.dim() == 1 else credit
+    return torch.where(mask, credit.unsqueeze(-1), 0.0) if credit.dim() == 1 else credit
 
 
 def _check_finite(metrics: Mapping[str, float], step: int, folder: Path | None) -> None:

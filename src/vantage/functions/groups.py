@@ -77,14 +77,18 @@ def group_moments(
 
 @checked(score="N", group="N")
 def group_median(score: Tensor, group: Tensor) -> Tensor:
-    """Return the median of each row's group [N], the mean of the middle two for an even number; NaN is not expected."""
+    """Return the median of each row's group [N], the mean of the middle two for an even number; 0 for a group without scores."""
     index, count = group_index(group)
     order = torch.argsort(score, stable=True)
     order = order[torch.argsort(index[order], stable=True)]
+    # Missing scores stand behind the others of their group.
     ranked = score.float()[order]
-    sizes = torch.bincount(index, minlength=count)
-    starts = sizes.cumsum(0) - sizes
-    return ((ranked[starts + (sizes - 1) // 2] + ranked[starts + sizes // 2]) / 2)[index]
+    rows = torch.bincount(index, minlength=count)
+    starts = rows.cumsum(0) - rows
+    sizes = torch.bincount(index[~torch.isnan(score)], minlength=count)
+    low, high = ((sizes - 1) // 2).clamp(min=0), (sizes // 2)
+    middle = (ranked[starts + low] + ranked[starts + high]) / 2
+    return torch.where(sizes > 0, middle, 0.0)[index]
 
 
 @checked(score="N", group="N")

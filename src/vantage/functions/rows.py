@@ -21,7 +21,7 @@ def row_logp(logp: Tensor, mask: Tensor, average: bool = False) -> Tensor:
 @checked(row="N", mask="bool N T")
 def per_decision(row: Tensor, mask: Tensor) -> Tensor:
     """Spread a value per row [N] over its decisions [N, T]; 0 where the mask is False. Gradient flows through `row`."""
-    return row.unsqueeze(-1) * mask
+    return torch.where(mask, row.unsqueeze(-1), 0.0)
 
 
 @checked(column="N T", length="int N")
@@ -32,11 +32,13 @@ def value_at_last(column: Tensor, length: Tensor) -> Tensor:
 
 @checked(row="N", mask="bool N T")
 def at_last(row: Tensor, mask: Tensor) -> Tensor:
-    """Place a value per row [N] where its mask holds last: [N, T] float32, 0 elsewhere. A row whose mask is empty keeps nothing.
+    """Place a value per row [N] where its mask holds last: [N, T] float32, 0 elsewhere.
+
+    A row whose mask is empty, or whose value is missing (NaN), gives nothing.
 
     Args:
         row: [N].
         mask: decisions of the policy, [N, T] bool (`core.trajectories.own`).
     """
     after = mask.flip(1).cumsum(1).flip(1)
-    return torch.where(mask & (after == 1), row.float().unsqueeze(-1), 0.0)
+    return torch.where(mask & (after == 1) & ~torch.isnan(row).unsqueeze(-1), row.float().unsqueeze(-1), 0.0)

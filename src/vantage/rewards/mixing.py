@@ -1,4 +1,14 @@
-"""From named rewards to one score per row and a reward per decision."""
+"""From named rewards to one score per row and a reward per decision.
+
+Missing is not zero. A verifier that says nothing of a row (None) leaves NaN in its named reward, and then:
+
+- a named reward that is missing is left out of the row's sum; the others count;
+- a row none of whose rewards is there has the score NaN, is paid 0, and is learnt from nowhere: the training loop empties its mask,
+  so that its advantage is 0 and no term of the loss sees it;
+- statistics of its group or batch (mean, spread, median, quantiles), records of its prompt and logged means leave it out.
+
+Scores 1, 0, none, 1 in a group have the advantages 1/3, -2/3, 0, 1/3 of the group's mean 2/3.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +27,11 @@ from vantage.functions.rows import at_last
 class Total:
     """Weighted sum of the named rewards as `score` [N], paid at the policy's last decision as `reward` [N, T].
 
-    A reward that is missing for a row (NaN) is left out of its sum. Where rewards came with the decisions, they stay, and
-    the score is their sum over the row.
+    A reward that is missing for a row (NaN) is left out of its sum; the score of a row without any is NaN. Where rewards came
+    with the decisions, they stay, and the score is their sum over the row.
 
     Attributes:
-        weights: weight of each named reward; 1 where none is given.
+        weights: weight of each named reward; 1 where none is given. One of weight 0 is recorded and otherwise not there.
     """
 
     weights: Mapping[str, float] = field(default_factory=dict)
@@ -36,13 +46,17 @@ class Total:
                 raise UserError(
                     f"Total.weights names {name!r}, which no verifier gives{nearest(name, named)} (given: {', '.join(named)})"
                 )
-        score = sum(
-            (torch.nan_to_num(value.float(), nan=0.0) * self.weights.get(name, 1.0) for name, value in named.items()),
-            torch.zeros(len(batch), device=batch.device),
-        )
+        score = torch.zeros(len(batch), device=batch.device)
+        weights = {name: self.weights.get(name, 1.0) for name in named}
+        counted = [(named[name].float(), weight) for name, weight in weights.items() if weight]
+        for value, weight in counted:
+            score = score + torch.nan_to_num(value, nan=0.0) * weight
+        if counted:
+            score = score.masked_fill(torch.stack([torch.isnan(value) for value, _ in counted]).all(0), torch.nan)
         for name, value in named.items():
             context.record(f"reward/{name}", torch.nanmean(value.float()))
-        context.record("score", score.mean())
+        if named:
+            context.record("score", torch.nanmean(score))
         return batch.replace(score=score, reward=at_last(score, own(batch)))
 
 

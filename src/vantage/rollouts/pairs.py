@@ -7,13 +7,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from vantage.core.context import Context
 from vantage.core.errors import UserError
+from vantage.core.scoring import scored
 from vantage.core.trajectories import FRESH, STORED, Trajectories, concatenate
 from vantage.functions.parameters import twins
-from vantage.rewards.mixing import Total
 from vantage.rollouts.offline import stored_engine
 from vantage.rollouts.plans import at_least, set_temperature
 
@@ -108,7 +107,8 @@ class Duels:
     """Answers of the policy to `prompts` prompts, each judged against an answer of a named frozen policy.
 
     `win` [N] is the probability that the policy's answer is preferred: the task's own `prefer(first, second, context)` where
-    it has one, else sigmoid of the difference of the two scores. Only the policy's rows come back; what is recorded of the
+    it has one, else sigmoid of the difference of the two scores, as the method's rewards make them;
+    where one of these is missing, nothing is learnt. Only the policy's rows come back; what is recorded of the
     opponent's stands under `opponent/`.
 
     Attributes:
@@ -152,10 +152,7 @@ class Duels:
             own = own.replace(rewards={})
         else:
             own = context.verify(own)
-            win = torch.sigmoid(_score(own, context) - _score(aside.verify(other), aside))
-        context.record("duels/win", win.mean())
-        return own.replace(win=win.to(torch.float32))
-
-
-def _score(batch: Trajectories, context: Context) -> Tensor:
-    return Total()(batch, context).score
+            win = torch.sigmoid(scored(own, context.under("")).score - scored(other, aside).score)
+        known = ~torch.isnan(win)
+        context.record("duels/win", win.nanmean())
+        return own.replace(win=torch.where(known, win, 0.5).float(), mask=own.mask & known.unsqueeze(-1))

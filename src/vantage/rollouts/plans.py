@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from vantage.core.context import Context
-from vantage.core.errors import UserError
+from vantage.core.errors import UserError, nearest
 from vantage.core.protocols import Prompts
+from vantage.core.scoring import scored
 from vantage.core.trajectories import Trajectories, concatenate
 from vantage.functions.groups import group_moments
-from vantage.rewards.mixing import Total
 
 
 @dataclass(frozen=True)
@@ -110,19 +110,24 @@ class Steps:
 class Refill:
     """Repeat a plan until `groups` groups have outcomes that differ; groups whose members all score the same are dropped.
 
-    Known as dynamic sampling (DAPO, arXiv 2503.14476, eq. 11). The share kept is recorded as `rollout/informative`. After
-    `rounds` plans the batch is what there is; a batch without any informative group keeps the last plan's groups, so that
-    a step never has nothing to show.
+    Known as dynamic sampling (DAPO, arXiv 2503.14476, eq. 11). The share kept is recorded as `rollout/informative`, what is
+    recorded of all that was drawn stands under `drawn/`. If no group is informative after `rounds` plans, the batch is the last
+    plan's, unfiltered.
 
     Attributes:
         plan: samples more groups; its `prompts` a round.
         groups: informative groups wanted.
         rounds: plans at most.
+        metric: whose values in a group must differ: a named reward, or "score" as the method's rewards make it.
+
+    Raises:
+        UserError: no reward has the name `metric`.
     """
 
     plan: Any = field(default_factory=Groups)
     groups: int = 16
     rounds: int = 4
+    metric: str = "score"
 
     def __post_init__(self) -> None:
         at_least("Refill.groups", self.groups, 1)
@@ -131,12 +136,12 @@ class Refill:
     def __call__(self, context: Context) -> Trajectories:
         """Sample until there is enough."""
         kept: list[Trajectories] = []
+        aside = context.under("drawn")
         found = drawn = 0
         batch: Trajectories | None = None
         for _ in range(self.rounds):
-            batch = context.verify(self.plan(context))
-            scored = Total()(batch, context)
-            _, std = group_moments(scored.score, scored.group)
+            batch = aside.verify(self.plan(context))
+            _, std = group_moments(self._values(batch, aside), batch.group)
             informative = std > 1e-6
             drawn += int(torch.unique(batch.group).numel())
             if informative.any():
@@ -150,9 +155,24 @@ class Refill:
         context.record("rollout/informative", found / max(drawn, 1))
         if not kept:
             assert batch is not None
+            context.observe(batch)
             return batch
         joined = concatenate(kept)
-        return joined.select(joined.group < self.groups)
+        joined = joined.select(joined.group < self.groups)
+        context.observe(joined)
+        return joined
+
+    def _values(self, batch: Trajectories, aside: Context) -> torch.Tensor:
+        judged = scored(batch, aside)
+        if self.metric == "score":
+            return judged.score
+        named = batch.get("rewards", {})
+        if self.metric not in named:
+            raise UserError(
+                f"Refill.metric={self.metric!r} is no reward of the task{nearest(self.metric, named)} (there are: "
+                f"{', '.join((*named, 'score'))})"
+            )
+        return named[self.metric]
 
 
 def set_temperature(context: Context, temperature: float) -> None:

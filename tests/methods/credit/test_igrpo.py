@@ -62,12 +62,14 @@ def test_the_first_of_the_best_stands_in_the_prompt() -> None:
         def texts(self, batch: Trajectories) -> list[str]:
             return [f"draft {number}" for number in batch.number.tolist()]
 
+    made = vantage.method("igrpo", prompts=2, drafts=3, template="{prompt} Before: {draft}")
     where: Any = context(
+        method=made,
         engine=Engine(),
         next_prompts=lambda count: Prompts(torch.tensor([4, 9]), ["What?", "Why?"]),
         verify=lambda b: b.replace(rewards={"r": scores}, length=torch.ones(6).long(), reward=torch.zeros(6, 1)),
     )
-    found = vantage.method("igrpo", prompts=2, drafts=3, template="{prompt} Before: {draft}").rollout(where)
+    found = made.rollout(where)
     assert asked[0].items == ["What?", "Why?"]
     assert asked[1].items == ["What? Before: draft 1", "Why? Before: draft 3"]
     assert asked[1].ids.tolist() == [4, 9]

@@ -141,6 +141,7 @@ def test_the_critic_is_taught_by_whole_answers_that_ended() -> None:
             "terminated": last.expand(2, -1) & torch.tensor([[True], [False]]),
             "truncated": last.expand(2, -1) & torch.tensor([[False], [True]]),
             "ended": torch.tensor([True, False]),
+            "score": torch.tensor([1.0, 0.0]),
         }
     )
     before = {name: value.clone() for name, value in policy.state_dict().items()}

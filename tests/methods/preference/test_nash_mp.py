@@ -145,8 +145,7 @@ def test_metrics_are_those_of_the_policys_own_answers() -> None:
             copy.embed[prompt, :, prompt % 5] = 9.0
         copy.head.zero_()
         copy.head[:5, :5] = 9.0 * torch.eye(5)
-    run.context.method.rollout(run.context)
-    metrics = run.context.metrics.collect()
+    metrics, _ = run.step()
     assert metrics["opponent/score"] == metrics["opponent/reward/right"] > 0.7
     assert metrics["score"] == metrics["reward/right"] < 0.4
 

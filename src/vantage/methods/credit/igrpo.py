@@ -24,11 +24,11 @@ from vantage.advantages.groups import GroupStandardized
 from vantage.core.context import Context
 from vantage.core.method import Method
 from vantage.core.protocols import Prompts, prefix_engine
+from vantage.core.scoring import scored
 from vantage.core.trajectories import Trajectories
 from vantage.methods.claim import Claim
 from vantage.methods.objectives.grpo import grpo
 from vantage.methods.registry import Paper, method
-from vantage.rewards.mixing import Total
 from vantage.rollouts.plans import Groups, at_least
 from vantage.rollouts.templates import Template
 
@@ -62,11 +62,11 @@ class BestDraft(Groups):
         engine = prefix_engine(context, "BestDraft")
         # The metrics of the step are those of the answers that are learnt from.
         aside = context.under("draft")
-        drafted = aside.verify(engine.sample(prompts, self.drafts, aside))
-        score = Total()(drafted, aside).score.view(len(prompts), self.drafts)
-        best, chosen = score.max(1)
-        aside.record("mean", score.mean())
-        aside.record("best", best.mean())
+        drafted = scored(engine.sample(prompts, self.drafts, aside), aside)
+        score = drafted.score.view(len(prompts), self.drafts)
+        best, chosen = score.nan_to_num(nan=-torch.inf).max(1)
+        aside.record("mean", score.nanmean())
+        aside.record("best", best.masked_fill(best == -torch.inf, torch.nan).nanmean())
         first = torch.arange(len(prompts), device=chosen.device) * self.drafts
         texts = engine.texts(drafted.select(first + chosen))
         items = [self.template(item, draft=text) for item, text in zip(prompts.items, texts, strict=True)]

@@ -25,13 +25,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vantage.core import columns
 from vantage.core.context import Context
 from vantage.core.errors import UserError
 from vantage.core.method import Method
 from vantage.core.protocols import Prompts
+from vantage.core.scoring import scored
 from vantage.core.trajectories import Trajectories, declare
-from vantage.core.walk import declared
 from vantage.functions.groups import group_sums
 from vantage.functions.rows import per_decision
 from vantage.functions.whitening import whiten
@@ -106,9 +105,9 @@ class SuccessTracker:
         # These are not the first step's answers, nor is their score its score.
         beside = context.under("start")
         for ids in torch.arange(size).split(chunk):
-            batch = beside.verify(context.engine.sample(context.task.prompts(ids), self.samples, beside))
-            right = _successes(_rewarded(batch, beside).score).view(len(ids), self.samples).sum(1)
-            wrong = self.samples - right
+            batch = context.engine.sample(context.task.prompts(ids), self.samples, beside)
+            score = _successes(scored(batch, beside).score).view(len(ids), self.samples)
+            right, wrong = score.nansum(1), (1 - score).nansum(1)
             self._records.write(ids.to(right.device), alpha=scale * (right + 0.5), beta=scale * (wrong + 0.5))
 
     def __call__(self, batch: Trajectories, context: Context) -> Trajectories:
@@ -123,6 +122,9 @@ class SuccessTracker:
 
     def fit(self, batch: Trajectories, context: Context) -> None:
         """Forget by the drift since each prompt's last visit, take in the scores, and store the answers."""
+        batch = batch.select(~torch.isnan(batch.score))
+        if not len(batch):
+            return
         ids, index, count = per_prompt(batch.prompt)
         right, size = group_sums(_successes(batch.score), batch.prompt)
         zeros = torch.zeros(count, device=batch.device)
@@ -157,16 +159,9 @@ class SuccessTracker:
         self._last.load_state_dict(state["last"])
 
 
-def _rewarded(batch: Trajectories, context: Context) -> Trajectories:
-    """Fill `score` by the method's rewards, as the road does."""
-    for reward in context.method.rewards:
-        batch = reward(columns.fill(batch, declared(reward, "columns"), context), context)
-    return batch
-
-
 def _successes(score: Tensor) -> Tensor:
-    """Return the scores [N], of which none may be outside of [0, 1] by more than rounding."""
-    outside = ~((score >= -_ROUNDING) & (score <= 1 + _ROUNDING))
+    """Return the scores [N], of which none may be outside of [0, 1] by more than rounding; missing ones stay NaN."""
+    outside = (score < -_ROUNDING) | (score > 1 + _ROUNDING)
     if bool(outside.any()):
         raise UserError(
             f"SuccessTracker: a row has the score {float(score[outside][0])}, and v is the share of successes: scores must"
@@ -221,7 +216,7 @@ class BatchStandardized:
         """Return the advantage [N, T]."""
         excess = (batch.score - batch.value[:, 0]).unsqueeze(-1)
         context.record("advantage/zero", (excess.abs() < 1e-6).float().mean())
-        return per_decision(whiten(excess, torch.ones_like(excess, dtype=torch.bool)).squeeze(-1), batch.mask)
+        return per_decision(whiten(excess, ~torch.isnan(excess)).squeeze(-1), batch.mask)
 
 
 @method(id="S066", papers=PAPER)

@@ -37,6 +37,7 @@ from vantage.functions.returns import gae
 from vantage.methods.claim import Claim
 from vantage.methods.objectives.grpo import grpo
 from vantage.methods.registry import Paper, method
+from vantage.rewards.mixing import Total
 from vantage.rollouts.plans import at_least, set_temperature
 from vantage.rollouts.replay import from_state, to_state
 
@@ -118,6 +119,15 @@ class Windows:
 
 
 @dataclass(frozen=True)
+class Pending:
+    """Rows that have not ended have no outcome yet: their score is 0 where it would be missing, and they are learnt from."""
+
+    def __call__(self, batch: Trajectories, context: Context) -> Trajectories:
+        """Fill `score`."""
+        return batch.replace(score=torch.where(batch.ended, batch.score, 0.0))
+
+
+@dataclass(frozen=True)
 class OutcomeCritic(FittedCritic):
     """Fills values, flat at a cut; after the update the critic is fitted to the outcome of the rows that ended.
 
@@ -134,7 +144,7 @@ class OutcomeCritic(FittedCritic):
 
     def fit(self, batch: Trajectories, context: Context) -> None:
         """Fit to the discounted outcome over all tokens of the rows that ended; without any, nothing is learnt."""
-        batch = batch.select(batch.ended)
+        batch = batch.select(batch.ended & ~torch.isnan(batch.score))
         if not len(batch):
             return
         whole = own(batch)
@@ -166,6 +176,7 @@ def t_ppo(
         1, 1, lr=lr, beta=0.0, eps=eps, epochs=epochs, minibatches=minibatches, micro_batch=micro_batch
     ).replace(
         rollout=Windows(rows, window, temperature),
+        rewards=(Total(), Pending()),
         values=OutcomeCritic(critic_epochs, critic_minibatch, critic_lr, gamma=gamma),
         advantage=GAE(gamma, lam),
         averaging="token-mean",

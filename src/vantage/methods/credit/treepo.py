@@ -27,7 +27,7 @@ from vantage.core.context import Context
 from vantage.core.errors import UserError
 from vantage.core.method import Method
 from vantage.core.trajectories import Trajectories
-from vantage.functions.groups import group_moments
+from vantage.functions.groups import group_moments, group_sums
 from vantage.functions.rows import per_decision
 from vantage.methods.claim import Claim
 from vantage.methods.objectives.dapo import dapo
@@ -78,7 +78,7 @@ class TreeAdvantage:
         total, norm = torch.zeros_like(score), torch.zeros_like(score)
         for depth, (key, there) in enumerate(path_keys(group, path)):
             mean, std = group_moments(score, key)
-            size = torch.bincount(key)[key].float()
+            size = group_sums(score, key)[1]
             counts = there & (size > 1)
             if self.differing:
                 counts &= std > 1e-6

@@ -23,12 +23,12 @@ from torch import Tensor
 from vantage.core.context import Context
 from vantage.core.method import Method
 from vantage.core.protocols import Evaluation, prefix_engine
+from vantage.core.scoring import scored
 from vantage.core.trajectories import Trajectories
 from vantage.functions.divergences import divergence
 from vantage.methods.claim import Claim
 from vantage.methods.objectives.grpo import grpo
 from vantage.methods.registry import Paper, method
-from vantage.rewards.mixing import Total
 from vantage.rollouts.plans import at_least
 from vantage.rollouts.segments import StepsByToken, first_places
 
@@ -77,7 +77,7 @@ class VineValues:
         context.record("vine/shared", 1 - len(one) / max(len(row), 1))
         # What is not estimated has the row's score, and the state after the last step 0.
         value = batch.score.float().unsqueeze(-1).repeat(1, start.shape[1] + 1)
-        value[row, step] = found[same]
+        value[row, step] = torch.where(torch.isnan(found[same]), value[row, step], found[same])
         value.scatter_(1, steps.unsqueeze(-1), 0.0)
         return batch.replace(segment=segment, value=value.gather(1, segment), next_value=value.gather(1, segment + 1))
 
@@ -85,8 +85,8 @@ class VineValues:
         """Return the mean score of continuations from these states [K]; their own metrics stand under `vine/`."""
         aside = context.under("vine")
         tails = prefix_engine(context, "VineValues").resume(batch, rows, places, self.count, aside)
-        score = self._finished(tails, Total()(aside.verify(tails), aside).score)
-        return score.view(len(rows), self.count).mean(1)
+        score = self._finished(tails, scored(tails, aside).score)
+        return score.view(len(rows), self.count).nanmean(1)
 
     def _finished(self, batch: Trajectories, score: Tensor) -> Tensor:
         return score if self.unfinished is None else torch.where(batch.terminated.any(-1), score, self.unfinished)

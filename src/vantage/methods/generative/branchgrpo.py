@@ -148,8 +148,13 @@ def node_values(batch: Trajectories, weighted: bool) -> Tensor:
     # The share of a leaf in a node is the product, over the splits below the node, of its branch's share among siblings.
     share = branch_shares(batch, weighted)
     below = torch.cat([share[:, 1:], torch.ones_like(share[:, :1])], 1).flip(1).cumprod(1).flip(1)
-    weighed = (batch.score.float().unsqueeze(-1) * below).flatten()
-    return group_sums(weighed, edge.flatten())[0].reshape(rows, steps)
+    score = batch.score.float().unsqueeze(-1)
+    weighed = group_sums((score * below).flatten(), edge.flatten())[0].reshape(rows, steps)
+    if not bool(torch.isnan(score).any()):
+        return weighed
+    # A leaf without a score is left out: the shares of the others make up the whole.
+    there = below.masked_fill(torch.isnan(score), torch.nan)
+    return weighed / group_sums(there.flatten(), edge.flatten())[0].reshape(rows, steps)
 
 
 def branch_shares(batch: Trajectories, weighted: bool) -> Tensor:

@@ -38,13 +38,19 @@ PAPER = Paper(
     weight_decay=0.1,
 )
 def dapo(
-    base: Method, eps_low: float = 0.2, eps_high: float = 0.28, rounds: int = 10, overlong_buffer: int = 0
+    base: Method,
+    eps_low: float = 0.2,
+    eps_high: float = 0.28,
+    rounds: int = 10,
+    metric: str = "score",
+    overlong_buffer: int = 0,
 ) -> Method:
     """Compose DAPO. eps_low, eps_high: clip range; rounds: plans drawn at most until the batch is full of
-    informative groups; overlong_buffer: tokens before the limit in which length is punished (4096 of 20480 in the
-    paper), 0 for none."""
+    informative groups; metric: what must differ within such a group, a named reward of the task or "score" (the
+    authors filter by accuracy, not by the shaped score); overlong_buffer: tokens before the limit in which length is
+    punished (4096 of 20480 in the paper), 0 for none."""
     return base.replace(
-        rollout=Refill(base.rollout, groups=base.rollout.prompts, rounds=rounds),
+        rollout=Refill(base.rollout, groups=base.rollout.prompts, rounds=rounds, metric=metric),
         rewards=(*base.rewards, Overlong(overlong_buffer)) if overlong_buffer else base.rewards,
         objective=Clip(eps_low, eps_high),
         averaging="token-mean",

@@ -98,7 +98,9 @@ class SmoothStandardized:
         merged = (earlier * past["mean"] + mu) / visits
         between = earlier / visits * (mu - past["mean"]).square()
         variance = (earlier * past["variance"] + sd.square() + between) / visits
-        self._records.write(ids, mean=merged, variance=variance, visits=visits)
+        # A visit none of whose answers has a score is none.
+        seen = torch.zeros(count, device=score.device).index_add(0, index, (~torch.isnan(score)).float()) > 0
+        self._records.write(ids[seen], mean=merged[seen], variance=variance[seen], visits=visits[seen])
         new = standardize(score - mean, std)
         total = standardize(score - merged[index], variance.sqrt()[index])
         share = (1 / visits)[index]

@@ -54,6 +54,7 @@ def weighted_baseline(score: Tensor, weight: Tensor, group: Tensor, leave_one_ou
 
     Where the weights of the others are all 0 it is their plain mean; a group of one has 0.
     """
+    weight = weight.masked_fill(torch.isnan(score), 0.0)
     total, _ = group_sums(weight, group)
     scored, _ = group_sums(weight * score, group)
     if not leave_one_out:
@@ -61,7 +62,9 @@ def weighted_baseline(score: Tensor, weight: Tensor, group: Tensor, leave_one_ou
     others = total - weight
     plain = leave_one_out_mean(score, group)
     empty = others <= 1e-6 * total
-    return torch.where(empty, plain, (scored - weight * score) / others.masked_fill(empty, 1.0))
+    return torch.where(
+        empty, plain, (scored - torch.nan_to_num(weight * score, nan=0.0)) / others.masked_fill(empty, 1.0)
+    )
 
 
 @component

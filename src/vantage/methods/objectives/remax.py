@@ -20,12 +20,12 @@ from torch import Tensor
 
 from vantage.core.context import Context
 from vantage.core.method import Method
+from vantage.core.scoring import scored
 from vantage.core.trajectories import Trajectories, own
 from vantage.methods.claim import Claim
 from vantage.methods.objectives.grpo import grpo
 from vantage.methods.registry import Paper, method
 from vantage.objectives.surrogates import PolicyGradient
-from vantage.rewards.mixing import Total
 from vantage.rollouts.plans import Groups
 
 PAPER = Paper(
@@ -46,8 +46,7 @@ class GreedyCompanion(Groups):
         sampled = context.verify(context.engine.sample(prompts, self.size, context))
         # The metrics of the step are those of the answers that are learnt from.
         aside = context.under("greedy")
-        greedy = aside.verify(context.engine.sample(prompts, 1, aside, greedy=True))
-        score = Total()(greedy, aside).score
+        score = scored(context.engine.sample(prompts, 1, aside, greedy=True), aside).score
         return sampled.replace(baseline=score.repeat_interleave(self.size))
 
 
@@ -72,7 +71,8 @@ class GreedyBaseline:
 
     def __call__(self, batch: Trajectories, context: Context) -> Tensor:
         """Return G [N, T]."""
-        difference = (batch.score - batch.baseline).clamp(-self.limit, self.limit)
+        # Nothing is known of an answer whose greedy companion has no score.
+        difference = torch.nan_to_num(batch.score - batch.baseline, nan=0.0).clamp(-self.limit, self.limit)
         # The discount counts decisions of the policy, not what the environment inserted.
         left = own(batch).flip(1).cumsum(1).flip(1)
         discount = self.gamma**left

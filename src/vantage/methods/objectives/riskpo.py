@@ -123,7 +123,8 @@ class BundleRisk:
         self.tracker.update(papers.reshape(-1))
         context.record("risk/low", low.mean())
         context.record("risk/high", high.mean())
-        return per_decision(credit, batch.mask)
+        # A paper of which an answer is missing has no score, and none of its answers a credit.
+        return per_decision(torch.nan_to_num(credit, nan=0.0), batch.mask)
 
     def _quantile(self, papers: Tensor, level: float) -> Tensor:
         """Return the quantile that papers [bundles, answers] are compared with: [bundles, 1] or a scalar."""

@@ -37,6 +37,7 @@ from vantage.functions.rows import row_logp
 from vantage.methods.claim import Claim
 from vantage.methods.registry import Paper, method
 from vantage.objectives.likelihood import NoCredit
+from vantage.rewards.mixing import Total
 from vantage.rollouts.pairs import Duels
 from vantage.rollouts.plans import Shuffled
 from vantage.updates.gradient import GradientUpdate
@@ -101,7 +102,7 @@ def nash_mp(
     return Method(
         prompts=Shuffled(),
         rollout=Duels(prompts, group_size, temperature, OPPONENT),
-        rewards=(),
+        rewards=(Total(),),
         values=None,
         advantage=NoCredit(),
         objective=ProximalDuel(beta, c),

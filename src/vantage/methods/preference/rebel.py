@@ -26,6 +26,7 @@ from vantage.core.context import Context
 from vantage.core.method import Method
 from vantage.core.protocols import Evaluation
 from vantage.core.trajectories import Trajectories
+from vantage.functions.groups import group_sums
 from vantage.functions.rows import row_logp
 from vantage.methods.claim import Claim
 from vantage.methods.registry import Paper, method
@@ -56,6 +57,12 @@ class Unfinished:
         return batch.replace(score=torch.where(batch.truncated.any(-1), self.score, batch.score))
 
 
+def both_scored(batch: Trajectories, context: Context) -> Trajectories:
+    """Rewards: a pair of which one answer has no score (NaN) has none at all."""
+    lacks = group_sums(torch.isnan(batch.score).float(), batch.group)[0] > 0
+    return batch.replace(score=batch.score.masked_fill(lacks, torch.nan))
+
+
 @component
 class Whiten:
     """Rewards: `score` over its standard deviation in the batch (population, eps 1e-8 in the variance).
@@ -68,7 +75,7 @@ class Whiten:
 
     def __call__(self, batch: Trajectories, context: Context) -> Trajectories:
         """Replace `score`."""
-        var, mean = torch.var_mean(batch.score, correction=0)
+        var, mean = torch.var_mean(batch.score[~torch.isnan(batch.score)], correction=0)
         white = (batch.score - mean) * torch.rsqrt(var + 1e-8)
         return batch.replace(score=white if self.shift_mean else white + mean)
 
@@ -121,7 +128,7 @@ def rebel(
     return Method(
         prompts=Shuffled(),
         rollout=Groups(prompts, 2, temperature),
-        rewards=(Total(), *cut, *penalty, *((Whiten(),) if whiten else ())),
+        rewards=(Total(), *cut, *penalty, *((Whiten(),) if whiten else ()), both_scored),
         values=None,
         advantage=NoCredit(),
         objective=RelativeRewards(eta),

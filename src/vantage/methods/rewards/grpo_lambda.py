@@ -59,7 +59,7 @@ class BestSolvedShorter:
     def __call__(self, batch: Trajectories, context: Context) -> Trajectories:
         """Return the batch with the lowered scores."""
         correct = batch.score >= self.correct_at
-        rank_by = group_mean(correct.float(), batch.group)
+        rank_by = group_mean(correct.float().masked_fill(torch.isnan(batch.score), torch.nan), batch.group)
         penalised = self._best(rank_by, batch) if self.threshold is None else rank_by >= self.threshold
         length = own(batch).sum(-1).float()
         mean, std = group_moments(length.masked_fill(~correct, torch.nan), batch.group, ddof=0)

@@ -18,16 +18,17 @@ the fresh answers', `batch/score` that of all.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vantage.core.context import Context, Metrics
+from vantage.core.context import Context
 from vantage.core.errors import UserError
 from vantage.core.method import Method
 from vantage.core.protocols import Evaluation
+from vantage.core.scoring import memory_kept, scored
 from vantage.core.trajectories import Trajectories, concatenate
 from vantage.functions.divergences import divergence
 from vantage.functions.groups import group_index
@@ -103,7 +104,7 @@ def _placed(order: Tensor, ranks: Tensor) -> Tensor:
 class PromptReplay:
     """Fresh groups, then for each of their prompts the replayed answers; `source` [N] is 1 for those.
 
-    The strategies go by the plain sum of an answer's named rewards.
+    The strategies go by the score that the method's rewards gave an answer when it was fresh; an answer without is not kept.
 
     Attributes:
         plan: gathers fresh groups.
@@ -138,12 +139,12 @@ class PromptReplay:
 
     def __call__(self, context: Context) -> Trajectories:
         """Gather fresh groups and put replayed rows behind them."""
-        # The method's rewards score these rows again, and record it.
-        unrecorded = replace(context, metrics=Metrics())
-        fresh = Total()(context.verify(self.plan(context)), unrecorded)
+        fresh = context.verify(self.plan(context))
         index, groups = group_index(fresh.group)
         zeros = torch.zeros(len(fresh), device=fresh.device)
         fresh = fresh.replace(group=index, source=zeros.long(), weight=zeros + 1)
+        # Only to choose by: the loop scores these rows, and records it.
+        fresh = fresh.replace(score=scored(fresh, context.under("")).score)
         queues = self._memory["queues"]
         prompts, first = _distinct(fresh.prompt, index)
         slots, there = queues.slots(prompts)
@@ -159,7 +160,7 @@ class PromptReplay:
             ones = torch.ones(len(old), device=fresh.device)
             group = first[owner] if self.mixed else groups + owner
             old = old.replace(group=group, source=ones.long(), weight=self.weight * ones)
-        queues.push(fresh)
+        queues.push(fresh.select(~torch.isnan(fresh.score)))
         context.record("rollout/replayed", 0.0 if old is None else len(old) / (len(fresh) + len(old)))
         return fresh if old is None else concatenate([fresh, old])
 
@@ -193,7 +194,8 @@ class FreshRecorded:
 
     def __call__(self, batch: Trajectories, context: Context) -> Trajectories:
         """Fill `score` and `reward`."""
-        self.reward(batch.select(batch.source == 0), context)
+        with memory_kept(self.reward):
+            self.reward(batch.select(batch.source == 0), context)
         found: Trajectories = self.reward(batch, context.under("batch"))
         return found
 

@@ -28,12 +28,12 @@ from vantage.core.context import Context
 from vantage.core.errors import UserError, nearest
 from vantage.core.method import Method
 from vantage.core.protocols import Prompts
+from vantage.core.scoring import scored
 from vantage.core.trajectories import Trajectories, concatenate
 from vantage.functions.groups import group_index
 from vantage.methods.claim import Claim
 from vantage.methods.objectives.grpo import grpo
 from vantage.methods.registry import Paper, method
-from vantage.rewards.mixing import Total
 from vantage.rollouts.plans import Groups, at_least
 from vantage.rollouts.templates import Template
 
@@ -118,21 +118,24 @@ class Scaffolded(Groups):
     def __call__(self, context: Context) -> Trajectories:
         """Sample, and rescue; `hint` [N] is the level of a rescued row, -1 for others; metrics of hinted answers: `rescue/`."""
         prompts = context.next_prompts(self.prompts)
-        batch = context.verify(context.engine.sample(prompts, self.size, context))
+        batch = context.engine.sample(prompts, self.size, context)
         batch = batch.replace(hint=torch.full((len(batch),), -1, device=batch.device))
         if context.step < self.warmup:
             return batch
+        aside = context.under("drawn")
+        batch = aside.verify(batch)
         index, groups = group_index(batch.group)
-        right = (Total()(batch, context).score >= self.right_at).float()
+        right = (scored(batch, aside).score >= self.right_at).float()
         failed = (torch.zeros(groups, device=batch.device).index_add(0, index, right) == 0).nonzero().squeeze(-1)
         context.record("rescue/failed", len(failed) / groups)
         hinted, owner, level = self._hinted(prompts, failed.tolist(), context)
         if not len(hinted):
+            context.observe(batch)
             return batch
         aside = context.under("rescue")
         tried = aside.verify(context.engine.sample(hinted, 1, aside))
         owner, level = owner.to(batch.device), level.to(batch.device)
-        won = (Total()(tried, aside).score >= self.right_at).nonzero().squeeze(-1)
+        won = (scored(tried, aside).score >= self.right_at).nonzero().squeeze(-1)
         # Levels rise within a group, so its first success is at its lowest level.
         best = failed.new_full((groups,), len(tried)).scatter_reduce(0, owner[won], won, "amin")
         saved = best < len(tried)
@@ -141,7 +144,9 @@ class Scaffolded(Groups):
         first = rows.new_full((groups,), len(batch)).scatter_reduce(0, index, rows, "amin")[saved]
         rescued = tried.select(best[saved]).replace(group=batch.group[first], hint=level[best[saved]])
         place = rows.index_copy(0, first, len(batch) + torch.arange(len(first), device=batch.device))
-        return concatenate([batch, rescued]).select(place) if len(first) else batch
+        batch = concatenate([batch, rescued]).select(place) if len(first) else batch
+        context.observe(batch)
+        return batch
 
     def _hinted(self, prompts: Prompts, asked: list[int], context: Context) -> tuple[Prompts, Tensor, Tensor]:
         """Return the hinted prompts of these groups, with the group and the level of each."""

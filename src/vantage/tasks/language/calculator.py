@@ -18,7 +18,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from vantage.core.context import Context
 from vantage.core.errors import UserError
@@ -117,10 +116,10 @@ class CalculatorTask(LanguageTask):
         self._engine = CalculatorEngine(policy, self.turns, sampling=self._sampling(), **given)
         return self._engine
 
-    def score(self, batch: Trajectories, context: Context) -> dict[str, Tensor]:
-        """Return the named rewards [N]; the mean number of calls is recorded as `rollout/calls`."""
+    def observe(self, batch: Trajectories, context: Context) -> None:
+        """Record the mean number of calls too, as `rollout/calls`."""
         context.record("rollout/calls", last_turn(batch).float().mean())
-        return super().score(batch, context)
+        super().observe(batch, context)
 
     def _figures(self, problems: Sequence[Problem], found: Any, texts: Sequence[str], samples: int) -> dict[str, float]:
         """The figures of every language task, and `calls`: mean number of questions that were answered."""

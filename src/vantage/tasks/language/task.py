@@ -111,10 +111,13 @@ class LanguageTask:
         named, errors = self._judge([found[number] for number in numbers], texts)
         if self.verifier is not None:
             context.record("verifier/errors", sum(errors) / max(len(errors), 1))
+        return {name: torch.tensor(values, dtype=torch.float32, device=batch.device) for name, values in named.items()}
+
+    def observe(self, batch: Trajectories, context: Context) -> None:
+        """Record the mean length of completions, and the share that ended by itself."""
         context.record("length", batch.length.float().mean())
         if "terminated" in batch:
             context.record("finished", batch.terminated.any(-1).float().mean())
-        return {name: torch.tensor(values, dtype=torch.float32, device=batch.device) for name, values in named.items()}
 
     def _decoded(self, batch: Trajectories, policy: Any) -> list[str]:
         rows = [row[:size] for row, size in zip(batch.action.tolist(), batch.length.tolist(), strict=True)]
