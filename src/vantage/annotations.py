@@ -173,11 +173,12 @@ def _ranged(inner: Check | None, metadata: tuple[Any, ...]) -> Check:
     """Add to the check of a kind the ranges, choices and conditions that stand beside it."""
     marks = [part for mark in metadata for part in (mark if isinstance(mark, GroupedMetadata) else (mark,))]
     tests = [test for mark in marks if (test := _test(mark, _range_text(marks))) is not None]
+    number = any(isinstance(mark, Gt | Ge | Lt | Le) for mark in marks)
     kind = inner or _kind("anything", lambda value: True)
 
     def wrong(place: str, value: Any) -> str | None:
         problem = kind.wrong(place, value)
-        if problem is None and not callable(value):
+        if problem is None and not (number and callable(value)):
             for right, refuse in tests:
                 if not right(value):
                     return refuse(place, value)

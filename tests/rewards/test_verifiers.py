@@ -76,7 +76,7 @@ def test_regex() -> None:
     graded = Regex(r"<answer>(?P<answer>.*?)</answer>", case=False)
     assert graded(Asked("b"), "<ANSWER> B </ANSWER>") == 1.0
     assert graded(Asked("b"), "<answer>c</answer>") == 0.0
-    with pytest.raises(UserError, match=r"pattern='\(' is not a regular expression"):
+    with pytest.raises(UserError, match=r"pattern='\(': not a regular expression"):
         Regex("(")
 
 
@@ -269,7 +269,7 @@ def test_rewards() -> None:
         (["math", "math"], "'math' is taken"),
         (["=math"], "empty"),
         (["a*x=math"], "weight 'x' is not a number"),
-        ([], "no verifier"),
+        ([], "verifiers is empty"),
         (["a=mth"], "did you mean math"),
     ):
         with pytest.raises(UserError, match=message):

@@ -153,7 +153,7 @@ def test_a_resumed_run_replays_the_same_rows(tmp_path) -> None:
 
 
 def test_settings_out_of_range_are_refused() -> None:
-    with pytest.raises(UserError, match=r"share=1\.0 is out of range: 0 to below 1"):
+    with pytest.raises(UserError, match=r"share=1\.0 is out of range: at least 0, below 1"):
         RecentReplay(share=1.0)
     with pytest.raises(UserError, match="window=0"):
         RecentReplay(window=0)

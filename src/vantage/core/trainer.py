@@ -11,14 +11,16 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
+from vantage.annotations import at_least
 from vantage.core import checkpoint, columns
+from vantage.core.component import component
 from vantage.core.context import Context
-from vantage.core.errors import CheckpointError, TrainingError, UserError
+from vantage.core.errors import CheckpointError, TrainingError
 from vantage.core.method import Method
 from vantage.core.protocols import Engine, Policy, Task
 from vantage.core.runlog import RunLog
@@ -27,7 +29,7 @@ from vantage.core.trajectories import Trajectories
 from vantage.core.walk import prepare, states
 
 
-@dataclass(frozen=True)
+@component
 class Schedule:
     """When a run saves, evaluates and stops. Counts are steps of the road; 0 means never (evaluation: only at the ends).
 
@@ -40,19 +42,11 @@ class Schedule:
         keep: how many checkpoints are kept.
     """
 
-    steps: int
-    save_every: int = 0
-    evaluate_every: int = 0
-    evaluate_samples: int = 0
-    keep: int = 2
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "keep"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)} is out of range: at least 1")
-        for name in ("save_every", "evaluate_every", "evaluate_samples"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name}={getattr(self, name)} is out of range: at least 0")
+    steps: Annotated[int, at_least(1)]
+    save_every: Annotated[int, at_least(0)] = 0
+    evaluate_every: Annotated[int, at_least(0)] = 0
+    evaluate_samples: Annotated[int, at_least(0)] = 0
+    keep: Annotated[int, at_least(1)] = 2
 
 
 @dataclass

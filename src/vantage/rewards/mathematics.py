@@ -7,8 +7,7 @@ import re
 import threading
 from typing import Annotated, Any, ClassVar
 
-from vantage.annotations import at_least, at_most
-from vantage.core.component import component
+from vantage.core import between, component
 from vantage.core.errors import require
 from vantage.rewards import equality
 from vantage.rewards.textual import Graded
@@ -30,7 +29,7 @@ class Math:
         ValueError: the reference answer cannot be read as mathematics.
     """
 
-    seconds: Annotated[int, at_least(1), at_most(3600)] = 5
+    seconds: Annotated[int, between(1, 3600)] = 5
     isolated: ClassVar[bool] = True
 
     def prepare(self) -> None:

@@ -10,14 +10,13 @@ import json
 import secrets
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
+from vantage.core import between, checked_by, component, one_of
 from vantage.core.errors import UserError, nearest
 from vantage.rewards.fences import answer_block
 from vantage.rewards.sandbox import ISOLATION, Limits, run_python, strongest_isolation
-from vantage.rewards.specs import within
 from vantage.rewards.textual import Graded
 
 
@@ -56,7 +55,7 @@ def load_function(path: str) -> Callable[..., Any]:
     return function  # type: ignore[no-any-return]
 
 
-@dataclass(frozen=True)
+@component(label="verifier python")
 class PythonFunction:
     """A function of the user's, called with (problem, completion): a number, a truth value, named numbers, or None.
 
@@ -64,11 +63,8 @@ class PythonFunction:
         UserError: the path names no function.
     """
 
-    path: str
+    path: Annotated[str, checked_by(load_function)]
     isolated: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        load_function(self.path)
 
     def prepare(self) -> None:
         """Import the module ahead of the first call."""
@@ -114,7 +110,12 @@ _out.flush()
 """
 
 
-@dataclass(frozen=True)
+def _works_here(isolation: str) -> None:
+    if isolation == "auto":
+        strongest_isolation()
+
+
+@component(label="verifier code")
 class Code:
     """Run the completion's Python against the problem's tests in the sandbox.
 
@@ -142,21 +143,11 @@ class Code:
         ValueError (when called): the problem has no tests, or they cannot be read.
     """
 
-    seconds: float = 2.0
-    memory_mb: int = 512
+    seconds: Annotated[float, between(0.01, 3600)] = 2.0
+    memory_mb: Annotated[int, between(64, 1 << 20)] = 512
     partial: bool = False
-    isolation: str = "auto"
+    isolation: Annotated[str, one_of(("auto", *ISOLATION)), checked_by(_works_here)] = "auto"
     isolated: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        within("verifier code", "seconds", self.seconds, 0.01, 3600.0)
-        within("verifier code", "memory_mb", self.memory_mb, 64, 1 << 20)
-        if self.isolation == "auto":
-            strongest_isolation()
-        elif self.isolation not in ISOLATION:
-            raise UserError(
-                f"verifier code: unknown isolation {self.isolation!r} (known: auto, {', '.join(ISOLATION)})"
-            )
 
     def __call__(self, problem: Graded, completion: str) -> float:
         """Return 1.0 when all tests pass, else 0.0; with `partial`, the share that passes."""

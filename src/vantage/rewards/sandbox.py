@@ -27,8 +27,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Annotated
 
+from vantage.core import between, component
 from vantage.core.errors import UserError, nearest
 
 ISOLATION = ("namespaces", "landlock", "rlimits")
@@ -42,7 +43,7 @@ class SandboxError(RuntimeError):
     """The sandbox itself failed, whatever the program was."""
 
 
-@dataclass(frozen=True)
+@component(label="limits")
 class Limits:
     """What a program may use. Every limit is a hard one; passing it ends the program or refuses the call.
 
@@ -55,24 +56,12 @@ class Limits:
         output_bytes: bytes of standard output and standard error, each.
     """
 
-    cpu_seconds: float = 2.0
-    wall_seconds: float = 4.0
-    memory_bytes: int = 512 << 20
-    processes: int = 8
-    file_bytes: int = 16 << 20
-    output_bytes: int = 1 << 20
-
-    def __post_init__(self) -> None:
-        for name, low, high in (
-            ("cpu_seconds", 0.01, 86400.0),
-            ("wall_seconds", 0.01, 86400.0),
-            ("memory_bytes", 64 << 20, 1 << 50),
-            ("processes", 1, 1 << 16),
-            ("file_bytes", 4096, 1 << 50),
-            ("output_bytes", 1, 1 << 40),
-        ):
-            if not low <= getattr(self, name) <= high:
-                raise UserError(f"limit {name}={getattr(self, name)} is out of range: between {low} and {high}")
+    cpu_seconds: Annotated[float, between(0.01, 86400)] = 2.0
+    wall_seconds: Annotated[float, between(0.01, 86400)] = 4.0
+    memory_bytes: Annotated[int, between(64 << 20, 1 << 50)] = 512 << 20
+    processes: Annotated[int, between(1, 1 << 16)] = 8
+    file_bytes: Annotated[int, between(4096, 1 << 50)] = 16 << 20
+    output_bytes: Annotated[int, between(1, 1 << 40)] = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -96,10 +85,13 @@ class SandboxResult:
     cpu_seconds: float = 0.0
 
 
+_LIMITS = Limits()
+
+
 def run_python(
     code: str,
     stdin: str = "",
-    limits: Limits = Limits(),
+    limits: Limits = _LIMITS,
     *,
     isolation: str = "auto",
     readable: Sequence[str | os.PathLike[str]] = (),

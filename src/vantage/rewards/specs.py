@@ -13,18 +13,6 @@ from vantage.core.errors import UserError, nearest, unknown
 _TRUE, _FALSE = ("true", "yes", "1", "on"), ("false", "no", "0", "off")
 
 
-def within(kind: str, name: str, value: float, low: float, high: float) -> None:
-    """Check the range of a setting.
-
-    Raises:
-        UserError: the value is not a number in [low, high]; the message names the range.
-    """
-    whole = isinstance(low, int) and isinstance(high, int)
-    if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or not low <= value <= high:
-        number = "an integer" if whole else "a number"
-        raise UserError(f"{kind}: {name}={value!r} is out of range: it must be {number} from {low} to {high}")
-
-
 def parse(
     kind: str, text: str, known: Mapping[str, Callable[..., Any]], primary: Mapping[str, str]
 ) -> tuple[str, dict[str, str]]:

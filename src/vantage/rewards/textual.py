@@ -12,9 +12,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Annotated, Any, ClassVar, Protocol
 
-from vantage.core.errors import UserError, require
+from vantage.core import checked_by, component
+from vantage.core.errors import require
 from vantage.rewards.fences import answer_block
 
 
@@ -70,7 +71,14 @@ class Exact:
         return text if self.case else text.casefold()
 
 
-@dataclass(frozen=True)
+def _regular(pattern: str) -> None:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"not a regular expression: {error}") from None
+
+
+@component(label="verifier regex")
 class Regex:
     """Whether the completion holds the pattern; with a group named `answer`, whether that group is the reference answer.
 
@@ -80,23 +88,14 @@ class Regex:
         UserError: the pattern is not a regular expression.
     """
 
-    pattern: str
+    pattern: Annotated[str, checked_by(_regular)]
     full: bool = False
     case: bool = True
     isolated: ClassVar[bool] = True
 
-    def __post_init__(self) -> None:
-        try:
-            self._compiled()
-        except re.error as error:
-            raise UserError(f"verifier regex: pattern={self.pattern!r} is not a regular expression: {error}") from None
-
-    def _compiled(self) -> re.Pattern[str]:
-        return re.compile(self.pattern, re.DOTALL | (0 if self.case else re.IGNORECASE))
-
     def __call__(self, problem: Graded, completion: str) -> float:
         """Return 1.0 when the pattern (and its answer) is there, else 0.0."""
-        pattern = self._compiled()
+        pattern = re.compile(self.pattern, re.DOTALL | (0 if self.case else re.IGNORECASE))
         text = completion.strip()
         match = pattern.fullmatch(text) if self.full else pattern.search(text)
         if match is None:
@@ -115,7 +114,15 @@ def _is_json(text: str) -> bool:
     return True
 
 
-@dataclass(frozen=True)
+def _schema(path: str) -> Any:
+    """Return the validator of a schema's file, None without one."""
+    try:
+        return _validator(Path(path).read_text("utf-8")) if path else None
+    except OSError as error:
+        raise ValueError(str(error)) from None
+
+
+@component(label="verifier json-schema")
 class JsonSchema:
     """Whether the completion is JSON that satisfies a schema.
 
@@ -129,32 +136,20 @@ class JsonSchema:
         UserError: the file is not there, or is not a JSON schema.
     """
 
-    schema: str = ""
+    schema: Annotated[str, checked_by(_schema)] = ""
     isolated: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        if self.schema:
-            self._checked()
 
     def prepare(self) -> None:
         """Import the library ahead of the first call."""
         require("jsonschema", "language")
 
-    def _checked(self) -> Any:
-        try:
-            text = Path(self.schema).read_text("utf-8")
-            return _validator(text)
-        except (OSError, ValueError) as error:
-            raise UserError(f"verifier json-schema: schema={self.schema!r}: {error}") from None
-
     def __call__(self, problem: Graded, completion: str) -> float:
         """Return 1.0 when the JSON satisfies the schema, else 0.0."""
-        if self.schema:
-            validator = self._checked()
-        elif "schema" in problem.fields:
+        validator = _schema(self.schema)
+        if validator is None and "schema" in problem.fields:
             schema = problem.fields["schema"]
             validator = _validator(schema if isinstance(schema, str) else json.dumps(schema))
-        else:
+        if validator is None:
             raise ValueError("no schema: give the verifier one, or the problem a field `schema`")
         try:
             value = json.loads(answer_block(completion, ("json",), _is_json))

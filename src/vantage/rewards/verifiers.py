@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
+from vantage.core import component, not_empty
 from vantage.core.errors import UserError, unknown
 from vantage.rewards.choice import MultipleChoice
 from vantage.rewards.mathematics import Math
@@ -104,7 +105,7 @@ def _number(name: str, value: Any) -> float:
     return number
 
 
-@dataclass(frozen=True)
+@component(label="rewards")
 class Rewards:
     """Several verifiers by name, recorded apart and summed by weight.
 
@@ -112,12 +113,10 @@ class Rewards:
         UserError: no verifier, a weight for a name that is not there, or a weight that is not finite.
     """
 
-    verifiers: Mapping[str, Verifier]
+    verifiers: Annotated[Mapping[str, Verifier], not_empty]
     weights: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not self.verifiers:
-            raise UserError("rewards: there is no verifier")
         for name, weight in self.weights.items():
             if name.partition("/")[0] not in self.verifiers:
                 raise unknown("reward", name, self.verifiers, "the weights")

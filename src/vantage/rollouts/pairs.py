@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 
+from vantage.core import above, at_least, component
 from vantage.core.context import Context
-from vantage.core.errors import UserError
 from vantage.core.scoring import scored
 from vantage.core.trajectories import FRESH, STORED, Trajectories, concatenate
 from vantage.functions.parameters import twins
 from vantage.rollouts.offline import stored_engine
-from vantage.rollouts.plans import at_least, set_temperature
+from vantage.rollouts.plans import set_temperature
 
 
-@dataclass(frozen=True)
+@component
 class StoredPairs:
     """The next `prompts` stored pairs, each once an epoch: rows 2 i and 2 i + 1 are the chosen and the rejected answer.
 
@@ -25,10 +25,7 @@ class StoredPairs:
         prompts: pairs a step, at least 1.
     """
 
-    prompts: int = 64
-
-    def __post_init__(self) -> None:
-        at_least("StoredPairs.prompts", self.prompts, 1)
+    prompts: Annotated[int, at_least(1)] = 64
 
     @property
     def size(self) -> int:
@@ -40,7 +37,7 @@ class StoredPairs:
         return stored_engine(context, "StoredPairs").read(context.next_prompts(self.prompts).ids, context)
 
 
-@dataclass(frozen=True)
+@component
 class PairsAndFresh:
     """Stored pairs and, behind them, fresh samples of the policy for further prompts, in one batch.
 
@@ -54,14 +51,10 @@ class PairsAndFresh:
         temperature: of the samples.
     """
 
-    pairs: int = 64
-    fresh: int = 64
-    samples: int = 2
-    temperature: float = 1.0
-
-    def __post_init__(self) -> None:
-        for name in ("pairs", "fresh", "samples"):
-            at_least(f"PairsAndFresh.{name}", getattr(self, name), 1)
+    pairs: Annotated[int, at_least(1)] = 64
+    fresh: Annotated[int, at_least(1)] = 64
+    samples: Annotated[int, at_least(1)] = 2
+    temperature: Annotated[float, above(0)] = 1.0
 
     @property
     def rows(self) -> int:
@@ -102,7 +95,7 @@ def acting_as(context: Context, name: str) -> Iterator[None]:
             torch._foreach_copy_([live for live, _ in pairs], own)
 
 
-@dataclass(frozen=True)
+@component
 class Duels:
     """Answers of the policy to `prompts` prompts, each judged against an answer of a named frozen policy.
 
@@ -118,16 +111,10 @@ class Duels:
         opponent: the named policy.
     """
 
-    prompts: int = 64
-    size: int = 2
-    temperature: float = 1.0
+    prompts: Annotated[int, at_least(1)] = 64
+    size: Annotated[int, at_least(1)] = 2
+    temperature: Annotated[float, above(0)] = 1.0
     opponent: str = "target"
-
-    def __post_init__(self) -> None:
-        for name in ("prompts", "size"):
-            at_least(f"Duels.{name}", getattr(self, name), 1)
-        if not self.temperature > 0:
-            raise UserError(f"Duels.temperature={self.temperature} is out of range: above 0")
 
     @property
     def policies(self) -> frozenset[str]:

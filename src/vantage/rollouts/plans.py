@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import field
+from typing import Annotated, Any
 
 import torch
 
+from vantage.annotations import at_least as least  # pages still import the function below
+from vantage.core import above, component, memory
 from vantage.core.context import Context
 from vantage.core.errors import UserError, nearest
 from vantage.core.protocols import Prompts
@@ -16,14 +17,14 @@ from vantage.core.trajectories import Trajectories, concatenate
 from vantage.functions.groups import group_moments
 
 
-@dataclass(frozen=True)
+@component
 class Shuffled:
     """Prompts in a new random order each epoch; every prompt comes once before any comes twice.
 
     The order follows from the run's seed. A task without a fixed set of prompts (`size` 0) gets fresh ids 0, 1, 2, ...
     """
 
-    _state: dict[str, int] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _state: dict[str, int] = memory()
 
     def prepare(self, context: Context) -> None:
         """Draw the seed of the orders."""
@@ -52,16 +53,8 @@ class Shuffled:
         generator = torch.Generator().manual_seed((self._state["seed"] + self._state["epoch"]) % 2**63)
         return torch.randperm(size, generator=generator)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Seed, epoch and place in it."""
-        return dict(self._state)
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from there."""
-        self._state.update({name: int(value) for name, value in state.items()})
-
-
-@dataclass(frozen=True)
+@component
 class Groups:
     """`size` whole episodes from each of `prompts` prompts; a group is a prompt.
 
@@ -71,15 +64,9 @@ class Groups:
         temperature: divides the logits of a policy that has them; the tempered policy is the one that acts and learns.
     """
 
-    prompts: int = 16
-    size: int = 8
-    temperature: float = 1.0
-
-    def __post_init__(self) -> None:
-        at_least("Groups.prompts", self.prompts, 1)
-        at_least("Groups.size", self.size, 1)
-        if not self.temperature > 0:
-            raise UserError(f"Groups.temperature={self.temperature} is out of range: above 0")
+    prompts: Annotated[int, least(1)] = 16
+    size: Annotated[int, least(1)] = 8
+    temperature: Annotated[float, above(0)] = 1.0
 
     def prepare(self, context: Context) -> None:
         """Give the policy its temperature."""
@@ -90,23 +77,19 @@ class Groups:
         return context.engine.sample(context.next_prompts(self.prompts), self.size, context)
 
 
-@dataclass(frozen=True)
+@component
 class Steps:
     """`length` further decisions in each of `rows` streams, which go on from call to call through episode ends."""
 
-    rows: int = 4
-    length: int = 128
-
-    def __post_init__(self) -> None:
-        at_least("Steps.rows", self.rows, 1)
-        at_least("Steps.length", self.length, 1)
+    rows: Annotated[int, least(1)] = 4
+    length: Annotated[int, least(1)] = 128
 
     def __call__(self, context: Context) -> Trajectories:
         """Go on."""
         return context.engine.advance(self.rows, self.length, context)
 
 
-@dataclass(frozen=True)
+@component
 class Refill:
     """Repeat a plan until `groups` groups have outcomes that differ; groups whose members all score the same are dropped.
 
@@ -125,13 +108,9 @@ class Refill:
     """
 
     plan: Any = field(default_factory=Groups)
-    groups: int = 16
-    rounds: int = 4
+    groups: Annotated[int, least(1)] = 16
+    rounds: Annotated[int, least(1)] = 4
     metric: str = "score"
-
-    def __post_init__(self) -> None:
-        at_least("Refill.groups", self.groups, 1)
-        at_least("Refill.rounds", self.rounds, 1)
 
     def __call__(self, context: Context) -> Trajectories:
         """Sample until there is enough."""

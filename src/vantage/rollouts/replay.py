@@ -7,18 +7,19 @@ rows live on the CPU; they move to the batch's device when they are read.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import field
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
+from vantage.core import at_least, below, checked_by, component, memory
 from vantage.core.context import Context
-from vantage.core.errors import UserError
+from vantage.core.errors import out_of_range
 from vantage.core.trajectories import Table, TableT, Trajectories, concatenate, pad_to_longest
 from vantage.core.walk import adapted
 from vantage.functions.groups import group_index, rank_within
-from vantage.rollouts.plans import Groups, at_least
+from vantage.rollouts.plans import Groups
 from vantage.rollouts.records import PromptIndex
 
 
@@ -95,7 +96,8 @@ class PromptQueues:
     """
 
     def __init__(self, capacity: int) -> None:
-        at_least("PromptQueues.capacity", capacity, 1)
+        if capacity < 1:
+            raise out_of_range("PromptQueues.capacity", capacity, "at least 1")
         self.capacity = capacity
         self.index = PromptIndex()
         self.pushed = torch.zeros(0, dtype=torch.int64)
@@ -134,7 +136,15 @@ class PromptQueues:
         self.table.load_state_dict(state["table"])
 
 
-@dataclass(frozen=True)
+def _takes_prompts(plan: Any) -> None:
+    if not hasattr(plan, "prompts"):
+        raise ValueError(
+            f"{type(plan).__name__} does not say how many prompts it takes, and so cannot be asked for fewer: put RecentReplay"
+            " inside it instead"
+        )
+
+
+@component
 class RecentReplay:
     """A plan in which each group is, with probability `share`, one of the `window` rollouts before this one.
 
@@ -150,21 +160,11 @@ class RecentReplay:
         current: fill `logp_current` too, by one more forward pass over the old rows; of fresh ones it is `logp_old`.
     """
 
-    plan: Any = field(default_factory=Groups)
-    share: float | Callable[[Context], float] = 0.5
-    window: int = 2
+    plan: Annotated[Any, checked_by(_takes_prompts)] = field(default_factory=Groups)
+    share: Annotated[float, at_least(0), below(1)] | Callable[[Context], float] = 0.5
+    window: Annotated[int, at_least(1)] = 2
     current: bool = False
-    _memory: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        at_least("RecentReplay.window", self.window, 1)
-        if isinstance(self.share, int | float) and not 0 <= self.share < 1:
-            raise UserError(f"RecentReplay.share={self.share} is out of range: 0 to below 1")
-        if not hasattr(self.plan, "prompts"):
-            raise UserError(
-                f"RecentReplay.plan={type(self.plan).__name__} does not say how many prompts it takes, and so cannot be asked for"
-                " fewer: put RecentReplay inside it instead"
-            )
+    _memory: dict[str, Any] = memory()
 
     def __call__(self, context: Context) -> Trajectories:
         """Gather fresh groups and put old ones behind them."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import Annotated
 
-from vantage.rewards.specs import within
+from vantage.core import between, component
 from vantage.tasks.language import space
 from vantage.tasks.language.problem import Problem
 
@@ -23,7 +23,7 @@ def graded(problem: Problem, completion: str) -> dict[str, float]:
     return {"correct": float(final(completion) == problem.answer)}
 
 
-@dataclass(frozen=True)
+@component(label="addition")
 class Addition:
     """Add two numbers of `digits` digits: "58+67=" has the answer "125".
 
@@ -34,11 +34,8 @@ class Addition:
         scratchpad: whether the worked solution shows the columns.
     """
 
-    digits: int = 2
+    digits: Annotated[int, between(1, 18)] = 2
     scratchpad: bool = False
-
-    def __post_init__(self) -> None:
-        within("addition", "digits", self.digits, 1, 18)
 
     @property
     def name(self) -> str:
@@ -104,7 +101,7 @@ def _columns(first: int, second: int) -> Iterator[str]:
         carry = total // 10
 
 
-@dataclass(frozen=True)
+@component(label="modular")
 class ModularChain:
     """Work from left to right, every result reduced modulo `modulus`: "7+3*5-2%10=" has the answer "8".
 
@@ -116,13 +113,9 @@ class ModularChain:
         scratchpad: whether the worked solution shows the steps.
     """
 
-    length: int = 3
-    modulus: int = 10
+    length: Annotated[int, between(1, 12)] = 3
+    modulus: Annotated[int, between(2, 100)] = 10
     scratchpad: bool = True
-
-    def __post_init__(self) -> None:
-        within("modular", "length", self.length, 1, 12)
-        within("modular", "modulus", self.modulus, 2, 100)
 
     @property
     def name(self) -> str:
@@ -182,7 +175,7 @@ class ModularChain:
         return "0123456789+-*%=;"
 
 
-@dataclass(frozen=True)
+@component(label="sorting")
 class Sorting:
     """Sort digits: "53914=" has the answer "13459".
 
@@ -191,12 +184,8 @@ class Sorting:
         symbols: how many different digits occur, from 0; 2 to 10.
     """
 
-    length: int = 5
-    symbols: int = 10
-
-    def __post_init__(self) -> None:
-        within("sorting", "length", self.length, 2, 32)
-        within("sorting", "symbols", self.symbols, 2, 10)
+    length: Annotated[int, between(2, 32)] = 5
+    symbols: Annotated[int, between(2, 10)] = 10
 
     @property
     def name(self) -> str:

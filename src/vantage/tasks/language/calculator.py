@@ -15,15 +15,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 
+from vantage.core import between
+from vantage.core.component import check_value
 from vantage.core.context import Context
 from vantage.core.errors import UserError
 from vantage.core.protocols import Prompts
 from vantage.core.trajectories import Trajectories
-from vantage.rewards.specs import within
 from vantage.rollouts.language import LanguageEngine, last_turn, turn_numbers
 from vantage.rollouts.tokens.completions import Completions
 from vantage.rollouts.tokens.sampling import Sampling
@@ -108,7 +109,7 @@ class CalculatorTask(LanguageTask):
         super().__init__(problems, None, **options)
         parts: Sequence[Any] = problems.parts if isinstance(problems, Mixed) else (problems,)
         self.turns = max(part.terms for part in parts) + 1 if turns is None else turns
-        within("calculator", "turns", self.turns, 1, 32)
+        check_value("calculator: turns", self.turns, Annotated[int, between(1, 32)])
 
     def make_engine(self, policy: Any, seed: int = 0) -> LanguageEngine:
         """Return an engine that holds conversations."""

@@ -7,13 +7,13 @@ import functools
 import math
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import combinations
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vantage.rewards.specs import within
+from vantage.core import between, component
 from vantage.tasks.language import space
 from vantage.tasks.language.problem import Problem
 
@@ -150,7 +150,7 @@ def _density(task: Countdown) -> float:
     return sum(len(_targets(numbers, task.target_max)) for numbers in sample) / (128 * task.slots)
 
 
-@dataclass(frozen=True)
+@component(label="countdown")
 class Countdown:
     """Reach a target with each of the given numbers exactly once: "3,5,7:22=" is answered by "3*5+7".
 
@@ -160,14 +160,9 @@ class Countdown:
         target_max: the largest target, 1 to 1000.
     """
 
-    numbers: int = 3
-    limit: int = 10
-    target_max: int = 50
-
-    def __post_init__(self) -> None:
-        within("countdown", "numbers", self.numbers, 2, 6)
-        within("countdown", "limit", self.limit, 2, 100)
-        within("countdown", "target_max", self.target_max, 1, 1000)
+    numbers: Annotated[int, between(2, 6)] = 3
+    limit: Annotated[int, between(2, 100)] = 10
+    target_max: Annotated[int, between(1, 1000)] = 50
 
     @property
     def name(self) -> str:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from typing import Annotated
 
-from vantage.rewards.specs import within
+from vantage.core import between, component
 from vantage.tasks.language import space
 from vantage.tasks.language.arithmetic import graded
 from vantage.tasks.language.problem import Problem
 
 
-@dataclass(frozen=True)
+@component(label="counting")
 class Counting:
     """Count down from one number to another and say each number's last digit: "23:18=" has the answer "321098".
 
@@ -22,10 +22,7 @@ class Counting:
         most: largest number to count from, 2 to 99; the longest answer has that many characters.
     """
 
-    most: int = 40
-
-    def __post_init__(self) -> None:
-        within("counting", "most", self.most, 2, 99)
+    most: Annotated[int, between(2, 99)] = 40
 
     @property
     def name(self) -> str:

@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import Annotated
 
+from vantage.core import between
+from vantage.core.component import check_value
 from vantage.core.errors import UserError
 from vantage.rewards import verifiers
-from vantage.rewards.specs import within
 from vantage.rewards.verifiers import Verifier, named_scores
 from vantage.tasks.language.problem import Problem, check_index, check_split
 from vantage.tasks.language.reading import Row, choose, prompt_of, read_rows, text_of
@@ -83,7 +85,7 @@ def load_problems(
     Raises:
         UserError: what cannot be read, where (file and line), and why.
     """
-    within("load_problems", "held_out", held_out, 0.0, 1.0)
+    check_value("load_problems: held_out", held_out, Annotated[float, between(0, 1)])
     judge = verifiers.verifier(verifier) if isinstance(verifier, str) else verifier
     rows, columns = _read(path, dict(fields or {}), answer_after, split, limit)
     if test is not None:

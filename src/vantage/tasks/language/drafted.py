@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 from functools import cached_property
+from typing import Annotated
 
-from vantage.rewards.specs import within
+from vantage.core import between, component
 from vantage.tasks.language import space
 from vantage.tasks.language.arithmetic import Addition, graded
 from vantage.tasks.language.problem import Problem
 
 
-@dataclass(frozen=True)
+@component(label="drafted")
 class Drafted:
     """The additions of `Addition`, with a draft before a share of the training problems: "115;58+67=" has the answer "125".
 
@@ -25,14 +25,9 @@ class Drafted:
         right: share of the drafts that are right, 0 to 1.
     """
 
-    digits: int = 2
-    shown: float = 0.5
-    right: float = 0.5
-
-    def __post_init__(self) -> None:
-        within("drafted", "digits", self.digits, 1, 18)
-        within("drafted", "shown", self.shown, 0.0, 1.0)
-        within("drafted", "right", self.right, 0.0, 1.0)
+    digits: Annotated[int, between(1, 18)] = 2
+    shown: Annotated[float, between(0, 1)] = 0.5
+    right: Annotated[float, between(0, 1)] = 0.5
 
     @property
     def name(self) -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cached_property
+from typing import Annotated
 
-from vantage.rewards.specs import within
+from vantage.core import between, component
 from vantage.tasks.language import space
 from vantage.tasks.language.arithmetic import Addition, graded
 from vantage.tasks.language.problem import Problem, check_index
@@ -16,7 +16,7 @@ PARTS = 4
 """Parts of a hint, at most."""
 
 
-@dataclass(frozen=True)
+@component(label="hinted")
 class Hinted:
     """Training problems are in turn one-digit additions, which are few and come again, and harder ones with hints.
 
@@ -33,12 +33,8 @@ class Hinted:
             the stage `knowledge`; 0 to 1. A policy that imitates the solutions of these learns to read hints.
     """
 
-    digits: int = 3
-    shown: float = 0.0
-
-    def __post_init__(self) -> None:
-        within("hinted", "digits", self.digits, 2, 3)
-        within("hinted", "shown", self.shown, 0.0, 1.0)
+    digits: Annotated[int, between(2, 3)] = 3
+    shown: Annotated[float, between(0, 1)] = 0.0
 
     @property
     def name(self) -> str:

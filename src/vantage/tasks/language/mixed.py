@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vantage.core import above, below, component, not_empty
 from vantage.core.errors import UserError
 from vantage.tasks.language.problem import Problem, ProblemSet, check_index, check_split
 
 
-@dataclass(frozen=True)
+@component(label="mixed")
 class Mixed:
     """Problems of several sets, interleaved so that every stretch of them has the parts' weights.
 
@@ -28,17 +29,12 @@ class Mixed:
         UserError: no part, not as many weights as parts, or a weight that is not positive and finite.
     """
 
-    parts: tuple[ProblemSet, ...]
-    weights: tuple[float, ...] = ()
+    parts: Annotated[tuple[ProblemSet, ...], not_empty]
+    weights: tuple[Annotated[float, above(0), below(math.inf)], ...] = ()
 
     def __post_init__(self) -> None:
-        if not self.parts:
-            raise UserError("mixed: there are no parts")
         if self.weights and len(self.weights) != len(self.parts):
             raise UserError(f"mixed: {len(self.weights)} weights for {len(self.parts)} parts")
-        for weight in self.weights:
-            if not (weight > 0 and math.isfinite(weight)):
-                raise UserError(f"mixed: the weight {weight} is out of range: it must be above 0 and finite")
 
     @property
     def name(self) -> str:

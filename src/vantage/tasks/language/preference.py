@@ -7,20 +7,20 @@ given, and pair i is problem i. `vantage train dpo --model DIR --data pairs.json
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
+from vantage.core import between, component
 from vantage.core.context import Context
 from vantage.core.errors import UserError
 from vantage.core.trajectories import Trajectories
 from vantage.functions.rows import row_logp
-from vantage.rewards.specs import build, parse, within
+from vantage.rewards.specs import build, parse
 from vantage.rewards.verifiers import verifier as verifier_of
 from vantage.rollouts.language import LanguageEngine
 from vantage.tasks.language.arithmetic import STEP, Sorting, graded
@@ -35,7 +35,7 @@ JUDGED = 64
 """Rows that an evaluation judges at once."""
 
 
-@dataclass(frozen=True)
+@component(label="padded-sorting")
 class PaddedSorting:
     """Pairs of rightly and wrongly sorted digits, of which one begins with filler: right is preferred, length means nothing.
 
@@ -50,14 +50,9 @@ class PaddedSorting:
         longer: share of pairs whose rejected answer is the longer one, 0 to 1.
     """
 
-    length: int = 3
-    filler: int = 6
-    longer: float = 0.7
-
-    def __post_init__(self) -> None:
-        within("padded-sorting", "filler", self.filler, 1, 64)
-        within("padded-sorting", "longer", self.longer, 0.0, 1.0)
-        Sorting(self.length)
+    length: Annotated[int, between(2, 32)] = 3
+    filler: Annotated[int, between(1, 64)] = 6
+    longer: Annotated[float, between(0, 1)] = 0.7
 
     @property
     def name(self) -> str:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 
+from vantage.core import at_least, component, memory
 from vantage.core.context import Context
 from vantage.core.errors import UserError
 from vantage.core.trajectories import Trajectories
@@ -29,7 +29,7 @@ class _Example(NamedTuple):
     cut: bool
 
 
-@dataclass(frozen=True)
+@component
 class Demonstrations:
     """Rollout: the next `batch` worked solutions of the task's training problems; nothing is sampled.
 
@@ -42,16 +42,11 @@ class Demonstrations:
         max_tokens: longest completion, in tokens; what is longer is cut and marked truncated. 0 cuts nothing.
     """
 
-    batch: int = 64
-    bucket: int = 8
-    max_tokens: int = 0
-    _state: dict[str, int] = field(default_factory=dict, init=False, repr=False, compare=False)
-    _ready: list[Any] = field(default_factory=list, init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        for name, least in (("batch", 1), ("bucket", 1), ("max_tokens", 0)):
-            if getattr(self, name) < least:
-                raise UserError(f"Demonstrations.{name}={getattr(self, name)} is out of range: at least {least}")
+    batch: Annotated[int, at_least(1)] = 64
+    bucket: Annotated[int, at_least(1)] = 8
+    max_tokens: Annotated[int, at_least(0)] = 0
+    _state: dict[str, int] = memory()
+    _ready: list[Any] = memory(list)
 
     def prepare(self, context: Context) -> None:
         """Draw the seed of the orders.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Annotated
 
-from vantage.rewards.specs import within
+from vantage.core import between, component
 from vantage.tasks.language import space
 from vantage.tasks.language.arithmetic import STEP, graded
 from vantage.tasks.language.problem import Problem
@@ -31,7 +31,7 @@ def calculate(text: str) -> str | None:
     return f"={value}{STEP}"
 
 
-@dataclass(frozen=True)
+@component(label="calculator")
 class Sums:
     """Add `terms` numbers of `digits` digits: "12+34+56=" has the answer "102".
 
@@ -45,16 +45,10 @@ class Sums:
         checked: share of these that ask once more than they need to, "102+0", 0 to 1.
     """
 
-    terms: int = 3
-    digits: int = 2
-    asked: float = 0.5
-    checked: float = 0.0
-
-    def __post_init__(self) -> None:
-        within("calculator", "terms", self.terms, 2, 6)
-        within("calculator", "digits", self.digits, 1, 6)
-        within("calculator", "asked", self.asked, 0.0, 1.0)
-        within("calculator", "checked", self.checked, 0.0, 1.0)
+    terms: Annotated[int, between(2, 6)] = 3
+    digits: Annotated[int, between(1, 6)] = 2
+    asked: Annotated[float, between(0, 1)] = 0.5
+    checked: Annotated[float, between(0, 1)] = 0.0
 
     @property
     def name(self) -> str:
