@@ -118,7 +118,7 @@ class Numeric:
         if value is None:
             return 0.0
         size = abs(reference)
-        near = min(size, 1) / Fraction(10**6) if self.tolerance is None else Fraction(self.tolerance)
+        near = min(size, Fraction(1)) / 10**6 if self.tolerance is None else Fraction(self.tolerance)
         near = max(near, Fraction(self.relative) * size)
         values = (
             [value, value / 100]
