@@ -3,6 +3,7 @@
 import copy
 import itertools
 import json
+import warnings
 
 import pytest
 import torch
@@ -329,6 +330,29 @@ def test_dropout_is_off():
     policy = make(config=config).train()
     batch = batch_of(*RAGGED)
     assert torch.equal(policy.evaluate(batch, WANT).logp, policy.evaluate(batch, WANT).logp)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "template", "match"),
+    [
+        ("<eos>", "", "ends in the end token '<eos>'.*add_eos_token"),
+        ("2+2=<eos> ", "", "ends in the end token"),
+        ([{"role": "user", "content": "hi"}], "{{ messages[0]['content'] + eos_token }}", "begin the assistant's turn"),
+        ("<user><user>hi", "", "two start tokens '<user>'.*chat messages"),
+    ],
+)
+def test_prompts_that_begin_or_end_wrongly_are_warned_of_once(prompt, template, match, monkeypatch):
+    policy = make()
+    policy.tokenizer.bos_token = "<user>"
+    if template:
+        monkeypatch.setattr(policy.tokenizer, "chat_template", template)
+    with pytest.warns(UserWarning, match=match) as seen:
+        [policy.encode(prompt) for _ in range(2)]
+    assert len(seen) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        make().encode("<user>hi<eos>yes")
+        make().encode([{"role": "user", "content": "hi"}])
 
 
 @pytest.mark.parametrize(

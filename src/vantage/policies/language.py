@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,7 @@ class LanguagePolicy(nn.Module):
         self.autocast = None if autocast is None else dtype_of(autocast)
         self.fused = fused
         self.value_head: nn.Linear | None = None
+        self._warned: set[str] = set()
         self._adapted: tuple[Any, ...] = ()
         """peft's wrapper of the model where it has adapters; in a tuple, so that it is no second child module."""
         _still(model)
@@ -199,6 +201,8 @@ class LanguagePolicy(nn.Module):
     def encode(self, item: Any) -> list[int]:
         """Return the token ids of a prompt: ids as they are, text by the tokenizer, messages by its chat template.
 
+        Two start tokens, or an end token at the end, are warned of once.
+
         Raises:
             UserError: the prompt has no tokens, or is messages and the tokenizer has no chat template.
         """
@@ -216,7 +220,30 @@ class LanguagePolicy(nn.Module):
             found = item
         if not len(found):
             raise UserError(f"the prompt {item!r} has no tokens: a prompt needs at least one")
-        return [int(token) for token in found]
+        tokens = [int(token) for token in found]
+        self._check_ends(tokens)
+        return tokens
+
+    def _check_ends(self, tokens: Sequence[int]) -> None:
+        start, last = self.tokenizer.bos_token_id, len(tokens) - 1
+        while last > 0 and not self.tokenizer.decode([tokens[last]]).strip():
+            last -= 1
+        if start is not None and list(tokens[:2]) == [start, start]:
+            self._warn(
+                f"a prompt begins with two start tokens {self.tokenizer.bos_token!r}: the tokenizer puts one before a text that has"
+                " one already. Leave it out of the texts, or give prompts as chat messages, which the template alone begins"
+            )
+        if tokens[last] in self.stop_tokens:
+            self._warn(
+                f"a prompt ends in the end token {self.tokenizer.decode([tokens[last]])!r}, behind which most models say nothing."
+                " Leave it out of the texts, set add_eos_token to false in tokenizer_config.json, or let the chat template begin"
+                " the assistant's turn where add_generation_prompt is true"
+            )
+
+    def _warn(self, text: str) -> None:
+        if text not in self._warned:
+            self._warned.add(text)
+            warnings.warn(text, stacklevel=4)
 
     # judging -------------------------------------------------------------------------------------------------------
 

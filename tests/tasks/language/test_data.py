@@ -256,6 +256,25 @@ def test_pairs(tmp_path: Path) -> None:
     assert load_pairs(write(tmp_path / "a.jsonl", rows)) == expected
     whole = [{"chosen": [*ask, good], "rejected": [*ask, bad]}]
     assert load_pairs(write(tmp_path / "b.jsonl", whole)) == expected[1:]
+    # A text beside conversations: the template writes both, and nothing of the conversation is lost.
+    system, early = {"role": "system", "content": "be kind"}, [*ask, {"role": "assistant", "content": "yes?"}]
+    for prompt, before, shared in (
+        ("hi", [], ask),
+        ("hi", ask, ask),
+        ("hi", [system, *ask], [system, *ask]),
+        ("hi", [system, *early, *ask], [system, *early, *ask]),
+        ("hi", [early[1], *ask], [*early, *ask]),
+        (ask, [system, *ask], [system, *ask]),
+        ([system, *ask], ask, [system, *ask]),
+        ([system, *ask], [early[1], *ask], [system, *early, *ask]),
+    ):
+        sides = {"prompt": prompt, "chosen": [*before, good], "rejected": [*before, bad]}
+        assert load_pairs(write(tmp_path / "e.jsonl", [sides])) == [Pair(shared, "hello", "go away")]
+        texts = {"prompt": prompt, "completion": [*before, good]}
+        path = write(tmp_path / "f.jsonl", [texts])
+        assert load_demonstrations(path) == [Demonstration(shared, "hello")]
+        problem = load_problems(path, held_out=0.0).train[0]
+        assert (problem.prompt, problem.answer) == (shared, "hello")
     named = load_pairs(
         write(tmp_path / "c.jsonl", [{"q": "hi", "w": "a", "l": "b"}]), {"prompt": "q", "chosen": "w", "rejected": "l"}
     )
@@ -266,6 +285,8 @@ def test_pairs(tmp_path: Path) -> None:
         ({"chosen": "b", "rejected": "c"}, "no field for the prompt"),
         ({"chosen": [*ask, good], "rejected": [{"role": "user", "content": "yo"}, bad]}, "do not begin with the same"),
         ({"prompt": "a", "chosen": ask, "rejected": "c"}, "must end with the assistant's"),
+        ({"prompt": "a", "chosen": [*ask, good], "rejected": "c"}, "one is a text and the other messages"),
+        ({"prompt": "a", "chosen": [system, good], "rejected": [bad]}, "do not begin with the same messages"),
     ):
         with pytest.raises(UserError, match=message):
             load_pairs(write(tmp_path / "d.jsonl", [row]))

@@ -9,7 +9,7 @@ from vantage.core.errors import UserError
 from vantage.core.walk import Stateful
 from vantage.policies.language import LanguagePolicy
 from vantage.tasks.language.problem import Problem
-from vantage.tasks.language.sft import Demonstrations, encoded
+from vantage.tasks.language.sft import Demonstrations, encoded, encoded_answer
 from vantage.tasks.language.task import LanguageTask
 
 
@@ -121,6 +121,21 @@ def test_chat_messages_are_answered_as_the_template_does(policy):
     prompt, completion = encoded(policy, problem)
     assert policy.tokenizer.decode(prompt + completion) == "<user>hi<eos><assistant>ho<eos>"
     assert policy.tokenizer.decode(completion) == "ho<eos>"
+
+
+def test_a_completion_ends_at_its_first_end_token(policy, monkeypatch):
+    asked = [{"role": "user", "content": "hi"}]
+    template = policy.tokenizer.chat_template
+    for tail in ("", "{{ eos_token }}", "{{ eos_token }}{{ eos_token }}\n"):
+        monkeypatch.setattr(
+            policy.tokenizer, "chat_template", template + "{% if not add_generation_prompt %}" + tail + "{% endif %}"
+        )
+        prompt, completion = encoded_answer(policy, asked, "ho")
+        assert policy.tokenizer.decode(prompt) == "<user>hi<eos><assistant>"
+        assert policy.tokenizer.decode(completion) == "ho<eos>"
+    assert policy.tokenizer.decode(encoded_answer(policy, "hi", "ho<eos>ho")[1]) == "ho<eos>"
+    assert policy.tokenizer.decode(encoded_answer(policy, "hi", "ho")[1]) == "ho<eos>"
+    assert policy.tokenizer.decode(encoded_answer(policy, "hi", "")[1]) == "<eos>"
 
 
 def test_bad_settings_are_named(policy):

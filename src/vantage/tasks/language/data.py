@@ -15,7 +15,7 @@ from vantage.core.errors import UserError
 from vantage.rewards import verifiers
 from vantage.rewards.verifiers import Verifier, named_scores
 from vantage.tasks.language.problem import Problem, check_index, check_split
-from vantage.tasks.language.reading import Row, choose, prompt_of, read_rows, text_of
+from vantage.tasks.language.reading import Row, answer_of, before_answers, choose, prompt_of, read_rows
 from vantage.tasks.language.space import held_out as falls_out
 
 PROMPTS = ("prompt", "question", "problem", "query", "instruction", "input", "messages")
@@ -120,8 +120,10 @@ def _read(
 
 def _problem(where: str, row: Row, columns: Mapping[str, str], answer_after: str | None) -> Problem:
     prompt = prompt_of(where, row, columns["prompt"])
-    answer = text_of(where, row, columns["answer"])
-    solution = text_of(where, row, columns["solution"]) if row.get(columns.get("solution", "")) is not None else ""
+    answer = answer_of(where, row, columns["answer"])
+    worked = columns.get("solution")
+    solution = "" if worked is None or row.get(worked) is None else answer_of(where, row, worked)
+    prompt = before_answers(where, row, prompt, columns["answer"] if worked is None or not solution else worked)
     if answer_after:
         _, marker, answer_only = answer.rpartition(answer_after)
         if not marker:

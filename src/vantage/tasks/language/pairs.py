@@ -9,7 +9,15 @@ from pathlib import Path
 
 from vantage.core.errors import UserError
 from vantage.tasks.language.data import PROMPTS
-from vantage.tasks.language.reading import Row, choose, messages_of, prompt_of, read_rows, text_of
+from vantage.tasks.language.reading import (
+    Row,
+    answer_of,
+    before_answers,
+    choose,
+    messages_of,
+    prompt_of,
+    read_rows,
+)
 
 
 @dataclass(frozen=True)
@@ -53,7 +61,8 @@ def load_demonstrations(
         text = answer_of(where, row, columns["completion"])
         if not text.strip():
             raise UserError(f"{where}: the field {columns['completion']!r} is empty")
-        found.append(Demonstration(prompt_of(where, row, columns["prompt"]), text))
+        prompt = prompt_of(where, row, columns["prompt"])
+        found.append(Demonstration(before_answers(where, row, prompt, columns["completion"]), text))
     return found
 
 
@@ -72,7 +81,8 @@ def load_pairs(
     """Read preference pairs: `prompt`, `chosen`, `rejected`, as texts or as chat messages.
 
     Chosen and rejected may be whole conversations that share all but the last message, the assistant's; the prompt is then
-    what they share, and no field of its own is needed.
+    what they share, system message and earlier turns included, and no field of its own is needed. A prompt that is text becomes
+    the user's message where the sides are the assistant's messages alone, so that both are written by the chat template.
 
     Raises:
         UserError: what cannot be read, where (file and line), and why; chosen and rejected that are the same.
@@ -92,25 +102,11 @@ def load_pairs(
             raise UserError(f"{where}: chosen and rejected are the same text")
         if "prompt" in columns:
             prompt = prompt_of(where, row, columns["prompt"])
+            prompt = before_answers(where, row, prompt, columns["chosen"], columns["rejected"])
         else:
             prompt = _shared(where, row, columns)
         found.append(Pair(prompt, *sides))
     return found
-
-
-def answer_of(where: str, row: Row, name: str) -> str:
-    """Return an answer: a text, or the content of the last message, which is the assistant's.
-
-    Raises:
-        UserError: it is neither.
-    """
-    value = row.get(name)
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        messages = messages_of(where, value, name)
-        if messages[-1]["role"] != "assistant":
-            raise UserError(f"{where}: the messages of {name!r} must end with the assistant's")
-        return messages[-1]["content"]
-    return text_of(where, row, name)
 
 
 def _shared(where: str, row: Row, columns: Mapping[str, str]) -> list[dict[str, str]]:

@@ -292,5 +292,46 @@ def prompt_of(where: str, row: Row, name: str) -> str | list[dict[str, str]]:
     return text
 
 
+def answer_of(where: str, row: Row, name: str) -> str:
+    """Return an answer: a text, or the content of the last message, which is the assistant's.
+
+    Raises:
+        UserError: it is neither.
+    """
+    value = row.get(name)
+    if _holds_messages(value):
+        messages = messages_of(where, value, name)
+        if messages[-1]["role"] != "assistant":
+            raise UserError(f"{where}: the messages of {name!r} must end with the assistant's")
+        return messages[-1]["content"]
+    return text_of(where, row, name)
+
+
+def before_answers(where: str, row: Row, prompt: str | list[dict[str, str]], *names: str) -> str | list[dict[str, str]]:
+    """Return what answers in these fields answer: the prompt, with what stands before the answers where they are messages.
+
+    Raises:
+        UserError: some answers are texts and others messages, or they do not begin with the same messages.
+    """
+    values = [row.get(name) for name in names]
+    messages = [_holds_messages(value) for value in values]
+    if not any(messages):
+        return prompt
+    if not all(messages):
+        raise UserError(f"{where}: of {' and '.join(names)} one is a text and the other messages")
+    before, *others = (messages_of(where, value, name)[:-1] for value, name in zip(values, names, strict=True))
+    if any(other != before for other in others):
+        raise UserError(f"{where}: {' and '.join(names)} do not begin with the same messages")
+    asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    if not before or asked[-len(before) :] == before:
+        return asked
+    # An earlier turn of the assistant follows the prompt; anything else is the conversation from its beginning.
+    return asked + before if before[0]["role"] == "assistant" else before
+
+
+def _holds_messages(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str) and bool(value) and isinstance(value[0], Mapping)
+
+
 def _names(row: Row) -> str:
     return ", ".join(map(str, row)) or "none"

@@ -133,9 +133,10 @@ def encoded(policy: Any, problem: Problem) -> tuple[list[int], list[int]]:
 
 
 def encoded_answer(policy: Any, asked: Any, text: str) -> tuple[list[int], list[int]]:
-    """Return the tokens of a prompt, as text or chat messages, and of an answer to it, end token included.
+    """Return the tokens of a prompt, as text or chat messages, and of an answer to it, up to the first end token.
 
-    An empty answer is the end token alone, with what the chat template puts before it.
+    A completion that is sampled stops there: what a template puts behind it, a second end token too, is never sampled. An empty
+    answer is the end token alone, with what the chat template puts before it.
     """
     tokenizer, stops = policy.tokenizer, policy.stop_tokens
     prompt = policy.encode(asked)
@@ -148,9 +149,8 @@ def encoded_answer(policy: Any, asked: Any, text: str) -> tuple[list[int], list[
             completion = whole[len(prompt) :]
         else:  # the template writes an answer otherwise than it asks for one
             completion = list(tokenizer(text, add_special_tokens=False)["input_ids"])
-    last = max((place for place, token in enumerate(completion) if token in stops), default=-1)
-    # What a template puts behind the end token is never sampled.
-    return prompt, completion[: last + 1] if last >= 0 else [*completion, stops[0]]
+    end = next((place for place, token in enumerate(completion) if token in stops), None)
+    return prompt, [*completion, stops[0]] if end is None else completion[: end + 1]
 
 
 def conversation(policy: Any, turns: Sequence[str]) -> tuple[list[int], list[bool]]:
