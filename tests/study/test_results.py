@@ -97,7 +97,7 @@ def test_a_study_that_is_not_whole_is_refused(change: dict, message: str) -> Non
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Budget("samples", 0), "budget.size is 0"),
+        (lambda: Budget("samples", 0), "budget: size=0 is out of range"),
         (lambda: Arm("", "grpo"), "name is empty"),
         (lambda: Run("a", 0, "done"), "unknown status 'done' in run of 'a', seed 0"),
         (lambda: Run("a", 0, "ok"), "is 'ok' but has no final score"),

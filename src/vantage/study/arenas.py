@@ -33,8 +33,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from vantage.core import at_least, component
 from vantage.core.errors import UserError, unknown
 from vantage.study.results import Budget, Direction
 from vantage.study.schema import decode, plain
@@ -43,7 +44,7 @@ UNITS = ("samples", "tokens", "environment steps")
 """What a run on the road can count. A function counts its own."""
 
 
-@dataclass(frozen=True)
+@component(label="scoring")
 class Scoring:
     """How a policy is judged.
 
@@ -60,17 +61,12 @@ class Scoring:
 
     metric: str
     direction: Direction = "higher"
-    samples: int = 4
-    points: int = 10
+    samples: Annotated[int, at_least(1)] = 4
+    points: Annotated[int, at_least(1)] = 10
     optimum: float | None = None
     threshold: float | None = None
     tasks: tuple[str, ...] = ("score",)
     paired: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("samples", "points"):
-            if getattr(self, name) < 1:
-                raise UserError(f"scoring.{name}={getattr(self, name)} is out of range: at least 1")
 
 
 @dataclass(frozen=True)

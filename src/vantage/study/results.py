@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
+from vantage.core import above, below, component
 from vantage.core.errors import UserError, unknown
 from vantage.study.schema import NAN_IS_NULL, decode, encode, plain, write_atomically
 
@@ -30,7 +31,7 @@ SCHEMA = 1
 """Version of the JSON. A reader refuses a file of a newer version instead of guessing."""
 
 
-@dataclass(frozen=True)
+@component(label="budget")
 class Budget:
     """What each run may spend, the same for every arm.
 
@@ -40,11 +41,7 @@ class Budget:
     """
 
     unit: str
-    size: float
-
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.size) and self.size > 0):
-            raise UserError(f"budget.size is {self.size!r}: give a finite number above 0")
+    size: Annotated[float, above(0), below(math.inf)]
 
 
 @dataclass(frozen=True)

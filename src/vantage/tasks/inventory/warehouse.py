@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vantage.core import above, at_least, component, not_empty, one_of
+from vantage.core import above, at_least, checked_by, component, not_empty, one_of
 from vantage.core.errors import UserError
 from vantage.policies.spaces import Actions, Observations
 from vantage.tasks.inventory.demand import Demand, Demands
@@ -59,6 +59,11 @@ def softmax_shares(scores: Tensor, stock: Tensor) -> Tensor:
     return shares[:, :-1] * stock.unsqueeze(-1)
 
 
+def _alike(stores: tuple[Store, ...]) -> None:
+    if len({store.lost for store in stores}) > 1:
+        raise ValueError("unmet demand must be lost in all stores, or wait in all")
+
+
 @component(label="warehouse")
 class Warehouse:
     """K stores with one product that one warehouse delivers.
@@ -87,7 +92,7 @@ class Warehouse:
         UserError: an attribute is out of range, or stores differ in what happens to unmet demand.
     """
 
-    stores: Annotated[tuple[Store, ...], not_empty]
+    stores: Annotated[tuple[Store, ...], not_empty, checked_by(_alike)]
     lead_time: Annotated[int, at_least(1)] = 3
     holding: Annotated[float, at_least(0)] = 0.3
     purchase: Annotated[float, at_least(0)] = 0.0
@@ -95,10 +100,6 @@ class Warehouse:
     most: Annotated[float, above(0)] = 4.0
     correlation: float = 0.0
     direct: bool = False
-
-    def __post_init__(self) -> None:
-        if len({store.lost for store in self.stores}) > 1:
-            raise UserError("warehouse: unmet demand must be lost in all stores, or wait in all")
 
     @cached_property
     def demand(self) -> Demands:
