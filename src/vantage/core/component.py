@@ -12,6 +12,7 @@ from vantage.core.errors import UserError
 
 C = TypeVar("C", bound=type)
 M = TypeVar("M")
+E = TypeVar("E")
 
 
 @overload
@@ -77,6 +78,12 @@ def _component(cls: Any, label: str) -> Any:
             if not hasattr(made, name):
                 setattr(made, name, method)
     return made
+
+
+def extended(held: Any, kind: type[E], **settings: Any) -> E:
+    """Return a component of a class that extends that of `held`, with the settings of `held` and those given."""
+    kept = {f.name: getattr(held, f.name) for f in dataclasses.fields(held) if f.init}
+    return kind(**{**kept, **settings})
 
 
 def check(self: Any) -> None:

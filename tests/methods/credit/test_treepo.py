@@ -260,7 +260,7 @@ def test_settings_out_of_range_are_refused() -> None:
         ({"first_least": 3, "first_most": 2}, r"Trees\.first=\(3, 2\)"),
         ({"weights": "median"}, "weights='median'"),
         ({"block": 0}, r"Trees\.block=0"),
-        ({"share": "fair"}, "share 'fair'"),
+        ({"share": "fair"}, "share='fair'"),
         ({"cut": "blocks"}, "did you mean block"),
         ({"share_temperature": 0.0}, r"Trees\.share_temperature=0"),
     ):

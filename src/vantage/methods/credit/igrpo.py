@@ -15,12 +15,14 @@ under `draft/`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import field
+from typing import Annotated, Any
 
 import torch
 
 from vantage.advantages.groups import GroupStandardized
+from vantage.annotations import at_least
+from vantage.core.component import component
 from vantage.core.context import Context
 from vantage.core.method import Method
 from vantage.core.protocols import Prompts, prefix_engine
@@ -29,14 +31,14 @@ from vantage.core.trajectories import Trajectories
 from vantage.methods.claim import Claim
 from vantage.methods.objectives.grpo import grpo
 from vantage.methods.registry import Paper, method
-from vantage.rollouts.plans import Groups, at_least
+from vantage.rollouts.plans import Groups
 from vantage.rollouts.templates import Template
 
 PAPER = Paper("iGRPO: Self-Feedback-Driven LLM Reasoning", "Ali Hatamizadeh and others", 2026, arxiv="2602.09000")
 TEMPLATE = "{prompt}\n\nHere is a draft of a solution. It may be wrong.\n\n{draft}\n\nSolve the problem, improving on the draft."
 
 
-@dataclass(frozen=True)
+@component
 class BestDraft(Groups):
     """Groups, each of whose prompts holds the best of `drafts` answers to it.
 
@@ -45,12 +47,10 @@ class BestDraft(Groups):
         template: `(item, draft=...) -> item`; a `Template` must have {prompt} and {draft}, and nothing else.
     """
 
-    drafts: int = 4
+    drafts: Annotated[int, at_least(0)] = 4
     template: Any = field(default_factory=lambda: Template(TEMPLATE))
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least("BestDraft.drafts", self.drafts, 0)
         if isinstance(self.template, Template):
             self.template.check("BestDraft.template", ("prompt", "draft"))
 
@@ -73,25 +73,13 @@ class BestDraft(Groups):
         return engine.sample(Prompts(prompts.ids, items), self.size, context)
 
 
-@method(id="S242", papers=PAPER)
-def igrpo(
-    prompts: int = 16,
-    drafts: int = 4,
-    group_size: int = 4,
-    lr: float = 1e-6,
-    beta: float = 0.0,
-    eps: float = 0.2,
-    template: str = TEMPLATE,
-    epochs: int = 1,
-    minibatches: int = 1,
-    temperature: float = 1.0,
-    micro_batch: int | None = None,
-) -> Method:
-    """Compose iGRPO; `template` has {prompt} and {draft}."""
-    return grpo(
-        prompts, group_size, lr=lr, beta=beta, eps=eps, epochs=epochs, minibatches=minibatches, micro_batch=micro_batch
-    ).replace(
-        rollout=BestDraft(prompts, group_size, temperature, drafts, Template(template)),
+@method(id="S242", papers=PAPER, base=grpo, group_size=4, beta=0.0)
+def igrpo(base: Method, drafts: int = 4, template: str = TEMPLATE) -> Method:
+    """drafts: N, first answers to a prompt, of which the best is shown; 0 is GRPO; template: text of the second
+    prompt, with {prompt} and {draft}."""
+    plan = base.rollout
+    return base.replace(
+        rollout=BestDraft(plan.prompts, plan.size, plan.temperature, drafts, Template(template)),
         advantage=GroupStandardized(eps=0.0),
     )
 

@@ -16,9 +16,9 @@ attention the policy does not compute itself are refused.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
 from typing import Any
 
+from vantage.core.component import component, extended
 from vantage.core.context import Context
 from vantage.core.errors import UserError
 from vantage.core.method import Method
@@ -36,7 +36,7 @@ PAPER = Paper(
 )
 
 
-@dataclass(frozen=True)
+@component
 class SharedPrefixes(GradientUpdate):
     """The ordinary update, on a policy that is told whether rows with one prompt share its computation.
 
@@ -67,37 +67,12 @@ class SharedPrefixes(GradientUpdate):
             policy.prefix_sharing = self.sharing
 
 
-@method(id="S133", papers=PAPER)
-def prefix_grouper(
-    prompts: int = 16,
-    group_size: int = 64,
-    lr: float = 1e-6,
-    sharing: bool = True,
-    beta: float = 0.04,
-    eps: float = 0.2,
-    epochs: int = 1,
-    minibatches: int = 1,
-    temperature: float = 1.0,
-    max_grad_norm: float = 1.0,
-    micro_batch: int | None = None,
-) -> Method:
-    """Compose GRPO with shared prompts; what a minibatch does not hold together cannot be shared."""
-    made = grpo(
-        prompts,
-        group_size,
-        lr=lr,
-        beta=beta,
-        eps=eps,
-        epochs=epochs,
-        minibatches=minibatches,
-        temperature=temperature,
-        max_grad_norm=max_grad_norm,
-        micro_batch=micro_batch,
-    )
-    plain = made.update
-    settings = {f.name: getattr(plain, f.name) for f in fields(plain) if f.init}
+@method(id="S133", papers=PAPER, base=grpo)
+def prefix_grouper(base: Method, sharing: bool = True) -> Method:
+    """sharing: rows with one prompt share its computation; what a minibatch does not hold together cannot be
+    shared."""
     # Shuffled by groups, so that those who share a prompt stay together.
-    return made.replace(update=SharedPrefixes(**{**settings, "unit": "group", "sharing": sharing}))
+    return base.replace(update=extended(base.update, SharedPrefixes, unit="group", sharing=sharing))
 
 
 claim = Claim(

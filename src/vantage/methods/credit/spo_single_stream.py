@@ -18,13 +18,14 @@ says KL). The size of the pool that prompts are drawn from is not stated; here f
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import field
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
+from vantage.annotations import above, at_least, at_most, below
+from vantage.core.component import component, memory
 from vantage.core.context import Context
 from vantage.core.errors import UserError
 from vantage.core.method import Method
@@ -38,7 +39,7 @@ from vantage.methods.claim import Claim
 from vantage.methods.objectives.grpo import grpo
 from vantage.methods.registry import Paper, method
 from vantage.objectives.surrogates import Clip
-from vantage.rollouts.plans import Shuffled, at_least
+from vantage.rollouts.plans import Shuffled
 from vantage.rollouts.records import Records, per_prompt
 from vantage.rollouts.replay import PromptQueues
 
@@ -53,7 +54,7 @@ _ROUNDING = 1e-5
 """By how much a sum of weighted rewards may miss the range of a score."""
 
 
-@dataclass(frozen=True)
+@component
 class SuccessTracker:
     """Fills `value` [N, T] with the prompt's v; after the update it takes in the batch's scores.
 
@@ -67,24 +68,17 @@ class SuccessTracker:
         constant: rho is this instead, and nothing is stored; above 0, and 1 never forgets.
     """
 
-    half: float = 0.06
-    least: float = 0.875
-    most: float = 0.96
-    samples: int = 8
-    constant: float | None = None
-    _records: Records = field(
-        default_factory=lambda: Records(alpha=0.5, beta=0.5), init=False, repr=False, compare=False
-    )
-    _last: PromptQueues = field(default_factory=lambda: PromptQueues(1), init=False, repr=False, compare=False)
+    half: Annotated[float, above(0)] = 0.06
+    least: Annotated[float, above(0), below(1)] = 0.875
+    most: Annotated[float, above(0), below(1)] = 0.96
+    samples: Annotated[int, at_least(0)] = 8
+    constant: Annotated[float, above(0), at_most(1)] | None = None
+    _records: Records = memory(lambda: Records(alpha=0.5, beta=0.5))
+    _last: PromptQueues = memory(lambda: PromptQueues(1))
 
     def __post_init__(self) -> None:
-        if not 0 < self.least <= self.most < 1:
-            raise UserError(f"SuccessTracker: least={self.least} and most={self.most} must have 0 < least <= most < 1")
-        if not self.half > 0:
-            raise UserError(f"SuccessTracker.half={self.half} is out of range: above 0")
-        at_least("SuccessTracker.samples", self.samples, 0)
-        if self.constant is not None and not 0 < self.constant <= 1:
-            raise UserError(f"SuccessTracker.constant={self.constant} is out of range: above 0, at most 1, or none")
+        if not self.least <= self.most:
+            raise UserError(f"SuccessTracker: least={self.least} and most={self.most} must have least <= most")
 
     def estimate(self, prompts: Tensor) -> Tensor:
         """Return v [B] of these prompts [B]."""
@@ -149,15 +143,6 @@ class SuccessTracker:
         context.record("tracker/drift", drift.mean())
         return torch.exp2(-drift / self.half).clamp(self.least, self.most)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Beta parameters and stored answers."""
-        return {"records": self._records.state_dict(), "last": self._last.state_dict()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take them back."""
-        self._records.load_state_dict(state["records"])
-        self._last.load_state_dict(state["last"])
-
 
 def _successes(score: Tensor) -> Tensor:
     """Return the scores [N], of which none may be outside of [0, 1] by more than rounding; missing ones stay NaN."""
@@ -170,7 +155,7 @@ def _successes(score: Tensor) -> Tensor:
     return score.clamp(0, 1)
 
 
-@dataclass(frozen=True)
+@component
 class OpenPrompts:
     """Prompts drawn from a chunk of the shuffled data with weight sqrt(v (1 - v)) + `explore`, v of the method's tracker.
 
@@ -183,14 +168,9 @@ class OpenPrompts:
         source: gives the chunks.
     """
 
-    pool: int = 4
-    explore: float = 0.05
+    pool: Annotated[int, at_least(1)] = 4
+    explore: Annotated[float, above(0)] = 0.05
     source: Shuffled = field(default_factory=Shuffled)
-
-    def __post_init__(self) -> None:
-        at_least("OpenPrompts.pool", self.pool, 1)
-        if not self.explore > 0:
-            raise UserError(f"OpenPrompts.explore={self.explore} is out of range: above 0")
 
     def __call__(self, count: int, context: Context) -> Prompts:
         """Return `count` prompts."""
@@ -208,7 +188,7 @@ class OpenPrompts:
         return Prompts(found.ids[chosen], [found.items[i] for i in chosen.tolist()])
 
 
-@dataclass(frozen=True)
+@component
 class BatchStandardized:
     """Advantage of a row: score less value, standardised over the batch's rows (sample std, eps 1e-8); no gradient."""
 
@@ -219,10 +199,12 @@ class BatchStandardized:
         return per_decision(whiten(excess, ~torch.isnan(excess)).squeeze(-1), batch.mask)
 
 
-@method(id="S066", papers=PAPER)
+@method(
+    id="S066", papers=PAPER, base=grpo, without=("group_size", "eps", "beta", "epochs"), group_size=1, beta=0.0,
+    prompts=1024, minibatches=8,
+)  # fmt: skip
 def spo_single_stream(
-    prompts: int = 1024,
-    lr: float = 1e-6,
+    base: Method,
     half: float = 0.06,
     least: float = 0.875,
     most: float = 0.96,
@@ -233,14 +215,12 @@ def spo_single_stream(
     eps_low: float = 0.2,
     eps_high: float = 0.28,
     dual: float = 10.0,
-    minibatches: int = 8,
-    temperature: float = 1.0,
-    micro_batch: int | None = None,
 ) -> Method:
-    """Compose SPO; `samples` answers to each prompt of the task come before the first step, 0 for none."""
-    return grpo(
-        prompts, 1, lr=lr, beta=0.0, minibatches=minibatches, temperature=temperature, micro_batch=micro_batch
-    ).replace(
+    """half: D_half, drift in nats a token at which memory halves; least, most: bounds of rho; samples: n0, answers
+    to each prompt of the task before the first step, 0 for none; constant: rho is this instead, none measures the
+    drift; pool: prompts that are drawn from, in batches; explore: added to the weight of each prompt; eps_low,
+    eps_high: clip range; dual: bound where the advantage is negative."""
+    return base.replace(
         prompts=OpenPrompts(pool, explore),
         values=SuccessTracker(half, least, most, samples, constant),
         advantage=BatchStandardized(),

@@ -21,16 +21,16 @@ out nearly alike (on small conversations mean norms of 0.74 and 1.52, divided or
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
 
 from vantage.advantages.critic import Critic
 from vantage.advantages.estimators import GAE
+from vantage.annotations import above, at_least
+from vantage.core.component import component, extended
 from vantage.core.context import Context, Metrics
-from vantage.core.errors import UserError
 from vantage.core.loss import backward
 from vantage.core.method import Method
 from vantage.core.protocols import Evaluation
@@ -42,7 +42,6 @@ from vantage.methods.objectives.grpo import grpo
 from vantage.methods.registry import Paper, method
 from vantage.objectives.surrogates import recorded_clip
 from vantage.updates.gradient import GradientUpdate
-from vantage.updates.optimizers import Adam
 
 PAPER = Paper(
     "ST-PPO: Stabilized Off-Policy Proximal Policy Optimization for Multi-Turn Agents Training",
@@ -51,9 +50,10 @@ PAPER = Paper(
     2025,
     arxiv="2511.20718",
 )
+Level = Literal["turn", "token"]
 
 
-@dataclass(frozen=True)
+@component
 class TurnClip:
     """PPO's clipped surrogate on the ratio of the turn; gradient flows through `logp`.
 
@@ -63,17 +63,11 @@ class TurnClip:
         turn_advantage: the turn's mean advantage takes the place of its tokens': one decision of the clip for a turn.
     """
 
-    eps: float = 0.2
-    level: str = "turn"
+    eps: Annotated[float, at_least(0)] = 0.2
+    level: Level = "turn"
     turn_advantage: bool = False
     wants = frozenset({"logp"})
     unit = "row"
-
-    def __post_init__(self) -> None:
-        if self.level not in ("turn", "token"):
-            raise UserError(f"TurnClip.level={self.level!r} is not known: turn or token")
-        if not self.eps >= 0:
-            raise UserError(f"TurnClip.eps={self.eps} is out of range: at least 0")
 
     def __call__(self, evaluation: Evaluation, batch: Trajectories, context: Context) -> Tensor:
         """Return the loss per decision [N, T]."""
@@ -96,7 +90,7 @@ class TurnClip:
         return log, batch
 
 
-@dataclass(frozen=True)
+@component
 class _Removed:
     """What the clip of an objective takes away, as an objective."""
 
@@ -106,7 +100,7 @@ class _Removed:
         return self.inner.removed(evaluation, batch)
 
 
-@dataclass(frozen=True)
+@component
 class _Divided:
     """An objective divided by a number."""
 
@@ -117,7 +111,7 @@ class _Divided:
         return self.inner(evaluation, batch, context) / self.by
 
 
-@dataclass(frozen=True)
+@component
 class ClippingCorrected(GradientUpdate):
     """The ordinary update, the policy's part of whose gradient is divided by max(|C|, floor) of the page.
 
@@ -127,12 +121,7 @@ class ClippingCorrected(GradientUpdate):
         floor: c0, above 0.
     """
 
-    floor: float = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.floor > 0:
-            raise UserError(f"ClippingCorrected.floor={self.floor} is out of range: above 0")
+    floor: Annotated[float, above(0)] = 1.0
 
     def differentiate(self, part: Trajectories, context: Context) -> None:
         """Leave the corrected gradient in `.grad`."""
@@ -162,40 +151,33 @@ def _with(context: Context, method: Method) -> Any:
     return twin
 
 
-@method(id="S189", papers=PAPER)
+@method(
+    id="S189", papers=PAPER, base=grpo, prompts=128, group_size=1, beta=0.0, minibatches=4
+)  # fmt: skip
 def st_ppo(
-    prompts: int = 128,
-    group_size: int = 1,
-    lr: float = 1e-6,
-    level: str = "turn",
+    base: Method,
+    level: Level = "turn",
     floor: float | None = 1.0,
     turn_advantage: bool = False,
-    eps: float = 0.2,
+    eps: Annotated[float, at_least(0)] = 0.2,
     gamma: float = 1.0,
     lam: float = 0.95,
     value_coefficient: float = 0.5,
-    beta: float = 0.0,
-    epochs: int = 1,
-    minibatches: int = 4,
     max_grad_norm: float | None = None,
-    temperature: float = 1.0,
-    micro_batch: int | None = None,
 ) -> Method:
-    """Compose ST-PPO; `floor` is c0, None for no correction. `max_grad_norm` limits what the correction left; None does not."""
-    settings: dict[str, Any] = {
-        "optimizer": Adam(lr),
-        "epochs": epochs,
-        "minibatches": minibatches,
-        "max_grad_norm": max_grad_norm,
-        "micro_batch": micro_batch,
-    }
-    return grpo(prompts, group_size, beta=beta, temperature=temperature).replace(
+    """level: of the ratio, `turn` or `token`; floor: c0, least divisor of the policy's gradient, none for no
+    correction; turn_advantage: the turn's mean advantage takes the place of its tokens'; gamma: discount; lam:
+    lambda of GAE; value_coefficient: weight of half the squared error of values; max_grad_norm: bound of what the
+    correction left, none for none."""
+    composed = base.replace(
         values=Critic(value_coefficient, clip=0.2),
         advantage=GAE(gamma, lam, whiten=True),
         objective=TurnClip(eps, level, turn_advantage),
         averaging="seq-mean-token-mean",
-        update=GradientUpdate(**settings) if floor is None else ClippingCorrected(**settings, floor=floor),
     )
+    if floor is None:
+        return composed
+    return composed.replace(update=extended(base.update, ClippingCorrected, floor=floor))
 
 
 _STALE = {"epochs": 2, "minibatches": 2}

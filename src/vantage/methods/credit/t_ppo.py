@@ -22,13 +22,14 @@ with the exact value not at all (0.42).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 
 from vantage.advantages.critic import FittedCritic
 from vantage.advantages.estimators import GAE
+from vantage.annotations import at_least
+from vantage.core.component import component, memory
 from vantage.core.context import Context
 from vantage.core.method import Method
 from vantage.core.protocols import prefix_engine
@@ -37,8 +38,7 @@ from vantage.functions.returns import gae
 from vantage.methods.claim import Claim
 from vantage.methods.objectives.grpo import grpo
 from vantage.methods.registry import Paper, method
-from vantage.rewards.mixing import Total
-from vantage.rollouts.plans import at_least, set_temperature
+from vantage.rollouts.plans import set_temperature
 from vantage.rollouts.replay import from_state, to_state
 
 PAPER = Paper(
@@ -49,7 +49,7 @@ PAPER = Paper(
 )
 
 
-@dataclass(frozen=True)
+@component
 class Windows:
     """`rows` answers in progress, each gone on with by at most `length` tokens a step; the unfinished ones are remembered.
 
@@ -64,14 +64,10 @@ class Windows:
         temperature: of the policy.
     """
 
-    rows: int = 512
-    length: int = 1024
+    rows: Annotated[int, at_least(1)] = 512
+    length: Annotated[int, at_least(1)] = 1024
     temperature: float = 1.0
-    _memory: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        at_least("Windows.rows", self.rows, 1)
-        at_least("Windows.length", self.length, 1)
+    _memory: dict[str, Any] = memory()
 
     def prepare(self, context: Context) -> None:
         """Give the policy its temperature."""
@@ -114,11 +110,11 @@ class Windows:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take them back."""
+        """Restore both."""
         self._memory.update(held=from_state(state["held"]), time=int(state["time"]))
 
 
-@dataclass(frozen=True)
+@component
 class Pending:
     """Rows that have not ended have no outcome yet: their score is 0 where it would be missing, and they are learnt from."""
 
@@ -127,7 +123,7 @@ class Pending:
         return batch.replace(score=torch.where(batch.ended, batch.score, 0.0))
 
 
-@dataclass(frozen=True)
+@component
 class OutcomeCritic(FittedCritic):
     """Fills values, flat at a cut; after the update the critic is fitted to the outcome of the rows that ended.
 
@@ -155,28 +151,23 @@ class OutcomeCritic(FittedCritic):
         super().fit(batch.replace(mask=whole, returns=returns), context)
 
 
-@method(id="S008", papers=PAPER)
+@method(id="S008", papers=PAPER, base=grpo, without=("prompts", "group_size", "beta"), beta=0.0)
 def t_ppo(
+    base: Method,
     rows: int = 512,
     window: int = 1024,
-    lr: float = 1e-6,
     critic_lr: float = 1e-5,
     critic_epochs: int = 1,
     critic_minibatch: int = 64,
     gamma: float = 1.0,
     lam: float = 0.95,
-    eps: float = 0.2,
-    epochs: int = 1,
-    minibatches: int = 1,
-    temperature: float = 1.0,
-    micro_batch: int | None = None,
 ) -> Method:
-    """Compose T-PPO; a window of about a third of the longest answer is a start."""
-    return grpo(
-        1, 1, lr=lr, beta=0.0, eps=eps, epochs=epochs, minibatches=minibatches, micro_batch=micro_batch
-    ).replace(
-        rollout=Windows(rows, window, temperature),
-        rewards=(Total(), Pending()),
+    """rows: answers in progress; window: tokens that each is gone on with in a step, about a third of the longest
+    answer is a start; critic_lr: learning rate of the critic; critic_epochs: its passes over the rows that ended;
+    critic_minibatch: rows of one of its steps; gamma: discount; lam: lambda of GAE."""
+    return base.replace(
+        rollout=Windows(rows, window, base.rollout.temperature),
+        rewards=(*base.rewards, Pending()),
         values=OutcomeCritic(critic_epochs, critic_minibatch, critic_lr, gamma=gamma),
         advantage=GAE(gamma, lam),
         averaging="token-mean",

@@ -17,14 +17,14 @@ advantage of SPO, which is in that code too.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from vantage.advantages.groups import record_groups
+from vantage.core.component import component
 from vantage.core.context import Context
-from vantage.core.errors import UserError
 from vantage.core.method import Method
 from vantage.core.trajectories import Trajectories
 from vantage.functions.groups import group_moments, group_sums
@@ -44,7 +44,7 @@ PAPER = Paper(
 )
 
 
-@dataclass(frozen=True)
+@component
 class TreeAdvantage:
     """The advantage of the page, from `score`, `group` and `path`; no gradient.
 
@@ -54,13 +54,9 @@ class TreeAdvantage:
         whiten: standardise over all decisions (unbiased variance, eps 1e-8 inside the root).
     """
 
-    weights: str = "average"
+    weights: Literal["average", "group_size"] = "average"
     differing: bool = False
     whiten: bool = True
-
-    def __post_init__(self) -> None:
-        if self.weights not in ("average", "group_size"):
-            raise UserError(f"TreeAdvantage.weights={self.weights!r} is not known: average or group_size")
 
     def __call__(self, batch: Trajectories, context: Context) -> Tensor:
         """Return the advantage [N, T]."""
@@ -92,17 +88,15 @@ class TreeAdvantage:
         return total / norm
 
 
-@method(id="S162", papers=PAPER)
+@method(id="S162", papers=PAPER, base=dapo, without=("rounds", "epochs"))
 def treepo(
-    prompts: int = 512,
-    group_size: int = 16,
-    lr: float = 1e-6,
+    base: Method,
     segment: int = 512,
     depth: int = 14,
     branching: int = 2,
     first_least: int = 2,
     first_most: int = 8,
-    weights: str = "average",
+    weights: Literal["average", "group_size"] = "average",
     differing: bool = False,
     cut_path: bool = False,
     share: str = "equal",
@@ -113,41 +107,21 @@ def treepo(
     eps_low: float = 0.2,
     eps_high: float = 0.28,
     dual: float = 10.0,
-    minibatches: int = 16,
-    overlong_buffer: int = 0,
-    weight_decay: float = 0.1,
-    temperature: float = 1.0,
-    micro_batch: int | None = None,
 ) -> Method:
-    """Compose TreePO; `overlong_buffer` is in tokens (512 in the paper).
-
-    `rounds` is how often a step samples at most to have `prompts` prompts whose answers differ in score; with 1 it samples once and
-    drops none, so that prompts whose answers all score the same stay in the batch and in its averages.
-    """
+    """segment: tokens between branchings; depth: segments of the longest path; branching: children of a node at
+    most; first_least, first_most: children of a prompt; weights: of the comparisons, `average` or `group_size`;
+    differing: a group below the prompt counts only where its scores differ; cut_path: a leaf that was cut back
+    loses its path; share: how the room for leaves is shared, see `Trees`; share_temperature: of that share; cut:
+    where leaves are cut back, see `Trees`; block: tokens of a block of that cut; rounds: how often a step samples
+    at most to have prompts whose answers differ in score, 1 samples once and drops none; eps_low, eps_high: clip
+    range; dual: bound where the advantage is negative."""
+    plan = base.rollout.plan
     trees = Trees(
-        prompts,
-        group_size,
-        temperature,
-        segment,
-        depth,
-        branching,
-        (first_least, first_most),
-        cut_path,
-        share,
-        share_temperature,
-        cut,
-        block,
-    )
-    return dapo(
-        prompts,
-        group_size,
-        lr=lr,
-        minibatches=minibatches,
-        overlong_buffer=overlong_buffer,
-        weight_decay=weight_decay,
-        micro_batch=micro_batch,
-    ).replace(
-        rollout=Refill(trees, groups=prompts, rounds=rounds) if rounds > 1 else trees,
+        plan.prompts, plan.size, plan.temperature, segment, depth, branching, (first_least, first_most),
+        cut_path, share, share_temperature, cut, block,
+    )  # fmt: skip
+    return base.replace(
+        rollout=Refill(trees, groups=plan.prompts, rounds=rounds) if rounds > 1 else trees,
         advantage=TreeAdvantage(weights, differing),
         objective=Clip(eps_low, eps_high, dual),
     )

@@ -15,11 +15,14 @@ whose text holds `separator`, so a separator must lie within a token.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
+from vantage.annotations import at_least
+from vantage.core.component import component
 from vantage.core.context import Context
 from vantage.core.method import Method
 from vantage.core.protocols import Evaluation, prefix_engine
@@ -29,7 +32,6 @@ from vantage.functions.divergences import divergence
 from vantage.methods.claim import Claim
 from vantage.methods.objectives.grpo import grpo
 from vantage.methods.registry import Paper, method
-from vantage.rollouts.plans import at_least
 from vantage.rollouts.segments import StepsByToken, first_places
 
 PAPER = Paper(
@@ -41,7 +43,7 @@ PAPER = Paper(
 )
 
 
-@dataclass(frozen=True)
+@component
 class VineValues:
     """Fills `segment`, `value` (of the state before the decision's step) and `next_value` (after it), all [N, T].
 
@@ -54,14 +56,10 @@ class VineValues:
         steps: gives each decision the number of its step.
     """
 
-    count: int = 9
-    most: int = 25
+    count: Annotated[int, at_least(1)] = 9
+    most: Annotated[int, at_least(0)] = 25
     unfinished: float | None = 0.0
     steps: StepsByToken = field(default_factory=StepsByToken)
-
-    def __post_init__(self) -> None:
-        at_least("VineValues.count", self.count, 1)
-        at_least("VineValues.most", self.most, 0)
 
     def __call__(self, batch: Trajectories, context: Context) -> Trajectories:
         """Fill the columns; no gradient."""
@@ -104,7 +102,7 @@ def _distinct(batch: Trajectories, row: Tensor, place: Tensor) -> tuple[Tensor, 
     return one, same
 
 
-@dataclass(frozen=True)
+@component
 class StepDifference:
     """Advantage of a decision: its step's reward and gain in value, whitened over the batch; no gradient.
 
@@ -127,7 +125,7 @@ class StepDifference:
         return centred * torch.rsqrt(variance + 1e-8)
 
 
-@dataclass(frozen=True)
+@component
 class SequenceKL:
     """coefficient * k3 estimate to the reference, summed over a row's decisions, mean over rows; gradient through `logp`.
 
@@ -151,34 +149,22 @@ class SequenceKL:
         return self.coefficient * estimate.sum(-1)
 
 
-@method(id="S094", papers=PAPER)
+@method(
+    id="S094", papers=PAPER, base=grpo, without=("beta",), beta=0.0,
+    prompts=64, group_size=8, epochs=2, minibatches=8, temperature=0.6,
+)  # fmt: skip
 def vineppo(
-    prompts: int = 64,
-    group_size: int = 8,
-    lr: float = 1e-6,
+    base: Method,
     count: int = 9,
     most: int = 25,
     unfinished: float | None = 0.0,
     separator: str = "\n",
     beta: float = 1e-4,
-    eps: float = 0.2,
-    epochs: int = 2,
-    minibatches: int = 8,
-    temperature: float = 0.6,
-    micro_batch: int | None = None,
 ) -> Method:
-    """Compose VinePPO; `count` is K, `most` the steps that are estimated."""
-    return grpo(
-        prompts,
-        group_size,
-        lr=lr,
-        beta=0.0,
-        eps=eps,
-        epochs=epochs,
-        minibatches=minibatches,
-        temperature=temperature,
-        micro_batch=micro_batch,
-    ).replace(
+    """count: K, continuations of a state; most: steps of an answer that are estimated; unfinished: score of what
+    does not end, none takes what the task says; separator: text that ends a step; beta: weight of the divergence to
+    the reference."""
+    return base.replace(
         values=VineValues(count, most, unfinished, StepsByToken(separator)),
         advantage=StepDifference(),
         averaging="token-mean",

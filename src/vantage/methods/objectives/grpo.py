@@ -42,13 +42,13 @@ def grpo(
     minibatches: int = 1,
     temperature: float = 1.0,
     weight_decay: float = 0.0,
-    max_grad_norm: float = 1.0,
+    max_grad_norm: float | None = 1.0,
     micro_batch: int | None = None,
 ) -> Method:
     """Compose GRPO. prompts: prompts a step; group_size: answers to each; lr: learning rate; beta: weight of the
     divergence to the reference policy, 0 leaves that policy out altogether; eps: clip range of the ratio; epochs:
     passes over a batch; minibatches: optimiser steps a pass; temperature: of sampling, and of the policy that
-    learns; weight_decay: decoupled from the gradient, as in AdamW; max_grad_norm: largest norm of a gradient;
+    learns; weight_decay: decoupled from the gradient, as in AdamW; max_grad_norm: largest norm of a gradient, none for no bound;
     micro_batch: rows evaluated at once, none for all of a minibatch; it changes memory, not the gradient."""
     return Method(
         prompts=Shuffled(),

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from vantage.advantages.groups import record_groups
 from vantage.annotations import at_least, below, between
-from vantage.core.component import component
+from vantage.core.component import component, extended
 from vantage.core.context import Context
 from vantage.core.errors import UserError
 from vantage.core.loss import backward
@@ -195,20 +195,11 @@ def oblr_po(
     """lr: the largest step size, about twice a rate that is known to work; leave_one_out: a row is left out of its
     own baseline; pieces: M, parts of a minibatch whose gradients are compared; decay: of the running means of
     signal and noise; floor: least factor on the learning rate."""
-    plain = base.update
     return base.replace(
         advantage=NormWeighted(leave_one_out),
         objective=PolicyGradient(),
         averaging="seq-mean-token-sum",
-        update=SignalToNoise(
-            optimizer=plain.optimizer,
-            minibatches=plain.minibatches,
-            max_grad_norm=plain.max_grad_norm,
-            micro_batch=plain.micro_batch,
-            pieces=pieces,
-            decay=decay,
-            floor=floor,
-        ),
+        update=extended(base.update, SignalToNoise, pieces=pieces, decay=decay, floor=floor),
     )
 
 

@@ -223,11 +223,9 @@ class FreshKL:
         return self.coefficient * estimate
 
 
-@method(id="S080", papers=PAPER)
+@method(id="S080", papers=PAPER, base=grpo, without=("beta",), beta=0.0, group_size=8)
 def repo_replay(
-    prompts: int = 16,
-    group_size: int = 8,
-    lr: float = 1e-6,
+    base: Method,
     capacity: int = 16,
     least: int = 16,
     take: int = 8,
@@ -235,14 +233,12 @@ def repo_replay(
     mixed: bool = False,
     weight: float = 1.0,
     beta: float = 0.0,
-    eps: float = 0.2,
-    temperature: float = 1.0,
-    micro_batch: int | None = None,
 ) -> Method:
-    """Compose RePO; `capacity` is M, `least` m_min, `take` k, `weight` c_off."""
-    groups = Groups(prompts, group_size, temperature)
-    return grpo(prompts, group_size, lr=lr, beta=0.0, eps=eps, micro_batch=micro_batch).replace(
-        rollout=PromptReplay(groups, capacity, least, take, strategy, mixed, weight),
+    """capacity: M, answers that are kept of a prompt; least: m_min, answers from which on they are replayed; take:
+    k, of them a step; strategy: which ones, see `PromptReplay`; mixed: they join their prompt's group; weight:
+    c_off, of replayed rows in the loss; beta: weight of the divergence to the reference, on fresh rows."""
+    return base.replace(
+        rollout=PromptReplay(base.rollout, capacity, least, take, strategy, mixed, weight),
         rewards=(FreshRecorded(),),
         regularizers=(FreshKL(beta),) if beta else (),
     )

@@ -17,13 +17,15 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import field
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
 from vantage.advantages.groups import GroupStandardized
+from vantage.annotations import at_least
+from vantage.core.component import component
 from vantage.core.context import Context
 from vantage.core.errors import UserError, nearest
 from vantage.core.method import Method
@@ -34,7 +36,7 @@ from vantage.functions.groups import group_index
 from vantage.methods.claim import Claim
 from vantage.methods.objectives.grpo import grpo
 from vantage.methods.registry import Paper, method
-from vantage.rollouts.plans import Groups, at_least
+from vantage.rollouts.plans import Groups
 from vantage.rollouts.templates import Template
 
 PAPER = Paper(
@@ -47,7 +49,7 @@ TEMPLATE = "Question: {prompt}\n{label}: {hint}"
 STAGES = ("knowledge", "planning", "solution")
 
 
-@dataclass(frozen=True)
+@component
 class HintLadder:
     """Prompts with hints of rising strength, from a problem's field `hints`: {stage: [part, ..]}.
 
@@ -97,7 +99,7 @@ class HintLadder:
         return hints
 
 
-@dataclass(frozen=True)
+@component
 class Scaffolded(Groups):
     """Groups in which, after `warmup` steps, failures are rescued as the page says.
 
@@ -107,13 +109,9 @@ class Scaffolded(Groups):
         ladder: `(item, fields) -> items`, one a level, rising in strength.
     """
 
-    warmup: int = 50
+    warmup: Annotated[int, at_least(0)] = 50
     right_at: float = 1.0
     ladder: Any = field(default_factory=HintLadder)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least("Scaffolded.warmup", self.warmup, 0)
 
     def __call__(self, context: Context) -> Trajectories:
         """Sample, and rescue; `hint` [N] is the level of a rescued row, -1 for others; metrics of hinted answers: `rescue/`."""
@@ -161,24 +159,15 @@ class Scaffolded(Groups):
         return Prompts(prompts.ids[owner], items), owner, level
 
 
-@method(id="S009", papers=PAPER)
-def scaf_grpo(
-    prompts: int = 256,
-    group_size: int = 8,
-    lr: float = 1e-6,
-    warmup: int = 50,
-    eps: float = 0.2,
-    right_at: float = 1.0,
-    minibatches: int = 4,
-    temperature: float = 1.0,
-    template: str = TEMPLATE,
-    micro_batch: int | None = None,
-) -> Method:
-    """Compose Scaf-GRPO; `warmup` is in steps, `template` has {prompt}, {label} and {hint}."""
-    return grpo(
-        prompts, group_size, lr=lr, beta=0.0, eps=eps, minibatches=minibatches, micro_batch=micro_batch
-    ).replace(
-        rollout=Scaffolded(prompts, group_size, temperature, warmup, right_at, HintLadder(template=Template(template))),
+@method(
+    id="S009", papers=PAPER, base=grpo, without=("beta",), beta=0.0, prompts=256, group_size=8, minibatches=4
+)  # fmt: skip
+def scaf_grpo(base: Method, warmup: int = 50, right_at: float = 1.0, template: str = TEMPLATE) -> Method:
+    """warmup: steps without hints; right_at: least score of a success; template: text of a hinted prompt, with
+    {prompt}, {label} and {hint}."""
+    plan, ladder = base.rollout, HintLadder(template=Template(template))
+    return base.replace(
+        rollout=Scaffolded(plan.prompts, plan.size, plan.temperature, warmup, right_at, ladder),
         advantage=GroupStandardized(eps=1e-6),
         averaging="token-mean",
     )
