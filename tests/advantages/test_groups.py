@@ -40,3 +40,19 @@ def test_missing_scores_are_left_out() -> None:
     mean, std = group_moments(score, group, extra=(2.0, 2))
     assert mean.tolist() == pytest.approx([2.0, 2.0, 2.0, 2.0, 5 / 3])
     assert std.tolist() == pytest.approx([0.0, 0.0, 0.0, 0.0, (1 / 3) ** 0.5])
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+def test_the_spread_of_a_batch_of_one_or_of_equal_scores_divides_nothing(rows: int) -> None:
+    batch = random_batch(rows, 3).replace(score=torch.full((rows,), 0.7), group=torch.arange(rows))
+    found = GroupStandardized(scale="batch", eps=0.0)(batch, context())
+    assert torch.equal(found, torch.zeros(rows, 3))
+
+
+def test_the_spread_of_the_batch_is_that_of_its_scores() -> None:
+    score = torch.tensor([1.0, 0.0, 3.0, 2.0, torch.nan, 5.0])
+    batch = random_batch(6, 3).replace(score=score, group=torch.tensor([0, 0, 1, 1, 1, 2]))
+    found = GroupStandardized(scale="batch", eps=1e-4)(batch, context())
+    std = score[~score.isnan()].std() + 1e-4
+    expected = torch.tensor([0.5, -0.5, 0.5, -0.5, 0.0, 0.0]) / std
+    torch.testing.assert_close(found[:, 0].float(), expected)

@@ -14,6 +14,7 @@ from vantage.core.context import Context
 from vantage.core.protocols import Evaluation
 from vantage.core.trajectories import Trajectories
 from vantage.functions.surrogates import value_loss
+from vantage.functions.whitening import masked_mean
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ class FittedCritic:
                 part = flat.select(rows)
                 value = context.policy.evaluate(part, frozenset({"value"})).value
                 error = value_loss(value, part.returns)
-                loss = (error * part.mask).sum() / part.mask.sum()
+                loss = masked_mean(error, part.mask)
                 optimizer.zero_grad()
                 # The trunk's gradients, where the critic reads a trunk that it does not move, would cost time and be thrown away.
                 loss.backward(inputs=self._memory["parameters"])

@@ -17,7 +17,7 @@ from vantage.core.context import Context
 from vantage.core.trajectories import Trajectories
 from vantage.functions.groups import group_moments, leave_one_out_mean
 from vantage.functions.rows import per_decision
-from vantage.functions.whitening import standardize
+from vantage.functions.whitening import masked_moments, standardize
 
 
 @component
@@ -45,7 +45,9 @@ class GroupStandardized:
         if self.scale == "group":
             centred = standardize(centred, std, self.eps)
         elif self.scale == "batch":
-            centred = centred / (batch.score[~torch.isnan(batch.score)].std(correction=self.ddof) + self.eps)
+            scored = ~torch.isnan(batch.score)
+            variance = masked_moments(batch.score.unsqueeze(-1), scored.unsqueeze(-1), self.ddof)[2]
+            centred = standardize(centred, variance.sqrt().expand_as(centred), self.eps)
         return per_decision(centred, batch.mask)
 
 

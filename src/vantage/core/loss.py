@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -20,12 +21,19 @@ WEIGHTS = "_weights"
 
 
 def weighted(batch: Trajectories, how: Any) -> Trajectories:
-    """Attach the averaging weights, times the column `weight` where there is one."""
+    """Attach the averaging weights, times the column `weight` where there is one.
+
+    What the loss reads is 0 outside of the mask: padding may hold anything, and NaN times a gradient of 0 is NaN.
+    """
     weights = averaging(how)(batch.mask, batch.get("group")).float()
     extra = batch.get("weight")
     if extra is not None:
         weights = weights * (extra.unsqueeze(-1) if extra.dim() == 1 else extra)
-    return batch.replace(**{WEIGHTS: weights})
+    inside = {}
+    if batch.steps > 1:  # rows of one decision have no padding
+        read = [name for name in batch if name.startswith("logp") or name in ("advantage", "returns", "value")]
+        inside = {name: torch.where(batch.mask, batch[name], 0.0) for name in read}
+    return batch.replace(**inside, **{WEIGHTS: weights})
 
 
 def reduce(loss: Tensor, batch: Trajectories, whole: int, part: Any) -> Tensor:
@@ -57,6 +65,17 @@ def _by_weights(loss: Tensor, weights: Tensor) -> Tensor:
     return (loss * weights).sum()
 
 
+def _within(evaluation: Evaluation, mask: Tensor) -> Evaluation:
+    """Return the outputs per decision, 0 outside of the mask, so that no gradient reaches what stands there."""
+    if mask.shape[1] == 1:
+        return evaluation
+    held = copy.copy(evaluation)
+    for name in ("logp", "entropy", "value"):
+        if evaluation.has(name):
+            setattr(held, name, torch.where(mask, getattr(evaluation, name), 0.0))
+    return held
+
+
 def method_loss(evaluation: Evaluation, batch: Trajectories, context: Context, whole: int) -> Tensor:
     """Sum the terms of the context's method on (part of) a minibatch of `whole` rows: a scalar with gradient.
 
@@ -64,6 +83,7 @@ def method_loss(evaluation: Evaluation, batch: Trajectories, context: Context, w
     """
     method = context.method
     share = len(batch) / whole
+    evaluation = _within(evaluation, batch.mask)
     terms = [("loss/policy", method.objective(evaluation, batch, context), method.objective)]
     for part in method.regularizers:
         label = getattr(part, "label", type(part).__name__.lower())

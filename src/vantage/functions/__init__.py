@@ -2,14 +2,18 @@
 
     groups      statistics of a score within groups of rows
     whitening   mean, spread and standardising, over a mask or given a spread
-    ratios      importance ratios, bounded, and the surrogates made of them
+    ratios      importance ratios, bounded
+    surrogates  losses per decision of a policy and of a critic
     divergences estimates of KL(policy || reference) from samples
     returns     generalised advantage estimation, linear recurrences
     rows        between a value per row [N] and values per decision [N, T]
     quantiles   empirical quantiles and one step of their tracking
+    masks       random sets of masked positions
+    parameters  lists of tensors taken as one vector
     simplex     distributions that trade a gain against a divergence
 
 In the docstrings N is rows, T decisions of the longest row, and a mask [N, T] is True where a decision counts; whatever stands
 elsewhere, NaN included, changes neither a value nor a gradient. Each function checks ranks and types at the door (`checks.py`):
-a call costs about 5 us there with three arguments, where jaxtyping with beartype took 33 us and 0.19 s more at import.
+with three arguments that takes 3 us, as one operation on a small tensor does, where jaxtyping with beartype took 33 us a call and
+0.19 s more at import.
 """

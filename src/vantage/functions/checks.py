@@ -14,10 +14,12 @@ from vantage.core.errors import ShapeError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_KINDS: dict[str, tuple[str, Callable[[torch.dtype], bool]]] = {
-    "float": ("a floating type", lambda dtype: dtype.is_floating_point),
-    "bool": ("bool", lambda dtype: dtype == torch.bool),
-    "int": ("an integer type", lambda dtype: not (dtype.is_floating_point or dtype.is_complex or dtype == torch.bool)),
+_FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
+_INTEGERS = frozenset({torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64})
+_KINDS: dict[str, tuple[str, frozenset[torch.dtype]]] = {
+    "float": ("a floating type", _FLOATS),
+    "bool": ("bool", frozenset({torch.bool})),
+    "int": ("an integer type", _INTEGERS),
 }
 
 
@@ -40,31 +42,33 @@ def checked(**expected: str) -> Callable[[F], F]:
         plan = []
         for name, text in expected.items():
             words = text.split()
-            kind = words.pop(0) if words[0] in _KINDS else None
+            types = _KINDS[words.pop(0)][1] if words[0] in _KINDS else None
             rest = words[:1] == ["..."]
             sizes = tuple(int(word) if word.isdigit() else word for word in words[rest:])
-            test = None if kind is None else _KINDS[kind][1]
-            plan.append((parameters.index(name), name, test, rest, sizes, len(sizes), text))
+            plan.append((parameters.index(name), name, types, rest, sizes, text))
 
         @functools.wraps(function)
         def called(*arguments: Any, **named: Any) -> Any:
             known: dict[Any, Any] = {}
             given = len(arguments)
-            for place, name, test, rest, sizes, rank, text in plan:
+            right: tuple[Any, Any, Any] = (None, None, None)
+            for place, name, types, rest, sizes, text in plan:
                 value = arguments[place] if place < given else named.get(name)
                 if value is None or type(value) is float or type(value) is int:
                     continue
-                if not isinstance(value, Tensor):
+                if not isinstance(value, Tensor) or (types is not None and value.dtype not in types):
                     raise _wrong(function, name, text, value, known)
                 shape = value.shape
-                if (test is not None and not test(value.dtype)) or (len(shape) < rank if rest else len(shape) != rank):
-                    raise _wrong(function, name, text, value, known)
+                if (shape, sizes, rest) == right:  # as most arguments are to the one before
+                    continue
+                right = (shape, sizes, rest)
                 if rest:
-                    split = len(shape) - rank
-                    front = shape[:split]
-                    if known.setdefault("...", front) != front:
+                    split = len(shape) - len(sizes)
+                    if split < 0 or known.setdefault("...", shape[:split]) != shape[:split]:
                         raise _wrong(function, name, text, value, known)
                     shape = shape[split:]
+                elif len(shape) != len(sizes):
+                    raise _wrong(function, name, text, value, known)
                 for size, found in zip(sizes, shape):
                     if (size if type(size) is int else known.setdefault(size, found)) != found:
                         raise _wrong(function, name, text, value, known)

@@ -12,6 +12,7 @@ from vantage.core import above, component
 from vantage.core.context import Context
 from vantage.core.protocols import Evaluation
 from vantage.core.trajectories import Trajectories
+from vantage.functions.ratios import bounded
 from vantage.functions.whitening import masked_mean
 
 
@@ -46,7 +47,7 @@ class JointBound:
         index = torch.unique(batch["answer"], return_inverse=True)[1]
         zeros = difference.new_zeros(int(index.max()) + 1)
         sizes = zeros.index_add(0, index, torch.ones_like(difference))
-        mean = zeros.index_add(0, index, difference) / sizes
+        mean = bounded(zeros.index_add(0, index, difference) / sizes)
         credit = zeros.index_add(0, index, row_advantage(batch).to(zeros.dtype)) / sizes
         context.record("ratio/answer", mean.detach().exp().mean())
         return -credit * mean.exp()
@@ -79,4 +80,4 @@ class LinearBound:
             difference = difference.clamp(-self.limit, self.limit)
         context.record("bound/difference", masked_mean(difference.detach().unsqueeze(-1), batch.mask[:, :1]))
         credit = row_advantage(batch)
-        return -credit * torch.where(credit >= 0, 1 + difference, difference.exp())
+        return -credit * torch.where(credit >= 0, 1 + difference, bounded(difference).exp())

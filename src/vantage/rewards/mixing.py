@@ -39,7 +39,7 @@ class Total:
     def __call__(self, batch: Trajectories, context: Context) -> Trajectories:
         """Fill `score` and `reward`."""
         if "rewards" not in batch:
-            return batch.replace(score=(batch.reward * batch.mask).sum(-1))
+            return batch.replace(score=torch.where(batch.mask, batch.reward, 0.0).sum(-1))
         named = dict(batch.rewards.items())
         for name in self.weights:
             if name not in named:

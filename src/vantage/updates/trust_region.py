@@ -12,6 +12,7 @@ from vantage.core import above, at_least, below, component
 from vantage.core.context import Context
 from vantage.core.loss import reduce, weighted
 from vantage.core.trajectories import Trajectories
+from vantage.functions.whitening import masked_mean, whiten
 
 
 def conjugate_gradient(
@@ -55,7 +56,7 @@ class TrustRegion:
         fisher_stride: every how many decisions enter the Fisher products.
         shrink, tries: of the line search.
         kl_slack: how far the accepted KL may exceed the bound.
-        standardize: standardise the advantages over the batch (population std, no eps).
+        standardize: standardise the advantages over the batch (population variance, `whiten`).
     """
 
     max_kl: Annotated[float, above(0)] = 0.01
@@ -75,7 +76,7 @@ class TrustRegion:
             batch = batch.flatten()
             batch = batch.select(batch.mask.any(-1))
         if self.standardize:
-            batch = batch.replace(advantage=_standardize(batch.advantage, batch.mask))
+            batch = batch.replace(advantage=whiten(batch.advantage, batch.mask, ddof=0))
         batch = weighted(batch.detach(), context.method.averaging)
         loss, wants = self._loss(batch, context), context.method.wants - {"value"}
         before = loss(policy.evaluate(batch, wants))
@@ -113,7 +114,7 @@ class TrustRegion:
         with torch.no_grad():
             old = policy.evaluate(batch, frozenset({"distribution"})).distribution
         new = policy.evaluate(batch, frozenset({"distribution"})).distribution
-        divergence = (old.kl(new) * batch.mask).sum() / batch.mask.sum()
+        divergence = masked_mean(old.kl(new), batch.mask)
         slope = _flat(torch.autograd.grad(divergence, parameters, create_graph=True))
 
         def product(vector: Tensor) -> Tensor:
@@ -143,7 +144,7 @@ class TrustRegion:
                     p.copy_(origin + step * move)
                 evaluation = policy.evaluate(batch, wants | {"distribution"})
                 after = loss(evaluation)
-                kl = (old.kl(evaluation.distribution) * batch.mask).sum() / batch.mask.sum()
+                kl = masked_mean(old.kl(evaluation.distribution), batch.mask)
                 fine = (
                     torch.isfinite(after) & torch.isfinite(kl) & (kl <= self.kl_slack * self.max_kl) & (after <= before)
                 )
@@ -157,11 +158,6 @@ class TrustRegion:
                 p.copy_(origin)
             context.record("kl/old", 0.0)
             context.record("trust_region/accepted", 0.0)
-
-
-def _standardize(values: Tensor, mask: Tensor) -> Tensor:
-    taken = values[mask]
-    return (values - taken.mean()) / taken.std(correction=0)
 
 
 def _flat(tensors: Any) -> Tensor:

@@ -169,3 +169,15 @@ def test_another_policy_is_refused() -> None:
         vantage.train("dppo", task, steps=10, policy=task.make_policy(), evaluate_samples=0)
     with pytest.raises(UserError, match="no demonstrations"):
         vantage.task("pendulum:warm_start=3")
+
+
+@pytest.mark.parametrize("shift", [90.0, -90.0])
+def test_a_log_ratio_of_90_has_a_finite_loss_and_gradient(shift: float) -> None:
+    logp = torch.full((4, 1), shift, requires_grad=True)
+    mask = torch.ones(4, 1, dtype=torch.bool)
+    columns = {"logp_old": torch.zeros(4, 1), "advantage": torch.tensor([[1.0], [-1.0]] * 2), "mask": mask}
+    batch = Trajectories({**columns, INNER: torch.zeros(4, 1, dtype=torch.long)})
+    loss = InnerClip(0.02, 0.001)(Evaluation(logp=logp), batch, context(policy=policy_of(1, 1), step=0))
+    loss.sum().backward()
+    assert torch.isfinite(loss).all()
+    assert torch.isfinite(logp.grad).all()

@@ -194,3 +194,19 @@ def test_it_says_what_it_needs() -> None:
         evaluate_samples=0,
     )
     assert run.outcome.step == 2
+
+
+@pytest.mark.parametrize("shift", [90.0, -90.0])
+def test_a_log_ratio_of_90_has_a_finite_loss_and_gradient(shift: float) -> None:
+    mask = torch.tensor([[True], [True], [False]])
+    logits = torch.zeros(3, 1, 2).requires_grad_()
+    now, action = Categorical(logits), torch.zeros(3, 1, dtype=torch.int64)
+    old = torch.where(mask, now.log_prob(action).detach() - shift, torch.nan)
+    columns = {"action": action, "advantage": torch.tensor([[1.0], [-1.0], [1.0]]), "mask": mask}
+    loss = ClipChoices(0.2)(
+        Evaluation(distribution=now), Trajectories({**columns, "choice_logp_old": old.unsqueeze(-1)}), context()
+    )
+    loss.sum().backward()
+    assert torch.isfinite(loss).all()
+    assert torch.isfinite(logits.grad).all()
+    assert not logits.grad[2].any()

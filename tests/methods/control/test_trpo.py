@@ -133,3 +133,14 @@ def test_every_update_keeps_the_bound_or_the_policy() -> None:
             assert all("critic" in n or "value" in n for n in moved)
         returns.append(metrics.get("episode/return", 0.0))
     assert sum(returns[-3:]) > 2 * sum(returns[:3])
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, 0.7])
+def test_equal_advantages_are_a_step_refused(value: float) -> None:
+    policy = Logit(0.4)
+    place = context(method=vantage.method("trpo").replace(update=TrustRegion()), policy=policy)
+    TrustRegion()(coin((value, value)), place)
+    recorded = place.metrics.collect()
+    assert recorded["trust_region/accepted"] == 0.0
+    assert recorded["loss/policy"] == 0.0
+    assert float(policy.z.detach()) == pytest.approx(0.4, abs=0)

@@ -226,3 +226,15 @@ def test_it_runs_on_conversations_of_a_language_model() -> None:
     history = run.run().history
     assert all(math.isfinite(value) for line in history for value in line.values())
     assert history[-1]["probe/mae"] < 1
+
+
+@pytest.mark.parametrize("value", [0.1, 0.7, 100.3])
+def test_a_constant_feature_weighs_nothing_and_predicts_nothing(value: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    told = torch.randn(12, 1, generator=generator)
+    rounding = value * (1 + 6e-8 * torch.randint(-1, 2, (12, 1), generator=generator))
+    features = torch.cat([told, torch.full((12, 1), value), rounding], 1)
+    made = Ridge.fit(features, 2 * told[:, 0] + 1, 1e-6)
+    assert made.std[1:].tolist() == [1.0, 1.0]
+    assert made.weight[1:].abs().max() < 1e-4
+    torch.testing.assert_close(made(features).float(), 2 * told[:, 0] + 1, rtol=1e-4, atol=1e-4)

@@ -173,3 +173,12 @@ def test_random_groups_have_no_gradient_in_the_advantage() -> None:
     batch = random_batch(8, 4, size=4)
     batch = batch.replace(rewards={"a": batch.score})
     assert not Decoupled()(batch, SimpleNamespace(record=lambda *a, **k: None)).requires_grad
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_without_an_epsilon_equal_rewards_and_groups_of_one_give_zero(size: int) -> None:
+    equal = {"a": torch.full((8,), 0.7), "b": torch.full((8,), 0.1)}
+    batch = random_batch(8, 3).replace(rewards=equal, group=torch.arange(8) // size)
+    for over_batch in (True, False):
+        found = Decoupled(eps=0.0, over_batch=over_batch)(batch, context())
+        assert torch.equal(found, torch.zeros(8, 3))

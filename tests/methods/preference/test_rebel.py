@@ -159,3 +159,15 @@ def test_settings_out_of_range_are_refused() -> None:
         vantage.method("rebel", kl_coef=-0.1)
     with pytest.raises(UserError, match="eta=0"):
         vantage.method("rebel", eta=0.0)
+
+
+@pytest.mark.parametrize("shift", [True, False])
+def test_whitening_equal_scores_leaves_their_mean_alone(shift: bool) -> None:
+    batch = random_batch(8, 3).replace(score=torch.full((8,), 0.7))
+    found = Whiten(shift)(batch, context()).score
+    assert torch.equal(found, torch.full((8,), 0.0 if shift else 0.7))
+    score = torch.tensor([0.0, 1.0, 3.0, torch.nan])
+    found = Whiten(shift)(random_batch(4, 3).replace(score=score), context()).score
+    spread = score[:3].std(correction=0)
+    expected = (score - 4 / 3) / spread + (0.0 if shift else 4 / 3)
+    torch.testing.assert_close(found, expected, equal_nan=True)

@@ -29,6 +29,7 @@ from vantage.fields.compression.policy import MaskEngine, MaskPolicy
 from vantage.fields.compression.statistics import input_statistics
 from vantage.fields.compression.text import text
 from vantage.fields.compression.units import Registry, masked, remove
+from vantage.functions.whitening import whiten
 from vantage.settings import read_settings
 
 NETWORKS: dict[str, Callable[..., Network]] = {"prune-digits": digits, "prune-text": text}
@@ -186,8 +187,8 @@ def unit_scores(network: Network, registry: Registry, calibration: int, seed: in
 def _squash(score: Tensor, kind: str) -> Tensor:
     if kind == "minmax":
         return (score - score.min()) / (score.max() - score.min()).clamp(min=1e-8)
-    std = score.std() if len(score) > 1 else torch.zeros(())
-    return torch.sigmoid((score - score.mean()) / (std + 1e-8))
+    # Scores may be as small as squared gradients are: the epsilon only keeps the root from 0.
+    return torch.sigmoid(whiten(score.unsqueeze(0), torch.ones(1, len(score), dtype=torch.bool), eps=1e-16).squeeze(0))
 
 
 def task_from_spec(spec: str, options: Mapping[str, Any] | None = None) -> PruningTask:

@@ -33,8 +33,9 @@ from vantage.core.errors import UserError
 from vantage.core.method import Method
 from vantage.core.protocols import Evaluation
 from vantage.core.trajectories import Trajectories, declare
+from vantage.functions.divergences import k3
 from vantage.functions.returns import gae
-from vantage.functions.whitening import masked_mean
+from vantage.functions.whitening import masked_mean, whiten
 from vantage.methods.claim import Claim
 from vantage.methods.registry import Paper, method
 from vantage.objectives.likelihood import NoCredit
@@ -110,7 +111,7 @@ class ClipDraws:
         log = (batch["losses_old"] - evaluation.extras[LOSSES]).clamp(-self.limit, self.limit)
         ratio, advantage = log.exp(), batch.advantage.unsqueeze(-1)
         with torch.no_grad():
-            context.record("kl/old", masked_mean((torch.expm1(log) - log).mean(-1), batch.mask))
+            context.record("kl/old", masked_mean(k3(log).mean(-1), batch.mask))
         return -torch.minimum(advantage * ratio, advantage * ratio.clamp(1 - self.eps, 1 + self.eps)).mean(-1)
 
 
@@ -127,9 +128,7 @@ class Refreshed(GradientUpdate):
         value, next_value = context.policy.values(part)
         part = part.replace(value=value, next_value=next_value, last_observation=None, final_observation=None)
         advantage, target = target_advantage(part, self.gamma, self.lam)
-        seen = advantage[part.mask]
-        advantage = (advantage - seen.mean()) / (seen.std(correction=0) + 1e-8)
-        super().step(part.replace(advantage=advantage * part.mask, returns=target), context)
+        super().step(part.replace(advantage=whiten(advantage, part.mask, ddof=0), returns=target), context)
 
 
 @component

@@ -38,8 +38,9 @@ from vantage.core.errors import UserError
 from vantage.core.method import Method
 from vantage.core.protocols import Evaluation
 from vantage.core.trajectories import Trajectories, declare
+from vantage.functions.ratios import bounded
 from vantage.functions.returns import gae
-from vantage.functions.whitening import masked_mean
+from vantage.functions.whitening import masked_mean, whiten
 from vantage.methods.claim import Claim
 from vantage.methods.registry import Paper, method
 from vantage.objectives.surrogates import record_ratio
@@ -158,7 +159,7 @@ class DualCritic:
 
 @component
 class StandardReturns:
-    """Monte-Carlo `returns`, standardised over the batch (sample std, eps 1e-7), and `advantage` = returns - value.
+    """Monte-Carlo `returns`, standardised over the batch (`whiten`), and `advantage` = returns - value.
 
     Rewards are discounted by `gamma` and summed to the episode's end. A row's end counts as one: nothing is bootstrapped.
     """
@@ -169,9 +170,8 @@ class StandardReturns:
         """Fill both, [N, T]; no gradient."""
         zero = torch.zeros_like(batch.reward)
         _, returns = gae(batch.reward, zero, zero, batch.terminated, batch.truncated, batch.mask, self.gamma, 1.0)
-        seen = returns[batch.mask]
-        returns = (returns - seen.mean()) / (seen.std() + 1e-7)
-        return batch.replace(returns=returns, advantage=(returns - batch.value) * batch.mask)
+        returns = whiten(returns, batch.mask)
+        return batch.replace(returns=returns, advantage=torch.where(batch.mask, returns - batch.value, 0.0))
 
 
 @component
@@ -187,6 +187,7 @@ class ClipChoices:
     def __call__(self, evaluation: Evaluation, batch: Trajectories, context: Context) -> Tensor:
         """Return the loss per decision [N, T]."""
         log = logp_of_choices(evaluation.distribution, batch.action) - batch["choice_logp_old"]
+        log = bounded(torch.where(batch.mask.unsqueeze(-1), log, 0.0))
         advantage = batch.advantage.unsqueeze(-1)
         ratio = log.exp()
         plain, held = advantage * ratio, advantage * ratio.clamp(1 - self.eps, 1 + self.eps)

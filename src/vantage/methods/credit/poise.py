@@ -50,12 +50,16 @@ CHUNK = 32
 """Rows whose states stand at once where no micro-batch is set: the states of a whole batch are larger than a model."""
 
 
+NOISE = 1e-6
+"""Spread of a feature, relative to its largest value, up to which it is the rounding of float32."""
+
+
 @dataclass(frozen=True)
 class Ridge:
     """A fitted ridge regression.
 
     Attributes:
-        mean, std: of the features [F]; a std of 0 is read as 1.
+        mean, std: of the features [F]; a feature that is constant up to rounding has std 1.
         weight: [F], of standardised features.
         intercept: mean of the targets, a scalar.
     """
@@ -69,8 +73,10 @@ class Ridge:
     def fit(cls, features: Tensor, target: Tensor, penalty: float) -> Ridge:
         """Fit to features [M, F] and targets [M], in float64, by whichever of the two closed forms is smaller."""
         features, target = features.double(), target.double()
-        std, mean = torch.std_mean(features, 0, correction=0)
-        std = torch.where(std == 0, 1.0, std)
+        low = features.amin(0)  # measured from the smallest value, a constant feature has exactly no spread
+        std, mean = torch.std_mean(features - low, 0, correction=0)
+        mean = low + mean
+        std = torch.where(std <= NOISE * features.abs().amax(0), 1.0, std)
         x, y = (features - mean) / std, target - target.mean()
         few = len(x) < x.shape[1]
         gram = x @ x.T if few else x.T @ x

@@ -29,6 +29,7 @@ from vantage.core.method import Method
 from vantage.core.trajectories import Trajectories
 from vantage.functions.groups import group_moments, group_sums
 from vantage.functions.rows import per_decision
+from vantage.functions.whitening import whiten
 from vantage.methods.claim import Claim
 from vantage.methods.objectives.dapo import dapo
 from vantage.methods.registry import Paper, method
@@ -63,11 +64,7 @@ class TreeAdvantage:
         score = batch.score.float()
         record_groups(group_moments(score, batch.group)[1], batch.group, context)
         credit = per_decision(self.compare(score, batch.group, batch["path"], context), batch.mask)
-        if not self.whiten:
-            return credit
-        count = batch.mask.sum()
-        centred = torch.where(batch.mask, credit - credit.sum() / count.clamp(min=1), 0.0)
-        return centred * torch.rsqrt(centred.square().sum() / (count - 1).clamp(min=1) + 1e-8)
+        return whiten(credit, batch.mask) if self.whiten else credit
 
     def compare(self, score: Tensor, group: Tensor, path: Tensor, context: Context) -> Tensor:
         """Return the (weighted) mean of a row's comparisons [N]."""

@@ -29,6 +29,7 @@ from vantage.core.protocols import Evaluation, prefix_engine
 from vantage.core.scoring import scored
 from vantage.core.trajectories import Trajectories
 from vantage.functions.divergences import divergence
+from vantage.functions.whitening import whiten
 from vantage.methods.claim import Claim
 from vantage.methods.objectives.grpo import grpo
 from vantage.methods.registry import Paper, method
@@ -117,12 +118,7 @@ class StepDifference:
         final = batch.segment.gather(1, (batch.length - 1).clamp(min=0).unsqueeze(-1))
         reward = batch.score.float().unsqueeze(-1) * (batch.segment == final)
         advantage = torch.where(batch.mask, reward + batch.next_value - batch.value, 0.0)
-        if not self.whiten:
-            return advantage
-        count = batch.mask.sum()
-        centred = torch.where(batch.mask, advantage - advantage.sum() / count.clamp(min=1), 0.0)
-        variance = centred.square().sum() / (count - 1).clamp(min=1)
-        return centred * torch.rsqrt(variance + 1e-8)
+        return whiten(advantage, batch.mask) if self.whiten else advantage
 
 
 @component

@@ -30,6 +30,7 @@ from vantage.core.context import Context
 from vantage.core.method import Method
 from vantage.core.protocols import Evaluation
 from vantage.core.trajectories import Trajectories
+from vantage.functions.ratios import bounded
 from vantage.methods.claim import Claim
 from vantage.methods.generative.flow_grpo import flow_grpo
 from vantage.methods.registry import Paper, method
@@ -64,7 +65,7 @@ class GuardedClip:
         length = seen["time"] - seen["next_time"]
         std = seen["sigma"] * length.sqrt()
         moved = ((evaluation.extras["mean"] - old) * (batch.action - old)).flatten(2).mean(-1)
-        log = torch.where(batch.mask & (std > 0), moved / torch.where(std > 0, std, 1.0), 0.0)
+        log = bounded(torch.where(batch.mask & (std > 0), moved / torch.where(std > 0, std, 1.0), 0.0))
         loss = clipped_step(log, self.eps, batch, context)
         return loss / length if self.by_length else loss
 

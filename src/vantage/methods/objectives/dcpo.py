@@ -95,7 +95,8 @@ class SmoothStandardized:
         earlier, visits = past["visits"], past["visits"] + 1
         mu = mean.new_zeros(count).scatter(0, index, mean)
         sd = std.new_zeros(count).scatter(0, index, std)
-        merged = (earlier * past["mean"] + mu) / visits
+        # Moved by the difference: equal means stay what they are, to the last bit.
+        merged = past["mean"] + (mu - past["mean"]) / visits
         between = earlier / visits * (mu - past["mean"]).square()
         variance = (earlier * past["variance"] + sd.square() + between) / visits
         # A visit none of whose answers has a score is none.

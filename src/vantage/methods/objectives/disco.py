@@ -24,6 +24,7 @@ from vantage.core.context import Context
 from vantage.core.method import Method
 from vantage.core.protocols import Evaluation
 from vantage.core.trajectories import Trajectories
+from vantage.functions.divergences import k3
 from vantage.functions.groups import group_index
 from vantage.functions.ratios import log_ratio
 from vantage.functions.whitening import masked_mean
@@ -107,7 +108,7 @@ class SquaredHinge:
     def __call__(self, evaluation: Evaluation, batch: Trajectories, context: Context) -> Tensor:
         """Return the term, a scalar."""
         log = log_ratio(evaluation.logp, batch.logp_old, batch.mask)
-        kl = masked_mean(-log if self.estimator == "k1" else torch.expm1(log) - log, batch.mask)
+        kl = masked_mean(-log if self.estimator == "k1" else k3(log), batch.mask)
         coefficient = (self.beta * (kl.detach() - self.delta)).clamp(min=0)
         context.record("constraint/kl", kl)
         context.record("constraint/coefficient", coefficient)

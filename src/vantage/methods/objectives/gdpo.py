@@ -27,7 +27,7 @@ from vantage.core.method import Method
 from vantage.core.trajectories import Trajectories
 from vantage.functions.groups import group_moments
 from vantage.functions.rows import per_decision
-from vantage.functions.whitening import standardize
+from vantage.functions.whitening import masked_moments, standardize
 from vantage.methods.claim import Claim
 from vantage.methods.objectives.grpo import grpo
 from vantage.methods.registry import Paper, method
@@ -101,10 +101,8 @@ class Decoupled:
             context.record(f"groups/std_{name}", std.mean())
         record_groups(group_moments(total, batch.group)[1], batch.group, context)
         if self.over_batch:
-            count = scored.sum()
-            centred = torch.where(scored, total - total.sum() / count.clamp(min=1), 0.0)
-            std = (centred.square().sum() / (count - 1).clamp(min=1)).sqrt()
-            total = centred / (std + self.eps)
+            centred, _, variance = masked_moments(total.unsqueeze(-1), scored.unsqueeze(-1))
+            total = standardize(centred.squeeze(-1), variance.sqrt().expand_as(total), self.eps)
         return per_decision(total, batch.mask)
 
 

@@ -33,7 +33,7 @@ from vantage.core.loss import backward
 from vantage.core.method import Method
 from vantage.core.protocols import Evaluation
 from vantage.core.trajectories import Trajectories
-from vantage.functions.groups import group_moments, group_sums, leave_one_out_mean
+from vantage.functions.groups import group_lowest, group_moments, group_sums, leave_one_out_mean
 from vantage.functions.rows import per_decision
 from vantage.methods.claim import Claim
 from vantage.methods.objectives.grpo import grpo
@@ -55,16 +55,17 @@ def weighted_baseline(score: Tensor, weight: Tensor, group: Tensor, leave_one_ou
     Where the weights of the others are all 0 it is their plain mean; a group of one has 0.
     """
     weight = weight.masked_fill(torch.isnan(score), 0.0)
+    low = group_lowest(score, group)  # measured from it, equal scores have exactly their value for a baseline
+    above = score - low
     total, _ = group_sums(weight, group)
-    scored, _ = group_sums(weight * score, group)
+    scored, _ = group_sums(weight * above, group)
     if not leave_one_out:
-        return scored / total.clamp(min=1e-12)
+        return low + scored / total.clamp(min=1e-12)
     others = total - weight
     plain = leave_one_out_mean(score, group)
     empty = others <= 1e-6 * total
-    return torch.where(
-        empty, plain, (scored - torch.nan_to_num(weight * score, nan=0.0)) / others.masked_fill(empty, 1.0)
-    )
+    rest = scored - torch.nan_to_num(weight * above, nan=0.0)
+    return torch.where(empty, plain, low + rest / others.masked_fill(empty, 1.0))
 
 
 @component

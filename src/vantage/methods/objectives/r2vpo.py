@@ -53,17 +53,15 @@ class VarianceRegularized:
 
     Attributes:
         multiplier: lam, moved by `DualAscent`.
-        bound: the log-ratio is held in [-bound, bound] before it is exponentiated.
     """
 
     multiplier: Multiplier = field(default_factory=Multiplier)
-    bound: float = 20.0
     wants = frozenset({"logp"})
     label = "ratio_variance"
 
     def __call__(self, evaluation: Evaluation, batch: Trajectories, context: Context) -> Tensor:
         """Return the loss per decision [N, T]."""
-        log = log_ratio(evaluation.logp, batch.logp_old, batch.mask).clamp(-self.bound, self.bound)
+        log = log_ratio(evaluation.logp, batch.logp_old, batch.mask)
         ratio = log.exp()
         excess = (ratio - 1).square()
         self.multiplier.measure(excess, batch.mask)

@@ -28,6 +28,7 @@ from vantage.core.protocols import Evaluation
 from vantage.core.trajectories import Trajectories
 from vantage.functions.groups import group_sums
 from vantage.functions.rows import row_logp
+from vantage.functions.whitening import masked_moments
 from vantage.methods.claim import Claim
 from vantage.methods.registry import Paper, method
 from vantage.objectives.likelihood import NoCredit
@@ -75,9 +76,11 @@ class Whiten:
 
     def __call__(self, batch: Trajectories, context: Context) -> Trajectories:
         """Replace `score`."""
-        var, mean = torch.var_mean(batch.score[~torch.isnan(batch.score)], correction=0)
-        white = (batch.score - mean) * torch.rsqrt(var + 1e-8)
-        return batch.replace(score=white if self.shift_mean else white + mean)
+        score = batch.score.unsqueeze(-1)
+        scored = ~torch.isnan(score)
+        centred, mean, variance = masked_moments(score, scored, ddof=0)
+        white = centred * (variance + 1e-8).rsqrt() + (0.0 if self.shift_mean else mean)
+        return batch.replace(score=torch.where(scored, white, torch.nan).squeeze(-1))
 
 
 @component

@@ -28,6 +28,7 @@ from vantage.core.method import Method
 from vantage.core.trajectories import Trajectories, own
 from vantage.functions.groups import group_index, group_mean, group_moments
 from vantage.functions.rows import at_last
+from vantage.functions.whitening import standardize
 from vantage.methods.claim import Claim
 from vantage.methods.objectives.grpo import grpo
 from vantage.methods.registry import Paper, method
@@ -63,7 +64,7 @@ class BestSolvedShorter:
         penalised = self._best(rank_by, batch) if self.threshold is None else rank_by >= self.threshold
         length = own(batch).sum(-1).float()
         mean, std = group_moments(length.masked_fill(~correct, torch.nan), batch.group, ddof=0)
-        z = torch.where(std > 0, (length - mean) / std.clamp(min=1e-12), 0.0)
+        z = standardize(length - mean, std)
         loss = torch.where(penalised & correct, self.alpha * torch.sigmoid(z), 0.0) * batch.score
         context.record("reward/penalised", (penalised & correct).float().mean())
         return batch.replace(score=batch.score - loss, reward=batch.reward - at_last(loss, own(batch)))

@@ -1,0 +1,36 @@
+"""From decisions to rows and back."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from vantage.functions.rows import at_last, per_decision, row_logp
+
+MASK = torch.tensor([[True, True, False], [False, False, False], [True, True, True]])
+
+
+def test_row_log_likelihood_is_the_sum_or_the_mean_over_the_mask() -> None:
+    logp = torch.where(MASK, torch.tensor([[-1.0, -2.0, 0.0]]), math.nan).requires_grad_()
+    assert row_logp(logp, MASK).tolist() == [-3.0, 0.0, -3.0]
+    assert row_logp(logp, MASK, average=True).tolist() == [-1.5, 0.0, -1.0]
+    row_logp(logp, MASK).sum().backward()
+    assert torch.equal(logp.grad, MASK.float())
+
+
+def test_a_value_per_row_is_spread_or_placed_at_the_last_decision() -> None:
+    row = torch.tensor([2.0, math.nan, 4.0])
+    assert per_decision(row, MASK).tolist() == [[2.0, 2.0, 0.0], [0.0, 0.0, 0.0], [4.0, 4.0, 4.0]]
+    placed = at_last(torch.tensor([2.0, 3.0, 4.0]), torch.tensor([2, 0, 3]), 3)
+    assert placed.tolist() == [[0.0, 2.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 4.0]]
+    assert at_last(torch.tensor([1.0]), torch.tensor([0]), 0).shape == (1, 0)
+
+
+def test_placing_at_the_last_and_summing_gives_the_rows_back() -> None:
+    row = torch.randn(5, generator=torch.Generator().manual_seed(0))
+    length = torch.tensor([1, 2, 3, 4, 5])
+    assert torch.equal(at_last(row, length, 5).sum(-1), row)
+    spread = per_decision(row, torch.arange(5) < length.unsqueeze(1))
+    assert (spread.sum(-1) / length).tolist() == pytest.approx(row.tolist())
