@@ -143,7 +143,7 @@ def test_nan_outside_of_the_mask_changes_neither_the_loss_nor_a_gradient(name: s
 
 
 ON_SCORES = sorted(
-    {"bgpo-boundary", "branchgrpo", "dapo", "dcpo", "dr-grpo", "elbo-grpo", "flow-grpo", "gdpo", "grpo", "grpo-guard"}
+    {"bgpo-boundary", "branchgrpo", "brrl-group", "dapo", "dcpo", "dr-grpo", "elbo-grpo", "flow-grpo", "gdpo", "grpo", "grpo-guard"}
     | {"grpo-lambda", "gspo", "igrpo", "oblr-po", "otc", "pomo", "prefix-grouper", "r2vpo", "reinforce-plus-plus", "remix"}
     | {"repo-replay", "riskpo", "rloo", "scaf-grpo", "spo-single-stream", "treepo", "vineppo"}
 )  # fmt: skip

@@ -33,7 +33,7 @@ def ratio_regression(
         context: for the metrics.
         noise: a log-ratio of magnitude below this counts as 0; its gradient stays.
     """
-    log = log_ratio(evaluation.logp, batch.logp_old, batch.mask).clamp(-20, 20)
+    log = log_ratio(evaluation.logp, batch.logp_old, batch.mask)
     if noise:
         # Where the target is 1, the gradient's sign would otherwise be that of a rounding error, and its size full.
         log = log - torch.where(log.abs() < noise, log, 0.0).detach()
