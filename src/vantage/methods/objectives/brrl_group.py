@@ -27,8 +27,8 @@ from vantage.core.method import Method
 from vantage.core.protocols import Evaluation
 from vantage.core.trajectories import Trajectories
 from vantage.functions.groups import group_median, group_moments, group_sums
-from vantage.functions.whitening import standardize
 from vantage.functions.rows import per_decision
+from vantage.functions.whitening import standardize
 from vantage.methods.claim import Claim
 from vantage.methods.objectives.brrl import PAPER
 from vantage.methods.objectives.grpo import grpo
@@ -66,7 +66,8 @@ class GroupTarget:
             1 - self.eps_low + (self.eps_low + self.eps_high) * torch.sigmoid((score - middle) / scale / self.temper)
         )
         return batch.replace(
-            advantage=per_decision(torch.where(alone, score, standardize(score - mean, std, 1e-6)), batch.mask), target_ratio=target.unsqueeze(-1)
+            advantage=per_decision(torch.where(alone, score, standardize(score - mean, std, 1e-6)), batch.mask),
+            target_ratio=target.unsqueeze(-1),
         )
 
 
