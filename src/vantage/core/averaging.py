@@ -27,31 +27,6 @@ from vantage.core.errors import UserError, nearest
 Averaging = Callable[[Tensor, Tensor | None], Tensor]
 
 
-def token(mask: Tensor, group: Tensor | None = None) -> Tensor:
-    """Every decision of the batch counts the same."""
-    return mask / mask.sum().clamp(min=1)
-
-
-def sequence(mask: Tensor, group: Tensor | None = None) -> Tensor:
-    """Every row counts the same."""
-    return mask / mask.sum(-1, keepdim=True).clamp(min=1) / mask.shape[0]
-
-
-def sum_of_means(mask: Tensor, group: Tensor | None = None) -> Tensor:
-    """Sum over rows of the row's mean."""
-    return mask / mask.sum(-1, keepdim=True).clamp(min=1)
-
-
-def total(mask: Tensor, group: Tensor | None = None) -> Tensor:
-    """Mean over rows of the row's sum."""
-    return mask / mask.shape[0]
-
-
-def constant(mask: Tensor, group: Tensor | None = None) -> Tensor:
-    """Mean over rows of the row's sum, divided by T, whatever the rows' own lengths."""
-    return mask / (mask.shape[0] * mask.shape[1])
-
-
 def by_group(mask: Tensor, group: Tensor | None = None) -> Tensor:
     """Every group counts the same, and within it every decision."""
     if group is None:
@@ -61,12 +36,16 @@ def by_group(mask: Tensor, group: Tensor | None = None) -> Tensor:
     return mask / sizes.clamp(min=1)[index].unsqueeze(-1) / len(keys)
 
 
+def _share(mask: Tensor) -> Tensor:
+    return mask / mask.sum(-1, keepdim=True).clamp(min=1)
+
+
 AVERAGINGS: dict[str, Averaging] = {
-    "token-mean": token,
-    "seq-mean-token-mean": sequence,
-    "seq-mean-token-sum": total,
-    "seq-mean-token-sum-norm": constant,
-    "seq-sum-token-mean": sum_of_means,
+    "token-mean": lambda mask, group: mask / mask.sum().clamp(min=1),
+    "seq-mean-token-mean": lambda mask, group: _share(mask) / mask.shape[0],
+    "seq-mean-token-sum": lambda mask, group: mask / mask.shape[0],
+    "seq-mean-token-sum-norm": lambda mask, group: mask / mask.numel(),
+    "seq-sum-token-mean": lambda mask, group: _share(mask),
     "group": by_group,
 }
 
