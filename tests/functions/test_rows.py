@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from vantage.functions.rows import at_last, per_decision, row_logp
+from vantage.functions.rows import at_last, per_decision, row_logp, value_at_last
 
 MASK = torch.tensor([[True, True, False], [False, False, False], [True, True, True]])
 
@@ -23,14 +23,17 @@ def test_row_log_likelihood_is_the_sum_or_the_mean_over_the_mask() -> None:
 def test_a_value_per_row_is_spread_or_placed_at_the_last_decision() -> None:
     row = torch.tensor([2.0, math.nan, 4.0])
     assert per_decision(row, MASK).tolist() == [[2.0, 2.0, 0.0], [0.0, 0.0, 0.0], [4.0, 4.0, 4.0]]
-    placed = at_last(torch.tensor([2.0, 3.0, 4.0]), torch.tensor([2, 0, 3]), 3)
-    assert placed.tolist() == [[0.0, 2.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 4.0]]
-    assert at_last(torch.tensor([1.0]), torch.tensor([0]), 0).shape == (1, 0)
+    inside = torch.tensor([[True, True, False, True, False], [False] * 5, [True] * 5, [True] * 5])
+    placed = at_last(torch.tensor([2.0, 3.0, 4.0, math.nan]), inside)
+    assert placed.tolist() == [[0.0, 0.0, 0.0, 2.0, 0.0], [0.0] * 5, [0.0, 0.0, 0.0, 0.0, 4.0], [0.0] * 5]
+    column = torch.tensor([[1.0, 2.0, 3.0]] * 3)
+    assert value_at_last(column, torch.tensor([2, 0, 3])).tolist() == [2.0, 1.0, 3.0]
 
 
 def test_placing_at_the_last_and_summing_gives_the_rows_back() -> None:
     row = torch.randn(5, generator=torch.Generator().manual_seed(0))
     length = torch.tensor([1, 2, 3, 4, 5])
-    assert torch.equal(at_last(row, length, 5).sum(-1), row)
-    spread = per_decision(row, torch.arange(5) < length.unsqueeze(1))
+    mask = torch.arange(5) < length.unsqueeze(1)
+    assert torch.equal(at_last(row, mask).sum(-1), row)
+    spread = per_decision(row, mask)
     assert (spread.sum(-1) / length).tolist() == pytest.approx(row.tolist())
