@@ -2,14 +2,16 @@
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from tests.policies.language_tools import batch_of, make
 from vantage.core.checkpoint import load_tensors, save_tensors
 from vantage.core.errors import UserError
+from vantage.integrations.vllm import VllmEngine
 from vantage.policies.language import LanguagePolicy
 from vantage.policies.lora import LoraSettings
 
-pytest.importorskip("peft")
+peft = pytest.importorskip("peft")
 
 WANT = frozenset({"logp", "entropy"})
 SETTINGS = LoraSettings(rank=2, alpha=4.0, targets=("q_proj", "down_proj"))
@@ -53,6 +55,70 @@ def test_the_packed_layers_see_the_adapters(folder, batch):
     tokens = torch.cat([batch.observation["tokens"][0, :5], batch.action[0]])
     scores = torch.log_softmax(policy.model(input_ids=tokens[None]).logits[0, 4:-1], -1)
     torch.testing.assert_close(logp[0], scores.gather(-1, batch.action[0, :, None]).squeeze(-1), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_adapters_on_the_output_layer_are_evaluated_trained_and_saved(batch, tmp_path, tied):
+    config = make().model.config
+    config.tie_word_embeddings = tied
+    make(dtype=torch.float32, config=config).save(tmp_path / "base")
+    policy = LanguagePolicy.load(tmp_path / "base", lora=LoraSettings(rank=2, alpha=4.0, targets=("q_proj", "lm_head")))
+    reference = policy.frozen()
+    before = policy.evaluate(batch, WANT).logp.detach()
+    moved(policy)
+    tokens = torch.cat([batch.observation["tokens"][0, :5], batch.action[0]])[None]
+    logits = policy.model(input_ids=tokens).logits
+    logp = policy.evaluate(batch, WANT | {"distribution"})
+    scores = torch.log_softmax(logits[0, 4:-1], -1)
+    torch.testing.assert_close(logp.logp[0], scores.gather(-1, batch.action[0, :, None])[:, 0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(torch.log_softmax(logp.distribution[0], -1), scores, atol=1e-5, rtol=1e-5)
+    logp.logp[0].sum().backward()
+    mine = {name: p.grad.clone() for name, p in policy.named_parameters() if p.requires_grad}
+    policy.zero_grad()
+    scores.gather(-1, batch.action[0, :, None]).sum().backward()
+    assert sum("lm_head" in name for name in mine) == 2
+    for name, parameter in policy.named_parameters():
+        if parameter.requires_grad:
+            assert float(parameter.grad.abs().max()) > 1e-3
+            torch.testing.assert_close(mine[name], parameter.grad, atol=1e-4, rtol=1e-4)
+    assert torch.equal(reference.evaluate(batch, WANT).logp, before)
+    policy.save(tmp_path / "merged")
+    assert policy.model.config.tie_word_embeddings is tied
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert merged.config.tie_word_embeddings is False
+    torch.testing.assert_close(merged(input_ids=tokens).logits, logits, atol=1e-4, rtol=1e-4)
+    loaded = LanguagePolicy.load(tmp_path / "merged").evaluate(batch, WANT).logp
+    torch.testing.assert_close(loaded, policy.evaluate(batch, WANT).logp, atol=1e-4, rtol=1e-4)
+    if tied:
+        with pytest.raises(UserError, match="leave it out of lora_targets"):
+            VllmEngine(policy)
+
+
+def test_adapters_elsewhere_leave_the_tie(folder, tmp_path):
+    moved(LanguagePolicy.load(folder, lora=SETTINGS)).save(tmp_path / "merged")
+    merged = LanguagePolicy.load(tmp_path / "merged").model
+    assert merged.config.tie_word_embeddings
+    assert merged.lm_head.weight is merged.model.embed_tokens.weight
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"target_modules": ["q_proj"], "use_dora": True},
+        {"target_modules": ["q_proj"], "use_rslora": True},
+        {"target_modules": ["embed_tokens"]},
+        {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+    ],
+)
+def test_adapters_of_others_are_refused(folder, tmp_path, settings):
+    plain = LanguagePolicy.load(folder)
+    wrapped = peft.get_peft_model(plain.model, peft.LoraConfig(task_type="CAUSAL_LM", **settings))
+    for model in (wrapped, plain.model):
+        with pytest.raises(UserError, match=r"holds adapters already.*merge_and_unload"):
+            LanguagePolicy(model, plain.tokenizer)
+    wrapped.save_pretrained(tmp_path / "adapter")
+    with pytest.raises(UserError, match=r"holds adapters for .*base'.*merge"):
+        LanguagePolicy.load(tmp_path / "adapter")
 
 
 def test_a_frozen_policy_is_the_adapter_switched_off_or_as_it_was(folder, batch):
@@ -138,6 +204,8 @@ def test_bad_settings_are_named(folder):
         LoraSettings(alpha=0.0)
     with pytest.raises(UserError, match=r"no linear map wq.*q_proj"):
         LanguagePolicy.load(folder, lora=LoraSettings(targets=("wq",)))
+    with pytest.raises(UserError, match=r"no linear map embed_tokens, input_layernorm.*lora_targets"):
+        LanguagePolicy.load(folder, lora=LoraSettings(targets=("embed_tokens", "input_layernorm")))
 
 
 def test_the_engine_samples_with_the_adapters(folder):

@@ -31,7 +31,7 @@ from vantage.core.context import Context
 from vantage.core.errors import TrainingError, UserError, require
 from vantage.core.protocols import Prompts
 from vantage.core.trajectories import Trajectories
-from vantage.policies.lora import merged_state
+from vantage.policies.lora import head_unties, merged_state
 from vantage.rollouts.language import LanguageEngine
 from vantage.rollouts.mismatch import record_mismatch
 from vantage.rollouts.tokens.completions import Completions
@@ -61,6 +61,7 @@ class VllmEngine(LanguageEngine):
 
     Raises:
         ImportError: vLLM is not installed; the message names the extra.
+        UserError: adapters lie on an output layer that shares its weights with the embedding, as vLLM will have it.
     """
 
     def __init__(
@@ -73,6 +74,11 @@ class VllmEngine(LanguageEngine):
         sleep: bool = False,
         **options: Any,
     ) -> None:
+        if head_unties(policy.model):
+            raise UserError(
+                "lora: the output layer shares its weights with the embedding, and vLLM cannot give it adapters of its own: leave"
+                " it out of lora_targets, or take backend=auto"
+            )
         self.policy = policy
         self.sampling = sampling or Sampling()
         made = llm if llm is not None else make_llm(policy, enable_sleep_mode=sleep, **options)

@@ -17,7 +17,15 @@ from vantage.core.protocols import Evaluation
 from vantage.core.trajectories import Trajectories
 from vantage.policies import trunk
 from vantage.policies.logprob import logits, token_logp
-from vantage.policies.lora import FrozenAdapter, LoraSettings, adapt, merged_state
+from vantage.policies.lora import (
+    FrozenAdapter,
+    LoraSettings,
+    adapt,
+    head_unties,
+    merged_state,
+    merged_weight,
+    refuse_adapters,
+)
 from vantage.policies.packing import Inputs, buckets, inputs, pack
 from vantage.policies.pretrained import dtype_of, read_pretrained, write_pretrained
 
@@ -62,6 +70,7 @@ class LanguagePolicy(nn.Module):
             raise UserError(f"temperature={temperature} is out of range: above 0")
         if prefix_sharing not in (True, False, "auto"):
             raise UserError(f"prefix_sharing={prefix_sharing!r} is not known: true, false or 'auto'")
+        refuse_adapters(model)
         self.model = model
         self.tokenizer = tokenizer
         self.temperature = temperature
@@ -123,9 +132,9 @@ class LanguagePolicy(nn.Module):
     def _made(
         cls, model: Any, tokenizer: Any, lora: LoraSettings | None, settings: Mapping[str, Any]
     ) -> LanguagePolicy:
-        wrapper = adapt(model, lora) if lora is not None else None
         policy = cls(model, tokenizer, **settings)
-        policy._adapted = () if wrapper is None else (wrapper,)
+        if lora is not None:
+            policy._adapted = (adapt(model, lora),)
         return policy
 
     def add_value_head(self) -> None:
@@ -165,7 +174,10 @@ class LanguagePolicy(nn.Module):
         if self._adapted and not merged:
             write_pretrained(folder, self._adapted[0], self.tokenizer)
         else:
-            write_pretrained(folder, self.model, self.tokenizer, merged_state(self.model) if self._adapted else None)
+            state = merged_state(self.model) if self._adapted else None
+            write_pretrained(
+                folder, self.model, self.tokenizer, state, untie=state is not None and head_unties(self.model)
+            )
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """Return what can change, each tensor once: all weights, or with adapters these and the critic alone."""
@@ -314,7 +326,7 @@ class LanguagePolicy(nn.Module):
         head, config = self.model.get_output_embeddings(), self.model.config.get_text_config()
         softcap = getattr(config, "final_logit_softcapping", None)
         divisor = float(getattr(config, "logits_scaling", 1.0)) / float(getattr(config, "logit_scale", 1.0) or 1.0)
-        weight, bias = head.weight, getattr(head, "bias", None)
+        weight, bias = merged_weight(head), getattr(head, "bias", None)
         if self.autocast is not None:
             weight, bias = weight.to(self.autocast), None if bias is None else bias.to(self.autocast)
         return weight, bias, softcap, divisor

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,7 +24,8 @@ class LoraSettings:
     Attributes:
         rank: of A and B, at least 1.
         alpha: scale, above 0.
-        targets: names of the linear maps that get one.
+        targets: names of the linear maps that get one; the output layer (`lm_head`) may be one, and is a weight of its own in a
+            merged folder where it shared the embedding's.
     """
 
     rank: Annotated[int, at_least(1)] = 16
@@ -54,7 +56,24 @@ def adapt(model: Any, settings: LoraSettings) -> Any:
         bias="none",
         task_type="CAUSAL_LM",
     )
-    return peft.get_peft_model(model, config)
+    with warnings.catch_warnings():
+        # Output layer and embedding become two weights when adapters on the one are merged: `head_unties`.
+        warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")
+        return peft.get_peft_model(model, config)
+
+
+def refuse_adapters(model: Any) -> None:
+    """Check that a model has no adapters yet: of another's only some kinds would be evaluated, trained and saved.
+
+    Raises:
+        UserError: it has.
+    """
+    layers = any(hasattr(module, "base_layer") or hasattr(module, "modules_to_save") for module in model.modules())
+    if layers or hasattr(model, "peft_config"):
+        raise UserError(
+            "the model holds adapters already: merge them first (peft's merge_and_unload), and let the policy make its own with"
+            " lora=LoraSettings(...)"
+        )
 
 
 def adapter_layers(model: Any) -> list[Any]:
@@ -79,15 +98,33 @@ def switched_off(model: Any) -> Iterator[None]:
                 parameter.requires_grad_(True)
 
 
+def merged_weight(layer: Any) -> Tensor:
+    """Return the weight [out, in] of a linear map with its adapters multiplied in; it carries their gradient."""
+    weight: Tensor = layer.weight
+    if not hasattr(layer, "base_layer") or layer.disable_adapters:
+        return weight
+    for adapter in layer.active_adapters:
+        weight = weight + layer.get_delta_weight(adapter)
+    return weight
+
+
+def head_unties(model: Any) -> bool:
+    """Whether adapters on the output layer part it from the embedding that it shares its weights with."""
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    return hasattr(head, "base_layer") and head.weight is embedding.weight
+
+
 def merged_state(model: Any) -> dict[str, Tensor]:
-    """Return the weights of the model with its adapters multiplied in, under the names of the model without adapters."""
+    """Return the weights of the model with its adapters multiplied in, under the names of the model without adapters.
+
+    Where `head_unties`, a reader must not tie output layer and embedding again.
+    """
     tuners = require("peft.tuners.tuners_utils", "lora")
     state = {name: value for name, value in model.state_dict().items() if ".lora_" not in name}
     plain = {name.replace(".base_layer.", "."): value for name, value in state.items()}
     for name, module in model.named_modules():
         if isinstance(module, tuners.BaseTunerLayer):
-            for adapter in module.active_adapters:
-                plain[f"{name}.weight"] = plain[f"{name}.weight"] + module.get_delta_weight(adapter)
+            plain[f"{name}.weight"] = merged_weight(module).detach()
     return plain
 
 

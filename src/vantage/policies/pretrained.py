@@ -78,6 +78,13 @@ def read_pretrained(folder: str | Path, dtype: str | torch.dtype = "float32") ->
 
 
 def _check_config(place: Path) -> None:
+    adapters = place / "adapter_config.json"
+    if adapters.is_file():
+        base = json.loads(adapters.read_text(encoding="utf-8")).get("base_model_name_or_path")
+        raise UserError(
+            f"model folder {place} holds adapters for {base!r}, not a model: merge them into it first (peft's merge_and_unload), or"
+            " save the policy with merged=True"
+        )
     path = place / "config.json"
     if not path.is_file():
         inside = ", ".join(sorted(p.name for p in place.iterdir())[:6]) or "nothing"
@@ -132,7 +139,22 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def write_pretrained(folder: str | Path, model: Any, tokenizer: Any, state: Mapping[str, Any] | None = None) -> None:
+@contextlib.contextmanager
+def _untied(model: Any) -> Iterator[None]:
+    configs = {id(config): config for config in (model.config, model.config.get_text_config())}.values()
+    flags = [getattr(config, "tie_word_embeddings", False) for config in configs]
+    for config in configs:
+        config.tie_word_embeddings = False
+    try:
+        yield
+    finally:
+        for config, flag in zip(configs, flags, strict=True):
+            config.tie_word_embeddings = flag
+
+
+def write_pretrained(
+    folder: str | Path, model: Any, tokenizer: Any, state: Mapping[str, Any] | None = None, *, untie: bool = False
+) -> None:
     """Write model and tokenizer; a reader, or a crash, sees the folder as it was, or whole, or not at all.
 
     Args:
@@ -140,6 +162,7 @@ def write_pretrained(folder: str | Path, model: Any, tokenizer: Any, state: Mapp
         model: has `save_pretrained`.
         tokenizer: as the model.
         state: weights to write instead of the model's own.
+        untie: say in the folder's configuration that output layer and embedding are two weights.
 
     Raises:
         UserError: the folder cannot be written.
@@ -151,7 +174,7 @@ def write_pretrained(folder: str | Path, model: Any, tokenizer: Any, state: Mapp
         for leftover in (fresh, old):
             shutil.rmtree(leftover, ignore_errors=True)
         fresh.mkdir()
-        with quiet():
+        with quiet(), _untied(model) if untie else contextlib.nullcontext():
             model.save_pretrained(fresh, **({} if state is None else {"state_dict": dict(state)}))
             tokenizer.save_pretrained(fresh)
         if target.exists():
