@@ -31,25 +31,23 @@ class Leaf:
 def context(**fields: Any) -> Any:
     """A context that records metrics and holds what a part asks for."""
     metrics = Metrics()
-    made = SimpleNamespace(
-        record=metrics.record, metrics=metrics, generator=torch.Generator().manual_seed(0), aside=False, **fields
-    )
-
-    def under(prefix: str) -> SimpleNamespace:
-        def record(name: str, value: Any, weight: float = 1.0) -> None:
-            metrics.record(f"{prefix}/{name}", value, weight)
-
-        return SimpleNamespace(**{**vars(made), "record": record, "aside": True})
-
-    made.under = under
+    made = SimpleNamespace(generator=torch.Generator().manual_seed(0), aside=False, **recording(metrics), **fields)
+    made.under = lambda prefix: SimpleNamespace(**{**vars(made), **recording(metrics.under(prefix)), "aside": True})
     return made
+
+
+def recording(metrics: Metrics) -> dict[str, Any]:
+    """What a context offers to record metrics by."""
+    return {"metrics": metrics} | {
+        name: getattr(metrics, name) for name in ("record", "record_mean", "record_total", "derive")
+    }
 
 
 def loss_of(method: Method, batch: Trajectories, **outputs: Tensor) -> Tensor:
     """The method's loss on a whole minibatch, from outputs of the policy."""
     where = context(method=method)
     ready = weighted(batch, method.averaging)
-    return method_loss(Evaluation(**outputs), ready, where, len(batch))
+    return method_loss(Evaluation(**outputs), ready, where, ready)
 
 
 def random_batch(

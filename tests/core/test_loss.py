@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.core.toy import ToyPolicy, toy_batch, toy_method
+from tests.harness import recording
 from vantage.advantages.critic import Critic
 from vantage.core import UserError, reads
 from vantage.core.averaging import AVERAGINGS, averaging
@@ -21,7 +22,7 @@ from vantage.regularizers.penalties import EntropyBonus, ReferenceKL
 def gradient(method: Any, micro: int | None, batch: Any = None) -> tuple[torch.Tensor, dict[str, float]]:
     policy = ToyPolicy(dtype=torch.float64)
     metrics = Metrics()
-    context: Any = SimpleNamespace(method=method, policy=policy, record=metrics.record)
+    context: Any = SimpleNamespace(method=method, policy=policy, **recording(metrics))
     backward(toy_batch() if batch is None else batch, context, micro)
     flat = torch.cat(
         [p.grad.reshape(-1) if p.grad is not None else torch.zeros(p.numel()) for p in policy.parameters()]

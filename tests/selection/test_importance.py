@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.harness import recording
 from vantage.core.context import Metrics
 from vantage.core.errors import UserError
 from vantage.core.loss import reduce, weighted
@@ -19,7 +20,7 @@ from vantage.selection.importance import TruncatedImportance
 
 def context() -> Any:
     metrics = Metrics()
-    return SimpleNamespace(metrics=metrics, record=metrics.record)
+    return SimpleNamespace(**recording(metrics))
 
 
 def batch_of(ratio: list[list[float]], mask: list[list[bool]] | None = None, **columns: Any) -> Trajectories:
@@ -91,7 +92,8 @@ def test_without_a_limit_the_samplers_mean_is_the_policys() -> None:
 def test_the_weight_scales_the_gradient_of_its_decision() -> None:
     batch = TruncatedImportance()(batch_of([[0.5, 3.0], [1.0, 1.0]]), context())
     logp = torch.zeros(2, 2, requires_grad=True)
-    reduce(-logp, weighted(batch, "token-mean"), 2, None).backward()
+    ready = weighted(batch, "token-mean")
+    reduce(-logp, ready, ready, None)[0].backward()
     torch.testing.assert_close(logp.grad, -torch.tensor([[0.5, 2.0], [1.0, 1.0]]) / 4)
 
 

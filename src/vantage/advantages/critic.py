@@ -102,7 +102,7 @@ class FittedCritic:
                 # The trunk's gradients, where the critic reads a trunk that it does not move, would cost time and be thrown away.
                 loss.backward(inputs=self._memory["parameters"])
                 optimizer.step()
-                context.record("loss/value", loss)
+                context.record_total("loss/value", loss * part.mask.sum(), part.mask.sum())
 
     def state_dict(self) -> dict[str, Any]:
         """The optimiser's state."""

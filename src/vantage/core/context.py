@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,33 +20,83 @@ if TYPE_CHECKING:
 
 
 class Metrics:
-    """Weighted means of what parts record in one step. Recording costs no arithmetic and never waits for the device."""
+    """Weighted means of what components record in one step, kept as sums and counts, so that no cut of a batch changes them.
+
+    Recording never waits for the device.
+    """
 
     def __init__(self) -> None:
-        self._records: dict[str, list[tuple[Any, float]]] = {}
-        self.latest: dict[str, Any] = {}
-        """The last value recorded under each name, as it was given: what a controller reads."""
+        self._records: dict[str, list[tuple[Any, Any]]] = {}
+        self._derived: dict[str, tuple[Callable[..., float], tuple[str, ...]]] = {}
 
     def record(self, name: str, value: Tensor | float, weight: float = 1.0) -> None:
         """Add a value (a scalar; a tensor is detached, not read out) to the step's mean under `name`."""
-        if isinstance(value, Tensor) and value.requires_grad:
-            value = value.detach()
-        self.latest[name] = value
-        self._records.setdefault(name, []).append((value, weight))
+        self.record_total(name, value if weight == 1.0 else value * weight, weight)
+
+    def record_total(self, name: str, total: Tensor | float, count: Tensor | float) -> None:
+        """Add a sum and the number of what was summed (scalars) to the step's mean under `name`; a count of 0 adds nothing."""
+        total = total.detach() if isinstance(total, Tensor) else total
+        self._records.setdefault(name, []).append((total, count))
+
+    def record_mean(self, name: str, values: Tensor, mask: Tensor) -> None:
+        """Add the values [N, T] of the decisions in the mask [N, T], each of which counts the same; no gradient.
+
+        Rows of one decision ([N, 1]) have no padding: their mask is not read.
+        """
+        values = values.detach()
+        if mask.shape[1] == 1:
+            self.record_total(name, values.sum(), len(values))
+        else:
+            self.record_total(name, torch.where(mask, values, 0.0).sum(), mask.sum())
+
+    def derive(self, name: str, function: Callable[..., float], *of: str) -> None:
+        """Report under `name` a function of the step's means of other names: a mean of such values would be another number."""
+        self._derived[name] = (function, of)
+
+    def under(self, prefix: str) -> Metrics:
+        """Return metrics that record here, under names that begin with `prefix/`."""
+        return _Under(self, prefix)
+
+    def recorded(self, name: str) -> int:
+        """Return how often this step recorded `name` so far."""
+        return len(self._records.get(name, ()))
+
+    def mean(self, name: str, since: int = 0) -> float:
+        """Return the mean under `name` of what was recorded after its first `since` records, NaN for nothing; waits."""
+        return _means({name: self._records.get(name, [])[since:]}).get(name, math.nan)
 
     def collect(self) -> dict[str, float]:
-        """Return the means and begin again. The one place that waits for the device."""
-        collected = {}
-        for name, records in self._records.items():
-            weights = [weight for _, weight in records]
-            tensors = [value for value, _ in records if isinstance(value, Tensor)]
-            # One transfer a name, however often it was recorded.
-            read = iter(torch.stack([t.reshape(()).float() for t in tensors]).tolist() if tensors else ())
-            values = [next(read) if isinstance(value, Tensor) else float(value) for value, _ in records]
-            if sum(weights):
-                collected[name] = sum(v * w for v, w in zip(values, weights, strict=True)) / sum(weights)
+        """Return the means and begin again; it waits for the device."""
+        collected = _means(self._records)
+        for name, (function, of) in self._derived.items():
+            if all(part in collected for part in of):
+                collected[name] = function(*(collected[part] for part in of))
         self._records.clear()
+        self._derived.clear()
         return collected
+
+
+def _means(records: Mapping[str, Sequence[tuple[Any, Any]]]) -> dict[str, float]:
+    """Return the sum over the count of each name, where it counts anything. One transfer a device."""
+    scalars = [number for pairs in records.values() for pair in pairs for number in pair]
+    tensors: dict[torch.device, list[int]] = {}
+    for index, number in enumerate(scalars):
+        if isinstance(number, Tensor):
+            tensors.setdefault(number.device, []).append(index)
+    for places in tensors.values():
+        read = torch.stack([scalars[index].reshape(()).double() for index in places]).tolist()
+        for index, number in zip(places, read, strict=True):
+            scalars[index] = number
+    numbers = iter(scalars)
+    means = {}
+    for name, pairs in records.items():
+        total = count = 0.0
+        for _ in pairs:
+            part, weight = next(numbers), next(numbers)
+            total, count = (total + part, count + weight) if weight else (total, count)
+        if count:
+            means[name] = float(total / count)
+    return means
 
 
 class _Under(Metrics):
@@ -55,8 +106,11 @@ class _Under(Metrics):
         super().__init__()
         self._whole, self._prefix = whole, prefix
 
-    def record(self, name: str, value: Tensor | float, weight: float = 1.0) -> None:
-        self._whole.record(f"{self._prefix}/{name}", value, weight)
+    def record_total(self, name: str, total: Tensor | float, count: Tensor | float) -> None:
+        self._whole.record_total(f"{self._prefix}/{name}", total, count)
+
+    def derive(self, name: str, function: Callable[..., float], *of: str) -> None:
+        self._whole.derive(f"{self._prefix}/{name}", function, *(f"{self._prefix}/{part}" for part in of))
 
 
 @dataclass
@@ -93,9 +147,21 @@ class Context:
         """Record a metric of this step (a weighted mean over its calls)."""
         self.metrics.record(name, value, weight)
 
+    def record_total(self, name: str, total: Tensor | float, count: Tensor | float) -> None:
+        """Record a mean as a sum and the number of what was summed; a count of 0 records nothing."""
+        self.metrics.record_total(name, total, count)
+
+    def record_mean(self, name: str, values: Tensor, mask: Tensor) -> None:
+        """Record the mean of values over the decisions of the mask, both [N, T]; in a loss, so that no micro-batch changes it."""
+        self.metrics.record_mean(name, values, mask)
+
+    def derive(self, name: str, function: Callable[..., float], *of: str) -> None:
+        """Record under `name` a function of the step's means of other names, such as the perplexity of a cross-entropy."""
+        self.metrics.derive(name, function, *of)
+
     def under(self, prefix: str) -> Context:
         """Return this context for rows beside those that are learnt from: its metrics go under `prefix/`, or with "" nowhere."""
-        return replace(self, metrics=_Under(self.metrics, prefix) if prefix else Metrics(), aside=True)
+        return replace(self, metrics=self.metrics.under(prefix) if prefix else Metrics(), aside=True)
 
     def named(self, name: str) -> Policy:
         """Return a named frozen policy.
@@ -118,7 +184,7 @@ class Context:
         batch: Trajectories,
         want: str = "logp",
         policy: Policy | None = None,
-        read: Callable[[Evaluation], Tensor] | None = None,
+        read: Callable[[Evaluation, Trajectories], Tensor] | None = None,
     ) -> Tensor:
         """Return one output of a policy on a batch, [N, T, ...], without gradient and `micro_batch` rows at once.
 
@@ -126,16 +192,15 @@ class Context:
             batch: what is judged.
             want: the output's name ("logp", "entropy", "value", "hidden", "distribution").
             policy: who judges; None for the policy that learns.
-            read: what is kept of each evaluation, so that a large output need never stand whole; None for the output.
+            read: `(evaluation, rows)`: what is kept of the evaluation of some rows of the batch, so that a large output need never
+                stand whole; None for the output.
         """
         judge = self.policy if policy is None else policy
-        keep = read if read is not None else lambda evaluation: getattr(evaluation, want)
+        keep = read if read is not None else lambda evaluation, rows: getattr(evaluation, want)
         size = max(self.rows_at_once or len(batch), 1)
         with torch.no_grad():
-            parts = [
-                keep(judge.evaluate(batch[start : start + size], frozenset({want})))
-                for start in range(0, max(len(batch), 1), size)
-            ]
+            cut = [batch[start : start + size] for start in range(0, max(len(batch), 1), size)]
+            parts = [keep(judge.evaluate(rows, frozenset({want})), rows) for rows in cut]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     @property

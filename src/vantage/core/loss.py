@@ -36,22 +36,26 @@ def weighted(batch: Trajectories, how: Any) -> Trajectories:
     return batch.replace(**inside, **{WEIGHTS: weights})
 
 
-def reduce(loss: Tensor, batch: Trajectories, whole: int, part: Any) -> Tensor:
-    """Average a loss over the minibatch of which `batch` is a part.
+def reduce(loss: Tensor, batch: Trajectories, whole: Trajectories, part: Any) -> tuple[Tensor, float]:
+    """Return a loss averaged over the minibatch `whole`, of which `batch` is a part, and the share of the mean that it is.
 
-    [N, T]: by the weights of the averaging. [N]: mean over the minibatch's `whole` rows. [M] with M < N (pairs, groups):
-    mean over them, scaled by the batch's share of the rows. Scalar: taken as it is, and only on a whole minibatch.
+    [N, T]: by the weights of the averaging. [N]: mean over the minibatch's rows. [M] with M < N (pairs, groups): mean over
+    the distinct values of the minibatch's column `key`, which `part` names ('group' by default). Scalar: taken as it is, and
+    only on a whole minibatch.
     """
+    share = len(batch) / len(whole)
     if loss.dim() == 2:
-        return _by_weights(loss, batch[WEIGHTS])
-    share = len(batch) / whole
+        return _by_weights(loss, batch[WEIGHTS]), share
     if loss.dim() == 1:
         extra = batch.get("weight")
         if extra is not None and extra.dim() == 1 and loss.shape == extra.shape:
             loss = loss * extra
-        return loss.mean() * share
+        if len(loss) != len(batch) and batch is not whole:
+            # Groups may have unequal numbers of rows: a part's share of the groups is not its share of the rows.
+            share = len(loss) / len(torch.unique(whole[getattr(part, "key", "group")]))
+        return loss.mean() * share, share
     if loss.dim() == 0:
-        return loss * share
+        return loss * share, share
     raise UserError(
         f"{getattr(part, '__name__', type(part).__name__)} returned a loss of shape {list(loss.shape)}; "
         "it must be [N, T], [N], [M] or a scalar"
@@ -76,13 +80,12 @@ def _within(evaluation: Evaluation, mask: Tensor) -> Evaluation:
     return held
 
 
-def method_loss(evaluation: Evaluation, batch: Trajectories, context: Context, whole: int) -> Tensor:
-    """Sum the terms of the context's method on (part of) a minibatch of `whole` rows: a scalar with gradient.
+def method_loss(evaluation: Evaluation, batch: Trajectories, context: Context, whole: Trajectories) -> Tensor:
+    """Sum the terms of the context's method on (part of) the minibatch `whole`: a scalar with gradient.
 
     Terms per decision are added before they are averaged, so that one product and one sum carry gradient.
     """
     method = context.method
-    share = len(batch) / whole
     evaluation = _within(evaluation, batch.mask)
     terms = [("loss/policy", method.objective(evaluation, batch, context), method.objective)]
     for part in method.regularizers:
@@ -94,13 +97,11 @@ def method_loss(evaluation: Evaluation, batch: Trajectories, context: Context, w
     together: Tensor | None = None
     apart: list[Tensor] = []
     for label, term, part in terms:
+        reduced, share = reduce(term.detach() if term.dim() == 2 else term, batch, whole, part)
+        context.record_total(label, reduced, share)
         if term.dim() == 2:
-            with torch.no_grad():
-                context.record(label, _by_weights(term, batch[WEIGHTS]) / share, share)
             together = term if together is None else together + term
         else:
-            reduced = reduce(term, batch, whole, part)
-            context.record(label, reduced / share, share)
             apart.append(reduced)
     if together is not None:
         apart.append(_by_weights(together, batch[WEIGHTS]))
@@ -167,7 +168,7 @@ def backward(batch: Trajectories, context: Context, micro_size: int | None) -> E
     evaluation = Evaluation()
     for part in parts:
         evaluation = context.policy.evaluate(part, wants)
-        method_loss(evaluation, part, context, len(batch)).backward()
+        method_loss(evaluation, part, context, batch).backward()
     return evaluation
 
 
@@ -177,7 +178,7 @@ def _two_passes(
     with torch.no_grad():
         gathered = [dict(_outputs(context.policy.evaluate(part, wants))) for part in parts]
     leaves = {name: torch.cat([part[name] for part in gathered]).requires_grad_() for name in gathered[0]}
-    method_loss(_evaluation(leaves), batch, context, len(batch)).backward()
+    method_loss(_evaluation(leaves), batch, context, batch).backward()
     start = 0
     evaluation = Evaluation()
     for part in parts:

@@ -46,13 +46,11 @@ def clipped_step(log: Tensor, eps: float, batch: Trajectories, context: Context)
     """
     with torch.no_grad():
         moved = log.expm1()
-        shares = []
         for name, side, beyond in (
             ("positive", batch.advantage > 0, moved > eps),
             ("negative", batch.advantage < 0, moved < -eps),
         ):
             side = side & batch.mask
-            shares.append((side & beyond).sum() / side.sum().clamp(min=1))
-            context.record(f"clip_fraction/{name}", shares[-1])
-        context.record("clip_balance", shares[0] - shares[1])
+            context.record_total(f"clip_fraction/{name}", (side & beyond).sum(), side.sum())
+        context.derive("clip_balance", float.__sub__, "clip_fraction/positive", "clip_fraction/negative")
     return recorded_clip(log, batch, 1 - eps, 1 + eps, None, context)

@@ -47,10 +47,10 @@ class AnchoredGradient:
         size = q.detach().abs().mean()
         # Before the first critic step all values may be 0: then there is nothing to climb.
         lam = self.alpha / size.clamp(min=1e-8)
-        context.record("q/policy", q.mean())
+        context.record("q/policy", q.mean(), len(q))
         loss = -lam * q.squeeze(-1)
         if not self.pull:
             return loss
         distance = (action - self.anchor(action.detach(), batch, context).detach()).square().mean((1, 2))
-        context.record("anchor/distance", distance.mean())
+        context.record("anchor/distance", distance.mean(), len(q))
         return loss + self.pull * distance

@@ -13,7 +13,6 @@ from vantage.core.context import Context
 from vantage.core.protocols import Evaluation
 from vantage.core.trajectories import Trajectories
 from vantage.functions.ratios import bounded
-from vantage.functions.whitening import masked_mean
 
 
 def sample_difference(evaluation: Evaluation, batch: Trajectories) -> Tensor:
@@ -40,6 +39,7 @@ class JointBound:
 
     wants = frozenset({"logp"})
     unit = "group"
+    key = "answer"
 
     def __call__(self, evaluation: Evaluation, batch: Trajectories, context: Context) -> Tensor:
         """Return the loss per answer."""
@@ -49,7 +49,7 @@ class JointBound:
         sizes = zeros.index_add(0, index, torch.ones_like(difference))
         mean = bounded(zeros.index_add(0, index, difference) / sizes)
         credit = zeros.index_add(0, index, row_advantage(batch).to(zeros.dtype)) / sizes
-        context.record("ratio/answer", mean.detach().exp().mean())
+        context.record("ratio/answer", mean.detach().exp().mean(), len(mean))
         return -credit * mean.exp()
 
 
@@ -78,6 +78,6 @@ class LinearBound:
             difference = difference / batch.steps
         if self.limit is not None:
             difference = difference.clamp(-self.limit, self.limit)
-        context.record("bound/difference", masked_mean(difference.detach().unsqueeze(-1), batch.mask[:, :1]))
+        context.record_mean("bound/difference", difference.unsqueeze(-1), batch.mask[:, :1])
         credit = row_advantage(batch)
         return -credit * torch.where(credit >= 0, 1 + difference, bounded(difference).exp())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +11,6 @@ from torch import Tensor
 from vantage.core.context import Context
 from vantage.core.protocols import Evaluation
 from vantage.core.trajectories import Trajectories
-from vantage.functions.whitening import masked_mean
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,14 @@ class NegativeLogLikelihood:
 
     def __call__(self, evaluation: Evaluation, batch: Trajectories, context: Context) -> Tensor:
         """Return the loss per decision [N, T]."""
-        context.record("perplexity", masked_mean(-evaluation.logp.detach(), batch.mask).exp())
+        context.record_mean("cross_entropy", -evaluation.logp, batch.mask)
+        context.derive("perplexity", perplexity, "cross_entropy")
         return -evaluation.logp
+
+
+def perplexity(cross_entropy: float) -> float:
+    """Return exp of a mean cross-entropy in nats a decision, infinite above 700."""
+    return math.inf if cross_entropy > 700 else math.exp(cross_entropy)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from vantage.core.context import Context
 from vantage.core.protocols import Evaluation
 from vantage.core.trajectories import Trajectories
 from vantage.functions.ratios import log_ratio
-from vantage.functions.whitening import masked_mean
 from vantage.objectives.surrogates import record_ratio
 
 
@@ -39,6 +38,6 @@ def ratio_regression(
         log = log - torch.where(log.abs() < noise, log, 0.0).detach()
     ratio = log.exp()
     with torch.no_grad():
-        context.record("ratio/outside", masked_mean(((ratio - 1).abs() > width).float(), batch.mask))
+        context.record_mean("ratio/outside", ((ratio - 1).abs() > width).float(), batch.mask)
     record_ratio(log, batch.mask, context)
     return ((ratio - target) * weight).abs()

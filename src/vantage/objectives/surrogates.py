@@ -15,14 +15,13 @@ from vantage.core.trajectories import Trajectories
 from vantage.functions.divergences import k3
 from vantage.functions.ratios import log_ratio
 from vantage.functions.surrogates import clipped_surrogate, surrogate
-from vantage.functions.whitening import masked_mean
 
 
 def record_ratio(log: Tensor, mask: Tensor, context: Context) -> None:
     """Record the KL estimate mean(ratio - 1 - log ratio) (k3, non-negative)."""
     with torch.no_grad():
         excess = k3(log)
-        context.record("kl/old", masked_mean(excess if excess.shape == mask.shape else excess.expand(mask.shape), mask))
+        context.record_mean("kl/old", excess if excess.shape == mask.shape else excess.expand(mask.shape), mask)
 
 
 _LEVELS = ("token", "sequence", "product")
@@ -92,6 +91,6 @@ def recorded_clip(
     estimate to the policy that acted.
     """
     loss, removed = clipped_surrogate(log, batch.advantage, batch.mask, low, high, dual)
-    context.record("clip_fraction", masked_mean(removed.float(), batch.mask))
+    context.record_mean("clip_fraction", removed.float(), batch.mask)
     record_ratio(log, batch.mask, context)
     return loss

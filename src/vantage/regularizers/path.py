@@ -12,7 +12,6 @@ from vantage.core import at_least, component
 from vantage.core.context import Context
 from vantage.core.protocols import Evaluation
 from vantage.core.trajectories import Trajectories
-from vantage.functions.whitening import masked_mean
 
 
 @component
@@ -35,11 +34,11 @@ class PathKL:
     def __call__(self, evaluation: Evaluation, batch: Trajectories, context: Context) -> Tensor:
         """Return the term per decision [N, T]."""
         seen = batch.observation
-        reference = context.evaluate(batch, "mean", context.named("reference"), lambda found: found.extras["mean"])
+        reference = context.evaluate(batch, "mean", context.named("reference"), lambda found, _: found.extras["mean"])
         variance = seen["sigma"].square() * (seen["time"] - seen["next_time"])
         noisy = variance > 0
         size = math.prod(reference.shape[2:])
         squares = (evaluation.extras["mean"] - reference).square().flatten(2).sum(-1)
         kl = torch.where(noisy, squares / (2 * size * torch.where(noisy, variance, 1.0)), 0.0)
-        context.record("kl/reference", masked_mean(kl.detach(), batch.mask))
+        context.record_mean("kl/reference", kl, batch.mask)
         return self.coefficient * kl

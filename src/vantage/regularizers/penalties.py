@@ -13,7 +13,6 @@ from vantage.core.context import Context
 from vantage.core.protocols import Evaluation
 from vantage.core.trajectories import Trajectories
 from vantage.functions.divergences import divergence
-from vantage.functions.whitening import masked_mean
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,7 @@ class EntropyBonus:
 
     def __call__(self, evaluation: Evaluation, batch: Trajectories, context: Context) -> Tensor:
         """Return the term per decision [N, T]."""
-        context.record("entropy", masked_mean(evaluation.entropy.detach(), batch.mask))
+        context.record_mean("entropy", evaluation.entropy, batch.mask)
         return -self.coefficient * evaluation.entropy
 
 
@@ -49,5 +48,5 @@ class ReferenceKL:
         """Return the term per decision [N, T]."""
         reference = torch.where(batch.mask, batch.logp_ref, evaluation.logp.detach())
         estimate = divergence(evaluation.logp, reference, self.estimator)
-        context.record("kl/reference", masked_mean(estimate.detach(), batch.mask))
+        context.record_mean("kl/reference", estimate, batch.mask)
         return self.coefficient * estimate

@@ -18,6 +18,8 @@ from vantage.functions.groups import group_index
 from vantage.functions.whitening import whiten
 from vantage.updates.optimizers import Adam, Constant
 
+DIVERGENCE = "kl/old"
+"""The metric that `target_kl` bounds."""
 _UNITS = ("auto", "decision", "row", "group")
 
 
@@ -36,7 +38,8 @@ class GradientUpdate:
         normalize_advantage: standardise the advantages within each minibatch (sample std, eps 1e-8).
         max_grad_norm: the gradient's global L2 norm is scaled down to this; None leaves it.
         micro_batch: rows differentiated at once; None for the whole minibatch. It changes memory, not the gradient.
-        target_kl: stop the passes when an epoch's mean k3 estimate of KL(old || new) exceeds it; None never stops.
+        target_kl: stop the passes when the k3 estimate of KL(old || new), the mean over an epoch's decisions, exceeds it; None
+            never stops.
         transforms: `(parameters, context) -> None` each, between gradient and clip; may change the gradients in place.
     """
 
@@ -75,12 +78,10 @@ class GradientUpdate:
         if not len(batch):
             raise UserError("no decision is left to learn from: every row's mask is empty")
         for _ in range(context.now(self.epochs)):
-            divergences = []
+            before = context.metrics.recorded(DIVERGENCE)
             for part in minibatches(batch, self.minibatches, chosen, context.generator):
                 self.step(part, context)
-                if self.target_kl is not None:
-                    divergences.append(context.metrics.latest.get("kl/old", 0.0))
-            if self.target_kl is not None and float(sum(divergences)) / len(divergences) > self.target_kl:
+            if self.target_kl is not None and context.metrics.mean(DIVERGENCE, since=before) > self.target_kl:
                 context.record("update/stopped_early", 1.0)
                 break
 

@@ -45,7 +45,7 @@ class Pathwise(GradientUpdate):
         task: Any = context.task
         for some in micro_batches(part, self.micro_batch, False):
             evaluation = Evaluation(extras={REPLAYED: task.replay(context.policy, some)})
-            method_loss(evaluation, some, context, len(part)).backward()
+            method_loss(evaluation, some, context, part).backward()
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,7 @@ class TrustRegion:
         def loss(evaluation: Any) -> Tensor:
             terms = (method.objective, *method.regularizers)
             return torch.stack(
-                [reduce(term(evaluation, batch, context), batch, len(batch), term) for term in terms]
+                [reduce(term(evaluation, batch, context), batch, batch, term)[0] for term in terms]
             ).sum()
 
         return loss

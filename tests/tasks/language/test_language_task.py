@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from tests.harness import recording
 from vantage.core.context import Metrics
 from vantage.core.errors import UserError
 from vantage.core.trajectories import Trajectories
@@ -31,9 +32,7 @@ def policy(task):
 
 def run(policy, task):
     metrics = Metrics()
-    return SimpleNamespace(
-        generator=torch.Generator().manual_seed(0), policy=policy, task=task, metrics=metrics, record=metrics.record
-    )
+    return SimpleNamespace(generator=torch.Generator().manual_seed(0), policy=policy, task=task, **recording(metrics))
 
 
 def rows(task, policy, ids, texts):

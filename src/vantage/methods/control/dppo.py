@@ -154,7 +154,7 @@ class EtaBonus:
     def __call__(self, evaluation: Evaluation, batch: Trajectories, context: Context) -> Tensor:
         """Return the term per inner step [N, T]."""
         eta = evaluation.extras[ETA]
-        context.record("eta", eta.detach().mean())
+        context.record_mean("eta", eta, batch.mask)
         return -self.coefficient * eta * float(context.step >= self.warmup)
 
 

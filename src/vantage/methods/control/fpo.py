@@ -35,7 +35,7 @@ from vantage.core.protocols import Evaluation
 from vantage.core.trajectories import Trajectories, declare
 from vantage.functions.divergences import k3
 from vantage.functions.returns import gae
-from vantage.functions.whitening import masked_mean, whiten
+from vantage.functions.whitening import whiten
 from vantage.methods.claim import Claim
 from vantage.methods.registry import Paper, method
 from vantage.objectives.likelihood import NoCredit
@@ -91,7 +91,7 @@ class FlowCritic:
         """Keep what the values are computed from; fill `losses_old` where a draw has a ratio of its own."""
         if not self.per_draw:
             return batch
-        return batch.replace(losses_old=context.evaluate(batch, LOSSES, read=lambda found: found.extras[LOSSES]))
+        return batch.replace(losses_old=context.evaluate(batch, LOSSES, read=lambda found, _: found.extras[LOSSES]))
 
     def loss(self, evaluation: Evaluation, batch: Trajectories, context: Context) -> Tensor:
         """Return the value loss per decision [N, T]; a truncated one counts nothing."""
@@ -111,7 +111,7 @@ class ClipDraws:
         log = (batch["losses_old"] - evaluation.extras[LOSSES]).clamp(-self.limit, self.limit)
         ratio, advantage = log.exp(), batch.advantage.unsqueeze(-1)
         with torch.no_grad():
-            context.record("kl/old", masked_mean(k3(log).mean(-1), batch.mask))
+            context.record_mean("kl/old", k3(log).mean(-1), batch.mask)
         return -torch.minimum(advantage * ratio, advantage * ratio.clamp(1 - self.eps, 1 + self.eps)).mean(-1)
 
 

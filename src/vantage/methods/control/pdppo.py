@@ -40,7 +40,7 @@ from vantage.core.protocols import Evaluation
 from vantage.core.trajectories import Trajectories, declare
 from vantage.functions.ratios import bounded
 from vantage.functions.returns import gae
-from vantage.functions.whitening import masked_mean, whiten
+from vantage.functions.whitening import whiten
 from vantage.methods.claim import Claim
 from vantage.methods.registry import Paper, method
 from vantage.objectives.surrogates import record_ratio
@@ -125,7 +125,7 @@ class DualCritic:
         both = self.baselines(batch, context.policy)
         batch = batch.replace(value=torch.stack(both).amin(0), last_observation=None, final_observation=None)
         logp = context.evaluate(
-            batch, "distribution", read=lambda found: logp_of_choices(found.distribution, batch.action)
+            batch, "distribution", read=lambda found, rows: logp_of_choices(found.distribution, rows.action)
         )
         return batch.replace(choice_logp_old=logp)
 
@@ -192,7 +192,7 @@ class ClipChoices:
         ratio = log.exp()
         plain, held = advantage * ratio, advantage * ratio.clamp(1 - self.eps, 1 + self.eps)
         with torch.no_grad():
-            context.record("clip_fraction", masked_mean((held < plain).float().mean(-1), batch.mask))
+            context.record_mean("clip_fraction", (held < plain).float().mean(-1), batch.mask)
         record_ratio(log.mean(-1), batch.mask, context)
         return -torch.minimum(plain, held).mean(-1)
 
@@ -212,7 +212,7 @@ class ChoiceEntropy:
         """Return the term per decision [N, T]."""
         # The entropy of independent choices is the sum of theirs.
         entropy = evaluation.entropy / len(getattr(evaluation.distribution, "sizes", (1,)))
-        context.record("entropy", masked_mean(entropy.detach(), batch.mask))
+        context.record_mean("entropy", entropy, batch.mask)
         return -self.coefficient * entropy
 
 

@@ -150,7 +150,7 @@ class HiddenProbe:
         needed = batch.replace(mask=mask & ((rank == 1) | (rank > count - self.pool)))
         rows = torch.arange(len(batch), device=count.device).unsqueeze(1)
         # The rest of what the policy gives, [n, T, D], is let go before the next rows come.
-        found = context.evaluate(needed, "hidden", read=lambda judged: judged.hidden[rows, place]).float()
+        found = context.evaluate(needed, "hidden", read=lambda judged, _: judged.hidden[rows, place]).float()
         found = torch.where(there.unsqueeze(-1), found, 0.0)
         mean = found[:, 1:].sum(1) / there[:, 1:].sum(1, keepdim=True).clamp(min=1)
         return torch.stack([found[:, 0], mean], 1)

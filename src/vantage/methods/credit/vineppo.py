@@ -141,7 +141,7 @@ class SequenceKL:
         """Return the term per row [N]."""
         reference = torch.where(batch.mask, batch.logp_ref, evaluation.logp.detach())
         estimate = torch.where(batch.mask, divergence(evaluation.logp, reference, "k3", self.limit), 0.0)
-        context.record("kl/reference", estimate.detach().sum() / batch.mask.sum().clamp(min=1))
+        context.record_mean("kl/reference", estimate, batch.mask)
         return self.coefficient * estimate.sum(-1)
 
 

@@ -91,7 +91,7 @@ class LinearKL:
         """Return the term per sample; records the estimate at the old policy."""
         scale = batch.steps if self.by_length else 1
         value, slope = tangent(batch["reference_gap"] / scale, self.estimator)
-        context.record("kl/reference", value.mean())
+        context.record("kl/reference", value.mean(), len(value))
         return self.coefficient * (value + slope * sample_difference(evaluation, batch) / scale)
 
 

@@ -84,7 +84,7 @@ class Discriminative:
             total = zeros.index_add(0, index, (scaled - top[index]).exp())
             below = self.tau * (top + (total / wrongs.clamp(min=1)).masked_fill(wrongs == 0, 1.0).log())
         both = (rights > 0) & (wrongs > 0)
-        context.record("groups/mixed", both.float().mean())
+        context.record("groups/mixed", both.float().mean(), count)
         return -torch.where(both, above - below, 0.0)
 
 

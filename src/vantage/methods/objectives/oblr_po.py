@@ -92,7 +92,7 @@ class NormWeighted:
     def squared_norms(self, batch: Trajectories, context: Context) -> Tensor:
         """Return |S|^2 of each row [N] in the logits of its decisions."""
         collision = context.evaluate(
-            batch, "distribution", read=lambda found: _logits(found).float().softmax(-1).square().sum(-1)
+            batch, "distribution", read=lambda found, _: _logits(found).float().softmax(-1).square().sum(-1)
         )
         squares = 1 - 2 * batch.logp_old.float().exp() + collision
         return torch.where(batch.mask, squares, 0.0).sum(-1)

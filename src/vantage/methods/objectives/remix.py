@@ -29,7 +29,6 @@ from vantage.core.protocols import Evaluation
 from vantage.core.trajectories import Trajectories
 from vantage.functions.divergences import divergence
 from vantage.functions.ratios import log_ratio
-from vantage.functions.whitening import masked_mean
 from vantage.methods.claim import Claim
 from vantage.methods.objectives.grpo import grpo
 from vantage.methods.registry import Paper, method
@@ -91,8 +90,8 @@ class ConvexKL:
             divergence(evaluation.logp, torch.where(batch.mask, anchor, evaluation.logp.detach()), "k3")
             for anchor in (batch.logp_ref, batch[f"logp_under_{PREVIOUS}"])
         )
-        context.record("kl/base", masked_mean(base.detach(), batch.mask))
-        context.record("kl/previous", masked_mean(previous.detach(), batch.mask))
+        context.record_mean("kl/base", base, batch.mask)
+        context.record_mean("kl/previous", previous, batch.mask)
         context.record("kl/weight", weight)
         return self.coefficient * (weight * base + (1 - weight) * previous)
 

@@ -77,8 +77,8 @@ class ProximalDuel:
             to_copy = logp - row_logp(batch[f"logp_under_{OPPONENT}"], batch.mask)
             weight = -(batch.win - 0.5) + self.beta * to_ref + self.c * to_copy
             weight = weight - leave_one_out_mean(weight, batch.group)
-            context.record("kl/reference", to_ref.mean())
-            context.record("kl/target", to_copy.mean())
+            context.record("kl/reference", to_ref.mean(), len(logp))
+            context.record("kl/target", to_copy.mean(), len(logp))
         return weight * logp
 
 

@@ -219,7 +219,7 @@ class FreshKL:
         fresh = batch.mask & (batch.source == 0).unsqueeze(-1)
         reference = torch.where(fresh, batch.logp_ref, evaluation.logp.detach())
         estimate = masked_mean(divergence(evaluation.logp, reference, "k3"), fresh)
-        context.record("kl/reference", estimate)
+        context.record_total("kl/reference", estimate * fresh.sum(), fresh.sum())
         return self.coefficient * estimate
 
 
