@@ -15,6 +15,7 @@ from vantage.core import UserError, reads
 from vantage.core.averaging import AVERAGINGS, averaging
 from vantage.core.context import Metrics
 from vantage.core.loss import WEIGHTS, backward, micro_batches, weighted
+from vantage.objectives.likelihood import NegativeLogLikelihood
 from vantage.objectives.surrogates import Clip
 from vantage.regularizers.penalties import EntropyBonus, ReferenceKL
 
@@ -49,7 +50,7 @@ def contrast(evaluation: Any, batch: Any, context: Any) -> torch.Tensor:
     return torch.zeros(count, dtype=rows.dtype).index_add(0, index, rows.exp()).log()
 
 
-contrast.unit = "group"  # type: ignore[attr-defined]
+contrast.unit = contrast.key = "group"  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("name", sorted(AVERAGINGS))
@@ -77,6 +78,26 @@ def test_losses_that_join_rows_are_exact_too(objective: Any, micro: int) -> None
     cut, _ = gradient(method, micro)
     torch.testing.assert_close(cut, whole, rtol=1e-6, atol=1e-9)
     assert whole.abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("micro", [1, 3, 5])
+def test_a_loss_per_group_is_exact_where_groups_are_unequal(micro: int) -> None:
+    """The mean is over groups: a part with one group of seven rows counts as much as one with a group of one."""
+    batch = toy_batch().replace(group=torch.tensor([0, 1, 1, 1, 1, 1, 1, 1, 2, 2, 3, 0]))
+    method = toy_method(objective=contrast)
+    whole, metrics = gradient(method, None, batch)
+    cut, cut_metrics = gradient(method, micro, batch)
+    torch.testing.assert_close(cut, whole, rtol=1e-6, atol=1e-9)
+    assert cut_metrics["loss/policy"] == pytest.approx(metrics["loss/policy"], rel=1e-6)
+
+
+@pytest.mark.parametrize("micro", [None, 1, 5])
+def test_perplexity_is_exp_of_the_mean(micro: int | None) -> None:
+    batch, policy = toy_batch(), ToyPolicy(dtype=torch.float64)
+    logp = policy.evaluate(batch, frozenset({"logp"})).logp[batch.mask].detach()
+    _, metrics = gradient(toy_method(objective=NegativeLogLikelihood()), micro, batch)
+    assert metrics["perplexity"] == pytest.approx(float((-logp.mean()).exp()), rel=1e-9)
+    assert metrics["cross_entropy"] == pytest.approx(float(-logp.mean()), rel=1e-9)
 
 
 def test_micro_batches_keep_groups_whole() -> None:

@@ -215,7 +215,7 @@ def test_a_part_may_judge_in_micro_batches_and_read_settings_that_change() -> No
     cut.context.micro_batch = 5
     batch = whole.context.method.rollout(whole.context)
     torch.testing.assert_close(cut.context.evaluate(batch), whole.context.evaluate(batch))
-    hidden = cut.context.evaluate(batch, "hidden", read=lambda evaluation: evaluation.hidden.square().sum(-1))
+    hidden = cut.context.evaluate(batch, "hidden", read=lambda evaluation, _: evaluation.hidden.square().sum(-1))
     torch.testing.assert_close(hidden, whole.context.evaluate(batch, "hidden").square().sum(-1))
     assert not whole.context.evaluate(batch).requires_grad
     assert whole.context.evaluate(batch[:0]).shape == (0, batch.steps)

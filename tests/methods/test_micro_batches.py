@@ -12,7 +12,8 @@ import torch
 import vantage
 from vantage.core import Schedule, Trainer, UserError
 from vantage.methods import registry
-from vantage.tasks.language.task import LanguageTask, task_from_spec
+from vantage.tasks.language.loading import task_from_spec
+from vantage.tasks.language.task import LanguageTask
 from vantage.updates.optimizers import SGD
 
 pytest.importorskip("transformers")
@@ -21,7 +22,7 @@ pytest.importorskip("gymnasium")
 SMALL: dict[str, Any] = {
     "prompts": 3, "group_size": 4, "rows": 3, "length": 8, "window": 3, "minibatches": 2, "epochs": 2, "episodes": 3,
     "batch": 5, "rounds": 1, "temperature": 1.0, "count": 2, "pieces": 2, "bundle": 2, "right_at": 0.5,
-    "template": "{draft};{prompt}", "until": 1, "warmup": 0, "capacity": 4, "take": 2,
+    "template": "{draft};{prompt}", "until": 1, "warmup": 0, "capacity": 4, "take": 2, "scenarios": 5, "pairs": 3, "fresh": 2,
 }  # fmt: skip
 """Settings that a page takes where it has them: ragged minibatches, two passes, so that ratios are not 1."""
 OWN = {"spo-single-stream": {"samples": 0}, "repo-replay": {"least": 4}}

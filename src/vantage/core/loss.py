@@ -39,27 +39,31 @@ def weighted(batch: Trajectories, how: Any) -> Trajectories:
 def reduce(loss: Tensor, batch: Trajectories, whole: Trajectories, part: Any) -> tuple[Tensor, float]:
     """Return a loss averaged over the minibatch `whole`, of which `batch` is a part, and the share of the mean that it is.
 
-    [N, T]: by the weights of the averaging. [N]: mean over the minibatch's rows. [M] with M < N (pairs, groups): mean over
-    the distinct values of the minibatch's column `key`, which `part` names ('group' by default). Scalar: taken as it is, and
-    only on a whole minibatch.
+    [N, T]: by the weights of the averaging. [N]: mean over the minibatch's rows. [M] (groups): mean over the distinct values
+    of the minibatch's column `part.key`. Scalar: taken as it is, and only on a whole minibatch.
+
+    Raises:
+        UserError: the shape is another one, or it is [M] on a part of a minibatch and `part` declares no `key`.
     """
-    share = len(batch) / len(whole)
+    share, key, name = len(batch) / len(whole), getattr(part, "key", ""), getattr(part, "__name__", type(part).__name__)
     if loss.dim() == 2:
         return _by_weights(loss, batch[WEIGHTS]), share
     if loss.dim() == 1:
         extra = batch.get("weight")
         if extra is not None and extra.dim() == 1 and loss.shape == extra.shape:
             loss = loss * extra
-        if len(loss) != len(batch) and batch is not whole:
+        if key and batch is not whole:
             # Groups may have unequal numbers of rows: a part's share of the groups is not its share of the rows.
-            share = len(loss) / len(torch.unique(whole[getattr(part, "key", "group")]))
+            share = len(loss) / len(torch.unique(whole[key]))
+        elif not key and batch is not whole and len(loss) != len(batch):
+            raise UserError(
+                f"{name} returned {len(loss)} losses for {len(batch)} rows: a loss per group declares the column whose values"
+                ' it has one loss for, such as key = "group"'
+            )
         return loss.mean() * share, share
     if loss.dim() == 0:
         return loss * share, share
-    raise UserError(
-        f"{getattr(part, '__name__', type(part).__name__)} returned a loss of shape {list(loss.shape)}; "
-        "it must be [N, T], [N], [M] or a scalar"
-    )
+    raise UserError(f"{name} returned a loss of shape {list(loss.shape)}; it must be [N, T], [N], [M] or a scalar")
 
 
 def _by_weights(loss: Tensor, weights: Tensor) -> Tensor:

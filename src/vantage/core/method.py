@@ -30,8 +30,8 @@ class Method:
             one, teaches the critic. None for a method without critic.
         advantage: `(batch, context) -> Tensor | Trajectories`: credit, [N, T] or [N]; no gradient.
         selection: `(batch, context) -> Trajectories` each: what is learnt from; may drop rows, mask or weigh.
-        objective: `(evaluation, batch, context) -> Tensor`: the loss, [N, T] per decision, [N] per row, [M] per pair or
-            group, or a scalar; to be minimised.
+        objective: `(evaluation, batch, context) -> Tensor`: the loss, [N, T] per decision, [N] per row, [M] per
+            value of the column that it names as its `key`, or a scalar; to be minimised.
         averaging: how a loss per decision is averaged; a name known to `vantage.core.averaging`, or a function.
         regularizers: as the objective; each adds a term to the loss.
         controllers: `(context) -> None` each, run after every step: coefficients, schedules, events. One with

@@ -118,7 +118,9 @@ def test_with_ddim_it_takes_fewer_steps_and_eta_learns() -> None:
 
 def test_the_bonus_of_eta_is_its_coefficient() -> None:
     eta = torch.full((2, 3), 0.4, requires_grad=True)
-    term = EtaBonus(0.5)(Evaluation(extras={ETA: eta}), Trajectories({"mask": torch.ones(2, 3)}), context(step=0))
+    term = EtaBonus(0.5)(
+        Evaluation(extras={ETA: eta}), Trajectories({"mask": torch.ones(2, 3, dtype=torch.bool)}), context(step=0)
+    )
     assert term.flatten().tolist() == pytest.approx([-0.2] * 6)
     (slope,) = torch.autograd.grad(term.sum(), eta)
     assert torch.equal(slope, torch.full((2, 3), -0.5))

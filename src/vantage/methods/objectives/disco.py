@@ -60,6 +60,7 @@ class Discriminative:
     right_at: float = 1.0
     wants = frozenset({"logp"})
     unit = "group"
+    key = "group"
 
     def __call__(self, evaluation: Evaluation, batch: Trajectories, context: Context) -> Tensor:
         """Return the loss per group [M]."""
