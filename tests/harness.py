@@ -12,8 +12,8 @@ from torch import Tensor
 import vantage
 from vantage.core import Evaluation, Method, Schedule, Trainer, Trajectories
 from vantage.core.checkpoint import load_tensors
-from vantage.core.context import Metrics
 from vantage.core.loss import method_loss, weighted
+from vantage.metrics import Metrics
 
 
 class Leaf:

@@ -12,14 +12,15 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "src" / "vantage"
 
-LOWEST = {"annotations", "core", "functions"}
-"""What everything but core may import: checks of settings, the values and protocols, pure functions of tensors."""
+LOWEST = {"annotations", "metrics", "core", "functions"}
+"""What everything but core may import: checks of settings, means of a step, the values and protocols, pure functions of tensors."""
 COMPONENTS = {"advantages", "objectives", "regularizers", "rewards", "selection", "updates"}
 BELOW_METHODS = LOWEST | COMPONENTS | {"policies", "rollouts", "fields"}
 BELOW_STUDY = BELOW_METHODS | {"methods", "tasks", "settings", "console", "config", "progress"}
 ARROWS: dict[str, set[str]] = {
     "annotations": set(),
-    "core": {"annotations"},
+    "metrics": set(),
+    "core": {"annotations", "metrics"},
     "functions": {"core"},  # of it the errors alone, see below
     **dict.fromkeys(COMPONENTS, LOWEST),
     "policies": LOWEST,

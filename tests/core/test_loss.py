@@ -13,8 +13,8 @@ from tests.harness import recording
 from vantage.advantages.critic import Critic
 from vantage.core import UserError, reads
 from vantage.core.averaging import AVERAGINGS, averaging
-from vantage.core.context import Metrics
 from vantage.core.loss import WEIGHTS, backward, micro_batches, weighted
+from vantage.metrics import Metrics
 from vantage.objectives.likelihood import NegativeLogLikelihood
 from vantage.objectives.surrogates import Clip
 from vantage.regularizers.penalties import EntropyBonus, ReferenceKL

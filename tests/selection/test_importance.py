@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from tests.harness import recording
-from vantage.core.context import Metrics
 from vantage.core.errors import UserError
 from vantage.core.loss import reduce, weighted
 from vantage.core.trajectories import Trajectories
 from vantage.functions.ratios import sampling_gap
+from vantage.metrics import Metrics
 from vantage.rollouts.mismatch import record_mismatch
 from vantage.selection.importance import TruncatedImportance
 

@@ -10,13 +10,14 @@ from vantage.annotations import above, at_least, at_most, below, between, checke
 from vantage.core.component import component, memory
 
 if TYPE_CHECKING:
-    from vantage.core.context import Context, Metrics
+    from vantage.core.context import Context
     from vantage.core.errors import CheckpointError, MissingColumn, TrainingError, UserError
     from vantage.core.method import Method
     from vantage.core.protocols import Evaluation, Prompts
     from vantage.core.trainer import Outcome, Report, Schedule, Trainer
     from vantage.core.trajectories import Trajectories, concatenate
     from vantage.core.walk import reads
+    from vantage.metrics import Metrics
 
 # Names are imported when they are first used: an error class, a command's help or a worker's first line need no torch.
 _LAZY = {
@@ -24,7 +25,7 @@ _LAZY = {
     "Context": "vantage.core.context",
     "Evaluation": "vantage.core.protocols",
     "Method": "vantage.core.method",
-    "Metrics": "vantage.core.context",
+    "Metrics": "vantage.metrics",
     "MissingColumn": "vantage.core.errors",
     "Outcome": "vantage.core.trainer",
     "Prompts": "vantage.core.protocols",

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,103 +13,10 @@ from vantage.core.errors import UserError
 from vantage.core.protocols import Engine, Evaluation, Policy, Prompts, Task
 from vantage.core.trajectories import Trajectories
 from vantage.core.walk import walk
+from vantage.metrics import Metrics
 
 if TYPE_CHECKING:
     from vantage.core.method import Method
-
-
-class Metrics:
-    """Weighted means of what components record in one step, kept as sums and counts, so that no cut of a batch changes them.
-
-    Recording never waits for the device.
-    """
-
-    def __init__(self) -> None:
-        self._records: dict[str, list[tuple[Any, Any]]] = {}
-        self._derived: dict[str, tuple[Callable[..., float], tuple[str, ...]]] = {}
-
-    def record(self, name: str, value: Tensor | float, weight: float = 1.0) -> None:
-        """Add a value (a scalar; a tensor is detached, not read out) to the step's mean under `name`."""
-        self.record_total(name, value if weight == 1.0 else value * weight, weight)
-
-    def record_total(self, name: str, total: Tensor | float, count: Tensor | float) -> None:
-        """Add a sum and the number of what was summed (scalars) to the step's mean under `name`; a count of 0 adds nothing."""
-        total = total.detach() if isinstance(total, Tensor) else total
-        self._records.setdefault(name, []).append((total, count))
-
-    def record_mean(self, name: str, values: Tensor, mask: Tensor) -> None:
-        """Add the values [N, T] of the decisions in the mask [N, T], each of which counts the same; no gradient.
-
-        Rows of one decision ([N, 1]) have no padding: their mask is not read.
-        """
-        values = values.detach()
-        if mask.shape[1] == 1:
-            self.record_total(name, values.sum(), len(values))
-        else:
-            self.record_total(name, torch.where(mask, values, 0.0).sum(), mask.sum())
-
-    def derive(self, name: str, function: Callable[..., float], *of: str) -> None:
-        """Report under `name` a function of the step's means of other names: a mean of such values would be another number."""
-        self._derived[name] = (function, of)
-
-    def under(self, prefix: str) -> Metrics:
-        """Return metrics that record here, under names that begin with `prefix/`."""
-        return _Under(self, prefix)
-
-    def recorded(self, name: str) -> int:
-        """Return how often this step recorded `name` so far."""
-        return len(self._records.get(name, ()))
-
-    def mean(self, name: str, since: int = 0) -> float:
-        """Return the mean under `name` of what was recorded after its first `since` records, NaN for nothing; waits."""
-        return _means({name: self._records.get(name, [])[since:]}).get(name, math.nan)
-
-    def collect(self) -> dict[str, float]:
-        """Return the means and begin again; it waits for the device."""
-        collected = _means(self._records)
-        for name, (function, of) in self._derived.items():
-            if all(part in collected for part in of):
-                collected[name] = function(*(collected[part] for part in of))
-        self._records.clear()
-        self._derived.clear()
-        return collected
-
-
-def _means(records: Mapping[str, Sequence[tuple[Any, Any]]]) -> dict[str, float]:
-    """Return the sum over the count of each name, where it counts anything. One transfer a device."""
-    scalars = [number for pairs in records.values() for pair in pairs for number in pair]
-    tensors: dict[torch.device, list[int]] = {}
-    for index, number in enumerate(scalars):
-        if isinstance(number, Tensor):
-            tensors.setdefault(number.device, []).append(index)
-    for places in tensors.values():
-        read = torch.stack([scalars[index].reshape(()).double() for index in places]).tolist()
-        for index, number in zip(places, read, strict=True):
-            scalars[index] = number
-    numbers = iter(scalars)
-    means = {}
-    for name, pairs in records.items():
-        total = count = 0.0
-        for _ in pairs:
-            part, weight = next(numbers), next(numbers)
-            total, count = (total + part, count + weight) if weight else (total, count)
-        if count:
-            means[name] = float(total / count)
-    return means
-
-
-class _Under(Metrics):
-    """Records in other metrics, under names that begin with a prefix."""
-
-    def __init__(self, whole: Metrics, prefix: str) -> None:
-        super().__init__()
-        self._whole, self._prefix = whole, prefix
-
-    def record_total(self, name: str, total: Tensor | float, count: Tensor | float) -> None:
-        self._whole.record_total(f"{self._prefix}/{name}", total, count)
-
-    def derive(self, name: str, function: Callable[..., float], *of: str) -> None:
-        self._whole.derive(f"{self._prefix}/{name}", function, *(f"{self._prefix}/{part}" for part in of))
 
 
 @dataclass

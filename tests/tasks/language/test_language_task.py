@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from tests.harness import recording
-from vantage.core.context import Metrics
 from vantage.core.errors import UserError
 from vantage.core.trajectories import Trajectories
+from vantage.metrics import Metrics
 from vantage.rewards.verifiers import Rewards
 from vantage.rollouts.plans import Shuffled
 from vantage.rollouts.tokens.completions import Completions

@@ -10,8 +10,8 @@ import torch
 
 from tests.harness import context
 from vantage.core import Trajectories, UserError
-from vantage.core.context import Metrics
 from vantage.core.trajectories import ENVIRONMENT
+from vantage.metrics import Metrics
 from vantage.rewards.mixing import Overlong, Total
 from vantage.tasks.language.calculator import task_from_spec
 from vantage.tasks.language.problem import Problem

@@ -30,7 +30,7 @@ from vantage.advantages.critic import Critic
 from vantage.advantages.estimators import GAE
 from vantage.annotations import above, at_least
 from vantage.core.component import component, extended
-from vantage.core.context import Context, Metrics
+from vantage.core.context import Context
 from vantage.core.loss import backward
 from vantage.core.method import Method
 from vantage.core.protocols import Evaluation
@@ -40,6 +40,7 @@ from vantage.functions.ratios import log_ratio
 from vantage.methods.claim import Claim
 from vantage.methods.objectives.grpo import grpo
 from vantage.methods.registry import Paper, method
+from vantage.metrics import Metrics
 from vantage.objectives.surrogates import recorded_clip
 from vantage.updates.gradient import GradientUpdate
 
