@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from vantage.cli import main
+from vantage.core.checkpoint import newest_checkpoint
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs" / "architecture.md").read_text()
@@ -40,7 +41,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def test_there_is_an_example_for_each_kind() -> None:
-    assert EXAMPLES == ["How to add a method", "How to add a task", "How to add a field", "How to add a policy"]
+    kinds = ("method", "component", "task", "field", "policy")
+    assert [f"How to add a {kind}" for kind in kinds] == EXAMPLES
 
 
 @pytest.mark.parametrize("title", EXAMPLES)
@@ -55,6 +57,14 @@ def test_the_example_runs(title: str, folder: Path, capsys: pytest.CaptureFixtur
     if title == "How to add a method":
         assert re.search(r"\* advantage +MedianCentred", shown)
         assert (folder / "median" / "model" / "config.json").is_file()
+    if title == "How to add a component":
+        assert re.search(r"\* advantage +RunningBaseline\(rate=0\.1, start='own'\)", shown)
+        refused = ["train", "./running_grpo.py", "--task", "addition:digits=1", "--set", "rate=2", "--out", "refused"]
+        assert main(refused) == 2
+        told = " ".join(capsys.readouterr().err.split())
+        assert "RunningBaseline.rate=2.0 is out of range: above 0, at most 1" in told
+        _, _, state = newest_checkpoint(folder / "running" / "checkpoints")
+        assert 0.0 <= state["parts"]["advantage"]["mean"] < 0.5  # of untrained answers to additions
     if title == "How to add a field":
         first, *_, last = (json.loads(line) for line in (folder / "pulls" / "metrics.jsonl").read_text().splitlines())
         assert abs(first["eval/paid"] - 0.2) < 1e-6  # untrained: one arm in five

@@ -329,6 +329,13 @@ def test_what_memory_holds_is_restored_in_place() -> None:
     assert next(iter(held.state.values()))["momentum_buffer"] == 1.0
 
 
+def test_what_a_checkpoint_cannot_hold_is_named_when_it_is_saved() -> None:
+    one = Mean()
+    one._memory["seen"] = {"nested": [1, "two", None, np.zeros(2)]}
+    with pytest.raises(TypeError, match="a checkpoint holds no ndarray"):
+        one.state_dict()  # type: ignore[attr-defined]
+
+
 class Queue:
     def __init__(self) -> None:
         self.items: list[int] = []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Annotated, Any
 
 import torch
@@ -17,7 +16,7 @@ from vantage.functions.surrogates import value_loss
 from vantage.functions.whitening import masked_mean
 
 
-@dataclass(frozen=True)
+@component
 class Critic:
     """Fills `value` and `next_value`, and adds `coefficient` * 0.5 * (V - returns)^2 to the policy's loss.
 
@@ -26,8 +25,8 @@ class Critic:
         clip: width of PPO's value clipping; None for plain squared error.
     """
 
-    coefficient: float = 0.5
-    clip: float | None = None
+    coefficient: Annotated[float, at_least(0)] = 0.5
+    clip: Annotated[float, above(0)] | None = None
     wants = frozenset({"value"})
 
     def __call__(self, batch: Trajectories, context: Context) -> Trajectories:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeVar, dataclass_transform, overload
@@ -26,7 +25,8 @@ def memory(default_factory: Callable[[], Any] = dict, *, init: Literal[False] = 
         default_factory: makes its first value: a dictionary, or an object with `state_dict` and `load_state_dict`.
         init: always False, for type checkers.
 
-    `dataclasses.replace` begins with an empty memory, `copy.deepcopy` with a copy.
+    `dataclasses.replace` begins with an empty memory, `copy.deepcopy` with a copy. It holds tensors, numbers, texts, lists and
+    dictionaries, and objects with `state_dict`, which `prepare` makes so that a checkpoint finds them.
     """
     return dataclasses.field(
         default_factory=default_factory, init=init, repr=False, compare=False, metadata={"memory": True}
@@ -141,7 +141,9 @@ def _saved(value: Any) -> Any:
         return {key: _saved(held) for key, held in value.items()}
     if type(value) in (list, tuple):
         return type(value)(_saved(held) for held in value)
-    return copy.deepcopy(value)
+    if value is not None and type(value) not in (bool, int, float, str):
+        raise TypeError(f"a checkpoint holds no {type(value).__name__}: give it `state_dict`, or the component its own")
+    return value
 
 
 def _restored(held: Any, state: Any) -> Any:

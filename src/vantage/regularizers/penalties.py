@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import torch
@@ -15,7 +14,7 @@ from vantage.core.trajectories import Trajectories
 from vantage.functions.divergences import divergence
 
 
-@dataclass(frozen=True)
+@component
 class EntropyBonus:
     """-coefficient * entropy of the policy at each decision; gradient flows through the entropy."""
 

@@ -14,9 +14,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import torch
 
+from vantage.core import at_least, component
 from vantage.core.context import Context
 from vantage.core.errors import UserError, nearest
 from vantage.core.trajectories import Trajectories, own
@@ -60,7 +62,7 @@ class Total:
         return batch.replace(score=score, reward=at_last(score, own(batch)))
 
 
-@dataclass(frozen=True)
+@component
 class Overlong:
     """Soft punishment of rows near the length limit, added to the score (DAPO, arXiv 2503.14476, eq. 13).
 
@@ -74,8 +76,8 @@ class Overlong:
         scale: factor on the punishment.
     """
 
-    buffer: int = 16
-    limit: int = 0
+    buffer: Annotated[int, at_least(0)] = 16
+    limit: Annotated[int, at_least(0)] = 0
     scale: float = 1.0
 
     def __call__(self, batch: Trajectories, context: Context) -> Trajectories:
@@ -94,7 +96,7 @@ def _longest(batch: Trajectories, context: Context) -> int:
     return int(getattr(engine, "max_decisions", getattr(engine, "max_length", batch.steps)))
 
 
-@dataclass(frozen=True)
+@component
 class DivergencePenalty:
     """Reward of each decision less `coefficient` times its log-ratio to the reference: the k1 estimate of the KL. No gradient.
 

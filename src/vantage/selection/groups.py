@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
+from vantage.core import component
 from vantage.core.context import Context
 from vantage.core.trajectories import Trajectories
 from vantage.functions.groups import group_index, group_moments
 
 
-@dataclass(frozen=True)
+@component
 class DropGroups:
     """Drop groups that cannot teach: those whose members all score the same, or all score at least `correct_at`.
 

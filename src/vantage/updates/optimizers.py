@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Annotated
 
 import torch
@@ -36,12 +35,12 @@ class Adam:
         )
 
 
-@dataclass(frozen=True)
+@component
 class CoupledAdam:
     """Adam whose weight decay is added to the gradient (L2), as torch's own `Adam` has it; `Adam` here decouples it."""
 
-    lr: float
-    weight_decay: float = 0.0
+    lr: Annotated[float, above(0)]
+    weight_decay: Annotated[float, at_least(0)] = 0.0
 
     def build(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
         """Return the optimiser of these parameters."""
@@ -74,23 +73,23 @@ class RMSprop:
         return torch.optim.RMSprop(list(parameters), lr=self.lr, alpha=self.alpha, eps=self.eps)
 
 
-@dataclass(frozen=True)
+@component
 class Constant:
     """The learning rate stays, after an optional linear warm-up over `warmup` (share of the run, 0 to 1)."""
 
-    warmup: float = 0.0
+    warmup: Annotated[float, between(0, 1)] = 0.0
 
     def __call__(self, step: int, total_steps: int) -> float:
         """Return the factor on the learning rate in the step after `step` steps of `total_steps`."""
         return _warm(step, total_steps, self.warmup)
 
 
-@dataclass(frozen=True)
+@component
 class Linear:
     """The learning rate falls linearly to `final` of itself at the end of the run."""
 
-    final: float = 0.0
-    warmup: float = 0.0
+    final: Annotated[float, at_least(0)] = 0.0
+    warmup: Annotated[float, between(0, 1)] = 0.0
 
     def __call__(self, step: int, total_steps: int) -> float:
         """Return the factor."""

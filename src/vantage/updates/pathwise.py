@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
+from vantage.core import component
 from vantage.core.context import Context
 from vantage.core.errors import UserError
 from vantage.core.loss import method_loss, micro_batches, weighted
@@ -17,7 +18,7 @@ from vantage.updates.gradient import GradientUpdate
 REPLAYED = "reward"
 
 
-@dataclass(frozen=True)
+@component
 class Pathwise(GradientUpdate):
     """Gradient steps in which the rows are replayed, in hindsight, under the present policy's most likely decisions.
 
@@ -26,7 +27,7 @@ class Pathwise(GradientUpdate):
     rewards as `evaluation.extras["reward"]`; averaging, regularizers, epochs and minibatches are as usual, over whole rows.
     """
 
-    unit: str = "row"
+    unit: Literal["row", "group"] = "row"
 
     def prepare(self, context: Context) -> None:
         """Make the optimiser.

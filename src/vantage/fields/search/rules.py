@@ -8,7 +8,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from vantage.core import at_least, component
+from vantage.core import above, at_least, component
 from vantage.fields.search.games import Game, playout
 from vantage.fields.search.tree import Evaluator, Node, Rule
 from vantage.functions.simplex import power_policy
@@ -26,11 +26,11 @@ def exploration(total: Tensor, c: float, growth: float | None) -> Tensor:
     return torch.full_like(total, c) if growth is None else c + ((total + growth + 1.0) / growth).log()
 
 
-@dataclass(frozen=True)
+@component
 class UCB1:
     """Tree rule: argmax q + c sqrt(2 log N / n), an action never visited first; c = 1 is UCB1's for q in [0, 1]."""
 
-    c: float = 1.0
+    c: Annotated[float, at_least(0)] = 1.0
 
     def __call__(self, node: Node) -> Tensor:
         """Return the distribution, uniform over equals."""
@@ -38,7 +38,7 @@ class UCB1:
         return best((node.q + self.c * width).masked_fill(node.visits == 0, torch.inf), node.legal)
 
 
-@dataclass(frozen=True)
+@component
 class PUCT:
     """Tree rule: argmax q + c prior sqrt(N) / (1 + n), with `exploration`'s c. At N = 0 it is the prior's argmax.
 
@@ -46,8 +46,8 @@ class PUCT:
         c, growth: of `exploration`.
     """
 
-    c: float = 1.25
-    growth: float | None = 19652.0
+    c: Annotated[float, at_least(0)] = 1.25
+    growth: Annotated[float, above(0)] | None = 19652.0
 
     def __call__(self, node: Node) -> Tensor:
         """Return the distribution, uniform over equals."""
@@ -81,7 +81,7 @@ class Greedy:
         return best(self.rule(node), node.legal)
 
 
-@dataclass(frozen=True)
+@component
 class Regularized:
     """The exact maximum over policies y of q . y - lam KL(prior, y): y_a = lam prior_a / (alpha - q_a), arXiv 2007.12509.
 
@@ -91,8 +91,8 @@ class Regularized:
         c, growth: of `exploration`.
     """
 
-    c: float = 1.25
-    growth: float | None = 19652.0
+    c: Annotated[float, at_least(0)] = 1.25
+    growth: Annotated[float, above(0)] | None = 19652.0
 
     def multiplier(self, node: Node) -> Tensor:
         """Return lam [B, 1], of N = 1 where N = 0."""
