@@ -106,8 +106,7 @@ class LanguageTask:
         """
         numbers = batch.prompt.tolist()
         found = {number: self.problems.problem("train", number) for number in set(numbers)}
-        decode = functools.partial(context.policy.tokenizer.batch_decode, skip_special_tokens=True)
-        texts = judged_texts(batch.action, batch.length, own(batch), self.reads, decode)
+        texts = self._decoded(batch, context.policy, self.reads)
         named, errors = self._judge([found[number] for number in numbers], texts)
         if self.verifier is not None:
             context.record("verifier/errors", sum(errors) / max(len(errors), 1))
@@ -119,9 +118,9 @@ class LanguageTask:
         if "terminated" in batch:
             context.record("finished", batch.terminated.any(-1).float().mean())
 
-    def _decoded(self, batch: Trajectories, policy: Any) -> list[str]:
-        rows = [row[:size] for row, size in zip(batch.action.tolist(), batch.length.tolist(), strict=True)]
-        return list(policy.tokenizer.batch_decode(rows, skip_special_tokens=True))
+    def _decoded(self, batch: Trajectories, policy: Any, reads: str) -> list[str]:
+        decode = functools.partial(policy.tokenizer.batch_decode, skip_special_tokens=True)
+        return judged_texts(batch.action, batch.length, own(batch), reads, decode)
 
     def _judge(self, problems: Sequence[Problem], texts: Sequence[str]) -> tuple[dict[str, list[float]], list[float]]:
         """Return (named scores, errors) of completions."""
@@ -236,7 +235,7 @@ class LanguageTask:
         return Graded(
             problem=numbers,
             prompt=[_text(self.problems.problem("train", number).prompt) for number in numbers],
-            completion=self._decoded(chosen, self._engine.policy),
+            completion=self._decoded(chosen, self._engine.policy, "all"),
             rewards=rewards,
             advantage=_advantages(chosen),
             length=chosen.length.tolist(),
