@@ -41,7 +41,8 @@ def walk(component: Any, place: str = "") -> Iterator[tuple[str, Component]]:
 
 
 def _walk(value: Any, place: str, seen: set[int]) -> Iterator[tuple[str, Component]]:
-    if isinstance(value, str | type) or id(value) in seen:
+    # Settings are most of what is met, and the check of a protocol is slow: they are told first.
+    if value is None or isinstance(value, (str, int, float, type)) or id(value) in seen:
         return
     items: Any = ()
     container = isinstance(value, Mapping | tuple | list)
