@@ -51,7 +51,9 @@ def rows(task, policy, ids, texts):
 def test_right_answers_score_one(task, policy):
     answers = [task.problems.problem("train", i).answer for i in range(3)]
     context = run(policy, task)
-    named = task.score(rows(task, policy, [0, 1, 2, 2], [*answers, answers[2] + "0"]), context)
+    batch = rows(task, policy, [0, 1, 2, 2], [*answers, answers[2] + "0"])
+    named = task.score(batch, context)
+    task.observe(batch, context)
     assert {name: value.tolist() for name, value in named.items()} == {"correct": [1.0, 1.0, 1.0, 0.0]}
     assert context.metrics.collect()["finished"] == 1.0
     assert task.prompts(torch.tensor([1])).items == [task.problems.problem("train", 1).prompt]
