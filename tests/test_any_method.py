@@ -1,71 +1,70 @@
-"""Any method trains any policy on any task: every page takes two steps on a language task and on a control task."""
+"""Any method trains any policy on any task: every page takes two steps wherever the task offers what it needs.
+
+Where it does not, the method is refused in the words of `vantage.tasks.offers` before a task is made.
+"""
 
 from __future__ import annotations
 
 import math
-from pathlib import Path
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 
 import vantage
+from vantage import api
+from vantage.core import Trainer
 from vantage.core.errors import UserError
+from vantage.core.trainer import Schedule
 from vantage.methods import registry
-from vantage.policies.tiny import new_model
+from vantage.tasks.offers import OFFERS, WORDS
+from vantage.tasks.registry import TASKS, check_needs, make_task, offers
 
 SMALL = {"prompts": 2, "group_size": 4, "rows": 4, "length": 8, "minibatches": 1, "epochs": 1, "episodes": 4, "batch": 4,
-         "rounds": 1, "lr": 1e-3, "temperature": 1.0}  # fmt: skip
-OWN = {"spo-single-stream": {"samples": 0}, "disco": {"right_at": 20.0}}
+         "rounds": 1, "lr": 1e-3, "temperature": 1.0, "micro_batch": 4}  # fmt: skip
+"""Settings that keep a step small, of the pages that have them."""
+OF_TASK = {"cartpole": {"right_at": 20.0}}
 """An episode of the pole scores its length: what counts as right must lie between a short and a long one."""
-FLOW = "samples a flow model step by step"
-MASKED = "masked diffusion"
-# What these need that completions of a language model, or episodes of the pole, do not have; the error must say so.
-NEEDS_ELSEWHERE = {
-    "bc": "holds none",
-    "bgpo-boundary": MASKED,
-    "branchgrpo": FLOW,
-    "bypass-backprop": "a policy over masks",
-    "dpo": "holds none",
-    "dppo": "policy",
-    "elbo-grpo": MASKED,
-    "flow-grpo": FLOW,
-    "flow-matching": "flow matching needs a task with data",
-    "fpo": "policy",
-    "grpo-guard": FLOW,
-    "hdpo": "no simulator to differentiate through",
-    "hypo": "holds none",
-    "masked-diffusion": MASKED,
-    "odice": "grows no state values",
-    "otc": "no column 'turn'",
-    "otc-ppo": "no column 'turn'",
-    "pdppo": "inventory task",
-    "pomo": "routing task",
-    "poppy": "routing task",
-    "prdc": "no action values",
-    "rlor": "routing task",
-    "simpo": "holds none",
-    "st-ppo": "no column 'turn'",
-    "td3-bc": "no action values",
-}
-LANGUAGE_ONLY = {
-    "gdpo": "no column 'rewards'",
-    "igrpo": "middle of a row",
-    "oblr-po": "logits",
-    "prefix-grouper": "prompts that rows could share",
-    "scaf-grpo": "",
-    "spo-single-stream": "range 0 to 1",
-    "sft": "worked solutions",
-    "t-ppo": "middle of a row",
-    "treepo": "middle of a row",
-    "vineppo": "tokenizer",
-}
-ROAD = [name for name in registry.names() if isinstance(registry.page(name).make(), vantage.Method)]
 
 
-def small(name: str) -> vantage.Method:
-    known = set(registry.page(name).settings())
-    chosen = {**SMALL, **OWN.get(name, {})}
+def answers(spec: str) -> Any:
+    """Questions whose answers are right or wrong by their first token, so that a model with random weights has both."""
+    task = make_task(
+        spec, options={"evaluated": 4} if spec.startswith("masked") else {"max_new_tokens": 4, "evaluated": 4}
+    )
+    task.score = lambda batch, where: {"correct": (batch.action[:, 0] % 2).float()}
+    return task
+
+
+WHERE: dict[str, Callable[[str], Any]] = {
+    "addition:digits=1": answers,
+    "cartpole": make_task,
+    "calculator:terms=2,digits=1": answers,
+    "preference:arms=4": make_task,
+    "pendulum": make_task,
+    "offline": make_task,
+    "inventory": make_task,
+    "masked:addition:digits=1": answers,
+    "flow2d:ring": make_task,
+    "tsp:nodes=5": make_task,
+    "prune-digits": make_task,
+}
+"""Tasks that are tried, in this order, and what makes each small."""
+BOTH = ("addition:digits=1", "cartpole")
+"""Every page is tried on these; one that neither offers enough is tried on the first other one that does."""
+ROAD = [page.name for page in registry.pages() if isinstance(page.make(), vantage.Method)]
+
+
+def small(name: str, spec: str = "") -> vantage.Method:
+    known, chosen = registry.page(name).settings(), {**SMALL, **OF_TASK.get(spec, {})}
     return vantage.method(name, **{key: value for key, value in chosen.items() if key in known})
+
+
+def fits(method: vantage.Method, spec: str) -> bool:
+    offered = offers(spec)
+    assert offered is not None
+    return method.declared("needs") <= offered
 
 
 def test_a_page_of_a_field_without_a_rollout_loop_says_that_it_cannot_be_trained() -> None:
@@ -76,52 +75,81 @@ def test_a_page_of_a_field_without_a_rollout_loop_says_that_it_cannot_be_trained
             vantage.method(name)
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model") / "tiny"
-    new_model(folder, preset="tiny")
-    return folder
+def test_pages_and_tasks_speak_the_same_words() -> None:
+    assert set(OFFERS) == set(TASKS)
+    assert frozenset().union(*OFFERS.values()) == set(WORDS)
+    for page in registry.pages():
+        made = page.make()
+        needed = made.declared("needs") if isinstance(made, vantage.Method) else frozenset()
+        assert page.needs == needed, f"{page.name}: @method(needs=...) says what its components declare"
+        assert needed <= set(WORDS)
+        assert any(needed <= offered for offered in OFFERS.values()), f"{page.name} runs nowhere"
 
 
+def test_what_the_user_made_is_not_refused() -> None:
+    assert offers("./mine.py:size=3") is None
+    assert offers("Hopper-v5") == OFFERS["gym"]
+    assert offers("gym:LunarLander-v3") == OFFERS["gym"]
+
+    class Own:
+        name = "addition:digits=1"
+        offers = ("episodes", "turns")
+
+    assert offers(Own()) == {"episodes", "turns"}
+    check_needs("otc", {"episodes", "turns"}, Own())
+
+
+def test_pairs_of_a_file_are_seen_in_its_first_row(tmp_path: Any) -> None:
+    pairs, problems = tmp_path / "pairs.jsonl", tmp_path / "problems.jsonl"
+    pairs.write_text('{"prompt": "1+1=", "chosen": "2", "rejected": "3"}\n')
+    problems.write_text('{"prompt": "1+1=", "answer": "2"}\n')
+    check_needs("dpo", {"pairs"}, "", data=str(pairs))
+    check_needs("grpo", {"episodes"}, "", data=str(problems))
+    with pytest.raises(
+        UserError, match=r"dpo needs stored preference pairs, which the file .*problems.jsonl does not offer"
+    ):
+        check_needs("dpo", {"pairs"}, "", data=str(problems))
+    with pytest.raises(
+        UserError, match=r"padded-sorting, preference, game, --data FILE with the fields chosen and rejected"
+    ):
+        check_needs("dpo", {"pairs"}, "", data=str(pairs), options={"format": "problems"})
+
+
+@pytest.mark.parametrize("spec", BOTH)
 @pytest.mark.parametrize("name", ROAD)
-def test_on_language(name: str, model: Path) -> None:
+def test_it_is_refused_before_anything_loads_or_it_runs(name: str, spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    method = small(name, spec)
+    if fits(method, spec):
+        takes_two_steps(method, spec)
+        return
+
+    def load(*arguments: Any, **options: Any) -> Any:
+        raise AssertionError("the task was made")
+
+    monkeypatch.setattr(api, "make_task", load)
+    missing = [WORDS[word] for word in WORDS if word in method.declared("needs") - OFFERS[spec.partition(":")[0]]]
+    with pytest.raises(UserError) as caught:
+        vantage.train(method, spec)
+    assert f"{name} needs {' and '.join(missing)}, which the task '{spec}' does not offer" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", [name for name in ROAD if not any(fits(small(name), spec) for spec in BOTH)])
+def test_it_runs_on_a_task_that_offers_what_it_needs(name: str) -> None:
     method = small(name)
-
-    def train() -> vantage.Run:
-        return vantage.train(
-            method, "addition:digits=1", model=model, steps=2, options={"max_new_tokens": 4}, evaluate_samples=0
-        )
-
-    if name == "brrl":
-        with pytest.raises(UserError, match="has no heads: set median=false"):
-            train()
-        return
-    if name == "trpo":
-        pytest.skip("a trust region needs a distribution with a divergence, which logits alone do not offer")
-    if name in NEEDS_ELSEWHERE:
-        with pytest.raises(UserError, match=NEEDS_ELSEWHERE[name]):
-            train()
-        return
-    run = train()
-    assert run.outcome.step == 2
-    losses = [value for line in run.outcome.history for key, value in line.items() if key.startswith("loss/")]
-    assert losses
-    assert all(math.isfinite(value) for value in losses)
+    takes_two_steps(method, next(spec for spec in WHERE if fits(method, spec)))
 
 
-@pytest.mark.parametrize("name", ROAD)
-def test_on_control(name: str) -> None:
-    method, task = small(name), vantage.task("cartpole")
-    missing = {**NEEDS_ELSEWHERE, **LANGUAGE_ONLY}.get(name)
-    if missing == "":
-        pytest.skip("hints are asked for when a group has failed, which two steps may not show")
-    if missing:
-        with pytest.raises(UserError, match=missing):
-            vantage.train(method, task, steps=2 * 32, evaluate_samples=0)
-        return
+def takes_two_steps(method: vantage.Method, spec: str) -> None:
+    task = WHERE[spec](spec)
     policy = method.policy_for(task)
     before = [p.detach().clone() for p in policy.parameters()]
-    # Groups on control are episodes from the same initial state; two steps of the road are enough to see them learn.
-    run = vantage.train(method, task, steps=2 * 32, evaluate_samples=0, policy=policy)
-    assert run.outcome.step >= 1
-    assert any(not torch.equal(p, b) for p, b in zip(policy.parameters(), before, strict=True))
+    torch.manual_seed(0)
+    history = (
+        Trainer(method, task, policy, task.make_engine(policy, seed=0), Schedule(2), seed=0, micro_batch=4)
+        .run()
+        .history
+    )
+    losses = [value for line in history for key, value in line.items() if key.startswith("loss/")]
+    assert losses
+    assert all(math.isfinite(value) for value in losses)
+    assert any(not torch.equal(p, b) for p, b in zip(policy.parameters(), before, strict=False))

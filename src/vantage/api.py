@@ -21,6 +21,7 @@ from vantage.core.runlog import read_metrics
 from vantage.core.trainer import Listener, Outcome, Schedule, Trainer
 from vantage.methods import registry
 from vantage.settings import parse_settings
+from vantage.tasks.registry import check_needs, make_task
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,7 @@ def train(
         name = method
         built = build_method(method, given)
     spec = task if isinstance(task, str) else getattr(task, "spec", getattr(task, "name", ""))
+    check_needs(built.name, built.declared("needs"), task, data=str(data), options=options)
     made = _make_task(spec, str(data), verifier, options) if isinstance(task, str) else task
     config = RunConfig(
         method=name,
@@ -136,6 +138,7 @@ def train(
         wandb=wandb,
     )
     _check_engine(config.options.get("engine", ""), made)
+    _check_run(config)
     folder = _claim_folder(Path(out), force) if out is not None else None
     return _run(config, built, made, folder, listeners, policy, resume=False)
 
@@ -160,6 +163,7 @@ def resume(
     built = method if method is not None else build_method(config.method, config.settings)
     made = _make_task(config.task, config.data, config.verifier, config.options)
     _check_engine(config.options.get("engine", ""), made)
+    _check_run(config)
     return _run(config, built, made, folder, listeners, None, resume=True, report=report)
 
 
@@ -187,11 +191,21 @@ def evaluate(
 
 
 def _make_task(spec: str, data: str, verifier: str, options: Mapping[str, Any] | None) -> Any:
-    from vantage.tasks.registry import make_task
-
     # The engine's name is stored among the options, and is not the task's: see `train`.
     own = {name: value for name, value in (options or {}).items() if name != "engine"}
     return make_task(spec, data=data, verifier=verifier, options=own)
+
+
+def _check_run(config: RunConfig) -> None:
+    """Refuse settings of a run that cannot be, before anything is loaded or written."""
+    try:
+        device = torch.device(config.device)
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise UserError(f"device={config.device}: there is no CUDA device here; use cpu")
+    except RuntimeError as error:
+        raise UserError(f"device={config.device!r} is not known: cpu, cuda or cuda:N") from error
+    if config.steps < 1:
+        raise UserError(f"steps={config.steps} is out of range: at least 1")
 
 
 def _claim_folder(folder: Path, force: bool) -> Path:
@@ -241,14 +255,7 @@ def _run(
 ) -> Run:
     if config.threads:
         torch.set_num_threads(config.threads)
-    try:
-        device = torch.device(config.device)
-        if device.type == "cuda" and not torch.cuda.is_available():
-            raise UserError(f"device={config.device}: there is no CUDA device here; use cpu")
-    except RuntimeError as error:
-        raise UserError(f"device={config.device!r} is not known: cpu, cuda or cuda:N") from error
-    if config.steps < 1:
-        raise UserError(f"steps={config.steps} is out of range: at least 1")
+    device = torch.device(config.device)
     total_steps = task.horizon(config.steps, built) if hasattr(task, "horizon") else config.steps
     schedule = Schedule(
         total_steps,

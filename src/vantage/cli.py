@@ -62,41 +62,29 @@ class Train:
     def __call__(self) -> int:
         """Run the command."""
         from vantage import api
+        from vantage.progress import Progress
         from vantage.settings import parse_settings
-        from vantage.tasks.registry import make_task
 
-        settings, options = parse_settings(self.set), parse_settings(self.option)
-        built = api.build_method(self.method, settings)
-        if not self.task and not self.data:
-            raise UserError("no task: give --task NAME (list them with `vantage tasks`) or --data FILE")
-        made = make_task(self.task, data=self.data, verifier=self.verifier, options=options)
-        out = self.out or _default_folder(self.method, self.task or Path(self.data).stem, self.seed)
-        steps = self.steps if self.steps is not None else getattr(made, "default_steps", 100)
-        total_steps = made.horizon(steps, built) if hasattr(made, "horizon") else steps
-        run = _with_progress(
-            f"{Path(self.method).stem} on {self.task or self.data}",
-            total_steps,
-            lambda listeners: api.train(
-                self.method,
-                self.task,
-                model=self.model,
-                data=self.data,
-                verifier=self.verifier,
-                steps=steps,
-                seed=self.seed,
-                out=out,
-                settings=settings,
-                options=options,
-                save_every=self.save_every,
-                evaluate_every=self.eval_every,
-                evaluate_samples=self.eval_samples,
-                device=self.device,
-                threads=self.threads,
-                wandb=self.wandb,
-                engine=self.engine,
-                force=self.force,
-                listeners=listeners,
-            ),
+        run = api.train(
+            self.method,
+            self.task,
+            model=self.model,
+            data=self.data,
+            verifier=self.verifier,
+            steps=self.steps,
+            seed=self.seed,
+            out=self.out or _default_folder(self.method, self.task or Path(self.data).stem, self.seed),
+            settings=parse_settings(self.set),
+            options=parse_settings(self.option),
+            save_every=self.save_every,
+            evaluate_every=self.eval_every,
+            evaluate_samples=self.eval_samples,
+            device=self.device,
+            threads=self.threads,
+            wandb=self.wandb,
+            engine=self.engine,
+            force=self.force,
+            listeners=[Progress(f"{Path(self.method).stem} on {self.task or self.data}")],
         )
         return _ended(run)
 
@@ -112,19 +100,16 @@ class Resume:
         """Run the command."""
         from vantage import api
         from vantage.config import read_config
-        from vantage.tasks.registry import make_task
+        from vantage.progress import Progress
 
-        folder = Path(self.run)
-        config = read_config(folder)
-        made = make_task(config.task, data=config.data, verifier=config.verifier, options=config.options)
+        config = read_config(Path(self.run))
         if not config.method:
             raise UserError(
-                f"the run {folder} has a method composed by hand: resume it from Python, vantage.resume(folder, method=...)"
+                f"the run {self.run} has a method composed by hand: resume it from Python,"
+                " vantage.resume(folder, method=...)"
             )
-        built = api.build_method(config.method, config.settings)
-        total_steps = made.horizon(config.steps, built) if hasattr(made, "horizon") else config.steps
         title = f"{Path(config.method).stem} on {config.task or config.data}"
-        return _ended(_with_progress(title, total_steps, lambda listeners: api.resume(folder, listeners)))
+        return _ended(api.resume(self.run, [Progress(title)]))
 
 
 @dataclass
@@ -419,12 +404,6 @@ def _spread_repeated(arguments: list[str]) -> list[str]:
 def _default_folder(method: str, task: str, seed: int) -> str:
     clean = "".join(c if c.isalnum() or c in "-._" else "-" for c in f"{Path(method).stem}-{task}")
     return f"runs/{clean}-s{seed}"
-
-
-def _with_progress(title: str, total_steps: int, start: Any) -> Any:
-    from vantage.progress import Progress
-
-    return start([Progress(title, total_steps)])
 
 
 def _ended(run: Any) -> int:

@@ -33,9 +33,8 @@ class Progress:
     A rich display in a terminal; otherwise one plain line at most every `interval` seconds, and for every evaluation.
     """
 
-    def __init__(self, title: str, total_steps: int, interval: float = 5.0, live: bool | None = None) -> None:
+    def __init__(self, title: str, interval: float = 5.0, live: bool | None = None) -> None:
         self.title = title
-        self.total_steps = total_steps
         self.interval = interval
         self.live = sys.stdout.isatty() if live is None else live
         self._started = time.monotonic()
@@ -67,7 +66,7 @@ class Progress:
                 TimeRemainingColumn(),
                 expand=True,
             )
-            self._task = self._bar.add_task(self.title, total=self.total_steps)
+            self._task = self._bar.add_task(self.title, total=None)
             self._display = Live(self._bar, refresh_per_second=4)
             self._display.__enter__()
         return self
@@ -85,7 +84,7 @@ class Progress:
         if self._first is None:
             self._first = report.step
         if self._display is not None:
-            self._bar.update(self._task, completed=report.step)
+            self._bar.update(self._task, completed=report.step, total=report.total_steps)
             self._display.update(self._group(report))
             return
         now = time.monotonic()

@@ -28,6 +28,7 @@ class Critic:
     coefficient: Annotated[float, at_least(0)] = 0.5
     clip: Annotated[float, above(0)] | None = None
     wants = frozenset({"value"})
+    needs = frozenset({"critic"})
 
     def __call__(self, batch: Trajectories, context: Context) -> Trajectories:
         """Fill the values; no gradient."""
@@ -73,6 +74,7 @@ class FittedCritic:
     minibatch: Annotated[int, at_least(1)] = 64
     lr: Annotated[float, above(0)] = 1e-3
     _memory: dict[str, Any] = memory()
+    needs = frozenset({"critic"})
 
     def __call__(self, batch: Trajectories, context: Context) -> Trajectories:
         """Fill the values; no gradient."""

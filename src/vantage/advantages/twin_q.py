@@ -35,6 +35,7 @@ class TwinQ:
     limit: Annotated[float, at_least(0)] = 0.5
     optimizer: Any = field(kw_only=True)
     _memory: dict[str, Any] = memory()
+    needs = frozenset({"transitions"})
 
     def prepare(self, context: Context) -> None:
         """Have the policy grow the networks, and make their optimiser."""

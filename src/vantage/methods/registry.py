@@ -71,6 +71,7 @@ class Page:
     summary: str
     base: Page | None = None
     needs: frozenset[str] = frozenset()
+    """What it needs of a task with its default settings, in the words of `vantage.tasks.offers`."""
     explained: Mapping[str, str] = field(default_factory=dict)
     """What the recipe's own docstring says of its settings."""
 
@@ -161,7 +162,7 @@ def method(
     id: str = "",
     kind: str = "algorithm",
     name: str = "",
-    needs: Iterable[str] | str = (),
+    needs: Iterable[str] | str | None = None,
     **changed: Any,
 ) -> Callable[[Callable[..., M]], Callable[..., M]]:
     """Mark a recipe as the page's.
@@ -179,7 +180,9 @@ def method(
         id: S-number in the list of systems.
         kind: algorithm, framework, theory, recipe, ...
         name: by default that of the module, with hyphens.
-        needs: what the method needs of task and policy that its components do not declare.
+        needs: what the method needs of a task, in the words of `vantage.tasks.offers`; that of the base by default. It says
+            what its components declare at the defaults, for listings; a test compares. What counts in a run is what the
+            components of that run declare.
         **changed: defaults that differ from those of the base, fixed values of hidden settings included.
 
     Raises:
@@ -202,6 +205,8 @@ def method(
             return made
 
         own = [p for p in inspect.signature(recipe).parameters if base is None or p != "base"]
+        parent: Page | None = getattr(base, "page", None)
+        said = (needs,) if isinstance(needs, str) else needs
         page = Page(
             name=called,
             family=_family(module, family),
@@ -211,8 +216,8 @@ def method(
             recipe=named,
             module=module,
             summary=doc.split("\n", 1)[0].strip(),
-            base=getattr(base, "page", None),
-            needs=frozenset((needs,) if isinstance(needs, str) else needs),
+            base=parent,
+            needs=frozenset(said) if said is not None else parent.needs if parent is not None else frozenset(),
             explained=explained(recipe.__doc__ or "", own),
         )
         named.page = page  # type: ignore[attr-defined]

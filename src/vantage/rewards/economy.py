@@ -48,6 +48,7 @@ class CallEconomy:
     alpha: Annotated[float, above(0)] = 1.0
     c: Annotated[float, above(0)] = 4.0
     least: Component | None = None
+    needs = frozenset({"turns"})
 
     def __call__(self, batch: Trajectories, context: Context) -> Trajectories:
         """Return the batch with `score`, `reward` and `calls`."""

@@ -88,6 +88,7 @@ class Denoise:
     size: Annotated[int, at_least(1)] = 24
     sampler: Sampler = field(default_factory=Sampler)
     same_noise: bool = False
+    needs = frozenset({"flow"})
 
     def __call__(self, context: Context) -> Trajectories:
         """Sample the next prompts."""

@@ -46,6 +46,7 @@ class Transitions:
     """
 
     rows: Annotated[int, at_least(1)] = 256
+    needs = frozenset({"transitions"})
 
     @property
     def length(self) -> int:

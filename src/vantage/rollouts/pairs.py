@@ -26,6 +26,7 @@ class StoredPairs:
     """
 
     prompts: Annotated[int, at_least(1)] = 64
+    needs = frozenset({"pairs"})
 
     @property
     def size(self) -> int:
@@ -55,6 +56,7 @@ class PairsAndFresh:
     fresh: Annotated[int, at_least(1)] = 64
     samples: Annotated[int, at_least(1)] = 2
     temperature: Annotated[float, above(0)] = 1.0
+    needs = frozenset({"pairs"})
 
     @property
     def rows(self) -> int:
@@ -115,6 +117,7 @@ class Duels:
     size: Annotated[int, at_least(1)] = 2
     temperature: Annotated[float, above(0)] = 1.0
     opponent: str = "target"
+    needs = frozenset({"episodes"})
 
     @property
     def policies(self) -> frozenset[str]:

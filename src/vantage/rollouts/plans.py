@@ -67,6 +67,7 @@ class Groups:
     prompts: Annotated[int, least(1)] = 16
     size: Annotated[int, least(1)] = 8
     temperature: Annotated[float, above(0)] = 1.0
+    needs = frozenset({"episodes"})
 
     def prepare(self, context: Context) -> None:
         """Give the policy its temperature."""
@@ -83,6 +84,7 @@ class Steps:
 
     rows: Annotated[int, least(1)] = 4
     length: Annotated[int, least(1)] = 128
+    needs = frozenset({"streams"})
 
     def __call__(self, context: Context) -> Trajectories:
         """Go on."""

@@ -37,6 +37,7 @@ class MultiStart:
     prompts: Annotated[int, at_least(1)] = 64
     starts: Annotated[int, at_least(0)] = 0
     temperature: Annotated[float, above(0)] = 1.0
+    needs = frozenset({"tours"})
 
     @property
     def size(self) -> int:

@@ -28,6 +28,11 @@ class StepsByToken:
     ids: tuple[int, ...] = ()
     _memory: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
+    @property
+    def needs(self) -> frozenset[str]:
+        """A tokenizer, where the separator is given as text."""
+        return frozenset({"text"} if self.text and not self.ids else ())
+
     def __call__(self, batch: Trajectories, context: Context) -> Tensor:
         """Return the numbers [N, T], 0 for a row's first step; beyond its length they mean nothing."""
         if not self.text and not self.ids:

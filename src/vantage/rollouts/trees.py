@@ -78,6 +78,7 @@ class Trees(Groups):
     share_temperature: Annotated[float, checked_by(_not_zero)] = 1.0
     cut: Annotated[str, one_of(CUTS)] = "random"
     block: Annotated[int, at_least(1)] = 128
+    needs = frozenset({"prefixes"})
 
     def __call__(self, context: Context) -> Trajectories:
         """Grow the trees. Records the tokens that were decoded a row, and their share of those that the rows hold."""

@@ -55,6 +55,7 @@ class Unmask:
     prompts: Annotated[int, at_least(1)] = 16
     size: Annotated[int, at_least(1)] = 8
     temperature: Annotated[float, above(0)] = 1.0
+    needs = frozenset({"masked"})
 
     def prepare(self, context: Context) -> None:
         """Give the policy its temperature."""

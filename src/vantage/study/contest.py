@@ -22,6 +22,7 @@ from vantage.study.report import write_report
 from vantage.study.results import Arm, Run, Study
 from vantage.study.runner import Watcher, Work, run_all
 from vantage.study.schema import encode
+from vantage.tasks.registry import check_needs
 
 STUDY = "study.json"
 REPORT = "report.html"
@@ -71,7 +72,8 @@ def entrant(arena: Arena, method: str, settings: Mapping[str, Any], *, name: str
     given = {**_fitting(arena.defaults, page), **settings}
     built = page.make(given)
     if runs == ROAD:
-        page.as_method(built)
+        needs = page.as_method(built).declared("needs")
+        check_needs(method, needs, arena.task, data=arena.data, options=arena.options)
     chosen = {key: value for key, value in given.items() if key not in own or own[key] != value}
     parent = registry.parent_of(built)
     arm = Arm(

@@ -6,13 +6,14 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vantage.core.errors import UserError, nearest, unknown
 from vantage.settings import read_settings
+from vantage.tasks.offers import LANGUAGE, OFFERS, WORDS
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,11 @@ class TaskInfo:
     description: str
     module: str
     example: str = ""
+
+    @property
+    def offers(self) -> frozenset[str]:
+        """What it offers to methods, in the words of `vantage.tasks.offers`."""
+        return OFFERS[self.name]
 
 
 _LANGUAGE = "vantage.tasks.language.loading"
@@ -107,6 +113,59 @@ def make_task(spec: str, *, data: str = "", verifier: str = "", options: Mapping
     if verifier:
         raise UserError(f"--verifier={verifier}: the task {name!r} judges itself; a verifier goes with --data")
     return module.task_from_spec(spec, options=options)
+
+
+def offers(task: Any) -> frozenset[str] | None:
+    """Return what a task offers to methods, in the words of `vantage.tasks.offers`; None where nobody knows.
+
+    Args:
+        task: a task, which may say it itself as `offers`, or its specification.
+    """
+    if not isinstance(task, str):
+        said = getattr(task, "offers", None)
+        if said is not None:
+            return frozenset(said)
+        task = getattr(task, "spec", "") or getattr(task, "name", "")
+    name = task.partition(":")[0]
+    if name in TASKS:
+        return TASKS[name].offers
+    return TASKS["gym"].offers if not name.endswith(".py") and ("-v" in task or "/" in task) else None
+
+
+def check_needs(
+    method: str, needs: Iterable[str], task: Any, *, data: str = "", options: Mapping[str, Any] | None = None
+) -> None:
+    """Refuse a method on a task that does not offer what it needs. Nothing heavy is loaded; a user's own task passes.
+
+    Args:
+        method: its name.
+        needs: words of `vantage.tasks.offers`.
+        task: a task or its specification.
+        data: file of the user's own problems, "" for none. Its first row is read where the method needs pairs.
+        options: of the task.
+
+    Raises:
+        UserError: something is missing; the message says what, and names the tasks that offer it.
+    """
+    needs = frozenset(needs)
+    offered = offers(task) if not data else LANGUAGE
+    if data and "pairs" in needs:
+        from vantage.tasks.language.loading import holds_pairs
+
+        given = options or {}
+        if given.get("format", "") in ("", "pairs") and (given.get("format") or holds_pairs(data, given.get("split"))):
+            offered = LANGUAGE | {"pairs"}
+    if offered is None or needs <= offered:
+        return
+    missing = " and ".join(text for word, text in WORDS.items() if word in needs - offered)
+    elsewhere = [name for name, info in TASKS.items() if info.offers >= needs]
+    if "pairs" in needs and needs <= LANGUAGE | {"pairs"}:
+        elsewhere.append("--data FILE with the fields chosen and rejected")
+    where = f"the file {data}" if data else f"the task {task if isinstance(task, str) else task.name!r}"
+    raise UserError(
+        f"{method or 'the method'} needs {missing}, which {where} does not offer (what offers all it needs:"
+        f" {', '.join(elsewhere) or 'no built-in task'})"
+    )
 
 
 def _task_of_file(spec: str, options: Mapping[str, Any]) -> Any:

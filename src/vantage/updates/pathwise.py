@@ -28,6 +28,7 @@ class Pathwise(GradientUpdate):
     """
 
     unit: Literal["row", "group"] = "row"
+    needs = frozenset({"simulator"})
 
     def prepare(self, context: Context) -> None:
         """Make the optimiser.

@@ -68,6 +68,7 @@ class TrustRegion:
     kl_slack: Annotated[float, at_least(0)] = 1.5
     standardize: bool = True
     wants = frozenset({"distribution"})
+    needs = frozenset({"divergence"})
 
     def __call__(self, batch: Trajectories, context: Context) -> None:
         """Move the policy, or leave it."""

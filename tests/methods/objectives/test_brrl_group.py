@@ -22,7 +22,7 @@ def group(scores: list[float], **settings: float) -> Trajectories:
 def test_group_targets() -> None:
     found = group([1.0, 1.0, 1.0, 0.0])
     # Median 1: the right answers aim at the middle, the wrong one below it.
-    assert found.target_ratio[:3, 0].tolist() == pytest.approx([1.0] * 3)
+    assert found.target_ratio[:3].tolist() == pytest.approx([1.0] * 3)
     assert float(found.target_ratio[3]) == pytest.approx(0.8 + 0.4 / (1 + 2.718281828 ** (1 / 0.5)), rel=1e-4)
     assert found.advantage[:, 0].tolist() == pytest.approx([0.5, 0.5, 0.5, -1.5], rel=1e-4)
     wide = group([1.0, 1.0, 0.0, 0.0], eps_low=0.1, eps_high=0.5, temper=2.0)
@@ -30,7 +30,7 @@ def test_group_targets() -> None:
     assert float(wide.target_ratio[0]) == pytest.approx(0.9 + 0.6 / (1 + 2.718281828**-0.4330127), rel=1e-4)
     alone = group([3.0])
     assert float(alone.advantage[0, 0]) == pytest.approx(3.0, rel=1e-4)
-    assert float(alone.target_ratio) == pytest.approx(0.8 + 0.4 / (1 + 2.718281828**-3), rel=1e-4)
+    assert float(alone.target_ratio[0]) == pytest.approx(0.8 + 0.4 / (1 + 2.718281828**-3), rel=1e-4)
 
 
 @pytest.mark.parametrize("eps", [0.2, 0.3])
@@ -78,7 +78,7 @@ def test_equal_rewards_teach_nothing_and_the_loss_is_a_token_mean() -> None:
     assert logp.grad.abs().max() == 0
     mixed = method.advantage(batch, context())
     ratio = (logp - batch.logp_old).exp()
-    expected = ((ratio - mixed.target_ratio) * mixed.advantage).abs()[batch.mask].mean()
+    expected = ((ratio - mixed.target_ratio.unsqueeze(1)) * mixed.advantage).abs()[batch.mask].mean()
     torch.testing.assert_close(loss_of(method, mixed, logp=logp), expected)
 
 
@@ -105,3 +105,11 @@ def test_it_is_grpo_with_another_credit_and_loss() -> None:
 
 def test_it_learns() -> None:
     assert gain(vantage.method("brrl-group", prompts=6, group_size=8, lr=3e-2, epochs=2), 40) > 0.3
+
+
+def test_rows_of_one_decision_have_a_target_per_decision() -> None:
+    # A column [N, 1] would be per row and per decision at once.
+    run = vantage.train(
+        "brrl-group", "preference:arms=4", steps=2, settings={"prompts": 2, "group_size": 4}, evaluate_samples=0
+    )
+    assert run.outcome.step == 2

@@ -108,6 +108,7 @@ class OntoBudget:
     """After each step of the optimiser, moves the means to the nearest point of the budget."""
 
     every = "minibatch"
+    needs = frozenset({"masks"})
 
     def __call__(self, context: Context) -> None:
         """Project, in place."""
@@ -127,7 +128,7 @@ def _masks(context: Context) -> Any:
     return policy
 
 
-@method(id="S000", papers=PAPER)
+@method(id="S000", papers=PAPER, needs=("episodes", "masks"))
 def bypass_backprop(
     group_size: Annotated[int, at_least(2)] = 2,
     window: int = 5,

@@ -67,6 +67,7 @@ class DiffusionRollout(Steps):
     ddim_steps: int = 0
     eta: float = 1.0
     learn_eta: bool = False
+    needs = frozenset({"streams", "continuous"})
 
     @property
     def policy_options(self) -> frozenset[tuple[str, object]]:
@@ -167,7 +168,7 @@ class DecisionCritic(FittedCritic):
         super().fit(batch.select(batch.mask.any(-1)).replace(mask=batch.mask & (batch[INNER] == 0)), context)
 
 
-@method(id="S021", kind="framework", papers=PAPER)
+@method(id="S021", kind="framework", papers=PAPER, needs=("streams", "continuous", "critic"))
 def dppo(
     rows: int = 40,
     length: int = 500,

@@ -86,6 +86,7 @@ class FlowCritic:
     coefficient: float = 0.25
     per_draw: bool = False
     wants = frozenset({"value"})
+    needs = frozenset({"critic"})
 
     def __call__(self, batch: Trajectories, context: Context) -> Trajectories:
         """Keep what the values are computed from; fill `losses_old` where a draw has a ratio of its own."""
@@ -138,6 +139,7 @@ class FlowRollout(Steps):
     draws: int = 8
     solver_steps: int = 10
     target: str = "noise"
+    needs = frozenset({"streams", "continuous"})
 
     @property
     def policy_options(self) -> frozenset[tuple[str, object]]:
@@ -152,7 +154,7 @@ class FlowRollout(Steps):
             raise UserError("fpo trains a policy that acts by a flow: give the task the option policy=flow")
 
 
-@method(id="S091", papers=PAPER)
+@method(id="S091", papers=PAPER, needs=("streams", "continuous", "critic"))
 def fpo(
     rows: int = 32_768,
     length: int = 30,

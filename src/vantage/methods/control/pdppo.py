@@ -86,6 +86,11 @@ class DualCritic:
     max_grad_norm: float = 1.0
     _memory: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
+    @property
+    def needs(self) -> frozenset[str]:
+        """A critic, a head for the second one, and what that one reads, where it is read."""
+        return frozenset({"critic", "heads"} if self.critics == "pre" else {"critic", "heads", "post-decision"})
+
     def prepare(self, context: Context) -> None:
         """Add the second critic, of the first one's shape, and make the optimiser of both."""
         policy: Any = context.policy
@@ -225,7 +230,7 @@ def logp_of_choices(distribution: Any, action: Tensor) -> Tensor:
     return one.unsqueeze(-1)
 
 
-@method(id="S012", papers=PAPER)
+@method(id="S012", papers=PAPER, needs=("streams", "post-decision", "critic", "heads"))
 def pdppo(
     rows: int = 40,
     length: int = 100,

@@ -40,7 +40,7 @@ GAE_PAPER = Paper(
 )
 
 
-@method(id="S043", papers=(PAPER, GAE_PAPER))
+@method(id="S043", papers=(PAPER, GAE_PAPER), needs=("streams", "critic"))
 def ppo(
     rows: int = 1,
     length: int = 2048,

@@ -31,7 +31,7 @@ PAPER = Paper(
 )
 
 
-@method(papers=PAPER)
+@method(papers=PAPER, needs="episodes")
 def reinforce(
     episodes: int = 16,
     lr: float = 1e-3,

@@ -30,7 +30,7 @@ PAPER = Paper(
 )
 
 
-@method(id="S013", papers=PAPER)
+@method(id="S013", papers=PAPER, needs=("streams", "divergence", "critic"))
 def trpo(
     rows: int = 1,
     length: int = 1024,

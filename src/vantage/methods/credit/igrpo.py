@@ -49,6 +49,7 @@ class BestDraft(Groups):
 
     drafts: Annotated[int, at_least(0)] = 4
     template: Any = field(default_factory=lambda: Template(TEMPLATE))
+    needs = frozenset({"text"})
 
     def __post_init__(self) -> None:
         if isinstance(self.template, Template):
@@ -73,7 +74,7 @@ class BestDraft(Groups):
         return engine.sample(Prompts(prompts.ids, items), self.size, context)
 
 
-@method(id="S242", papers=PAPER, base=grpo, group_size=4, beta=0.0)
+@method(id="S242", papers=PAPER, needs="text", base=grpo, group_size=4, beta=0.0)
 def igrpo(base: Method, drafts: int = 4, template: str = TEMPLATE) -> Method:
     """drafts: N, first answers to a prompt, of which the best is shown; 0 is GRPO; template: text of the second
     prompt, with {prompt} and {draft}."""

@@ -113,6 +113,11 @@ class HiddenProbe:
     columns = frozenset({"entropy_old"})
     _memory: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
+    @property
+    def needs(self) -> frozenset[str]:
+        """The hidden states, where there is a probe."""
+        return frozenset({"hidden"} if self.memory else ())
+
     def __call__(self, batch: Trajectories, context: Context) -> Trajectories:
         """Fill the columns, and `target` [N], the mean score of the other answers."""
         target = leave_one_out_mean(batch.score, batch.group)
@@ -187,7 +192,16 @@ class ScoreLessValue:
         return torch.where(batch.mask, batch.score.unsqueeze(-1) - batch.value, 0.0)
 
 
-@method(id="S246", papers=PAPER, base=grpo, without=("eps", "beta"), beta=0.0, prompts=1024, minibatches=64)
+@method(
+    id="S246",
+    papers=PAPER,
+    needs=("episodes", "hidden"),
+    base=grpo,
+    without=("eps", "beta"),
+    beta=0.0,
+    prompts=1024,
+    minibatches=64,
+)
 def poise(
     base: Method,
     group_size: Annotated[int, at_least(2)] = 2,

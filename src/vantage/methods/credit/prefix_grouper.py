@@ -45,6 +45,7 @@ class SharedPrefixes(GradientUpdate):
     """
 
     sharing: bool = True
+    needs = frozenset({"text"})
 
     def prepare(self, context: Context) -> None:
         """Tell the policy and its frozen copies; make the optimiser.
@@ -67,7 +68,7 @@ class SharedPrefixes(GradientUpdate):
             policy.prefix_sharing = self.sharing
 
 
-@method(id="S133", papers=PAPER, base=grpo)
+@method(id="S133", papers=PAPER, needs=("episodes", "text"), base=grpo)
 def prefix_grouper(base: Method, sharing: bool = True) -> Method:
     """sharing: rows with one prompt share its computation; what a minibatch does not hold together cannot be
     shared."""

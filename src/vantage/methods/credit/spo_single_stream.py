@@ -76,6 +76,11 @@ class SuccessTracker:
     _records: Records = memory(lambda: Records(alpha=0.5, beta=0.5))
     _last: PromptQueues = memory(lambda: PromptQueues(1))
 
+    @property
+    def needs(self) -> frozenset[str]:
+        """Scores that are shares of success, and prompts that can be answered before the first step."""
+        return frozenset({"unit-scores", "finite-prompts"} if self.samples else {"unit-scores"})
+
     def __post_init__(self) -> None:
         if not self.least <= self.most:
             raise UserError(f"SuccessTracker: least={self.least} and most={self.most} must have least <= most")
@@ -200,8 +205,8 @@ class BatchStandardized:
 
 
 @method(
-    id="S066", papers=PAPER, base=grpo, without=("group_size", "eps", "beta", "epochs"), group_size=1, beta=0.0,
-    prompts=1024, minibatches=8,
+    id="S066", papers=PAPER, needs=("episodes", "finite-prompts", "unit-scores"), base=grpo,
+    without=("group_size", "eps", "beta", "epochs"), group_size=1, beta=0.0, prompts=1024, minibatches=8,
 )  # fmt: skip
 def spo_single_stream(
     base: Method,

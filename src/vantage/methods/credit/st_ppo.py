@@ -69,6 +69,7 @@ class TurnClip:
     turn_advantage: bool = False
     wants = frozenset({"logp"})
     unit = "row"
+    needs = frozenset({"turns"})
 
     def __call__(self, evaluation: Evaluation, batch: Trajectories, context: Context) -> Tensor:
         """Return the loss per decision [N, T]."""
@@ -153,7 +154,7 @@ def _with(context: Context, method: Method) -> Any:
 
 
 @method(
-    id="S189", papers=PAPER, base=grpo, prompts=128, group_size=1, beta=0.0, minibatches=4
+    id="S189", papers=PAPER, needs=("episodes", "turns", "critic"), base=grpo, prompts=128, group_size=1, beta=0.0, minibatches=4
 )  # fmt: skip
 def st_ppo(
     base: Method,

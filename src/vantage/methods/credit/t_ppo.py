@@ -68,6 +68,7 @@ class Windows:
     length: Annotated[int, at_least(1)] = 1024
     temperature: float = 1.0
     _memory: dict[str, Any] = memory()
+    needs = frozenset({"prefixes"})
 
     def prepare(self, context: Context) -> None:
         """Give the policy its temperature."""
@@ -151,7 +152,14 @@ class OutcomeCritic(FittedCritic):
         super().fit(batch.replace(mask=whole, returns=returns), context)
 
 
-@method(id="S008", papers=PAPER, base=grpo, without=("prompts", "group_size", "beta"), beta=0.0)
+@method(
+    id="S008",
+    papers=PAPER,
+    needs=("prefixes", "critic"),
+    base=grpo,
+    without=("prompts", "group_size", "beta"),
+    beta=0.0,
+)
 def t_ppo(
     base: Method,
     rows: int = 512,

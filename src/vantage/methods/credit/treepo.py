@@ -85,7 +85,7 @@ class TreeAdvantage:
         return total / norm
 
 
-@method(id="S162", papers=PAPER, base=dapo, without=("rounds", "epochs"))
+@method(id="S162", papers=PAPER, needs="prefixes", base=dapo, without=("rounds", "epochs"))
 def treepo(
     base: Method,
     segment: int = 512,

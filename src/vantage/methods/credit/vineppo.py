@@ -61,6 +61,7 @@ class VineValues:
     most: Annotated[int, at_least(0)] = 25
     unfinished: float | None = 0.0
     steps: StepsByToken = field(default_factory=StepsByToken)
+    needs = frozenset({"prefixes"})
 
     def __call__(self, batch: Trajectories, context: Context) -> Trajectories:
         """Fill the columns; no gradient."""
@@ -146,7 +147,7 @@ class SequenceKL:
 
 
 @method(
-    id="S094", papers=PAPER, base=grpo, without=("beta",), beta=0.0,
+    id="S094", papers=PAPER, needs=("episodes", "prefixes", "text"), base=grpo, without=("beta",), beta=0.0,
     prompts=64, group_size=8, epochs=2, minibatches=8, temperature=0.6,
 )  # fmt: skip
 def vineppo(

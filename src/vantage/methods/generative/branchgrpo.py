@@ -76,6 +76,7 @@ class Tree:
     splits: tuple[int, ...] = (0, 3, 6, 9)
     noise_scale: Annotated[float, above(0)] = 4.0
     sampler: Sampler = field(default_factory=lambda: Sampler(20, 0.3, "constant", 3.0, outcome="prediction"))
+    needs = frozenset({"flow"})
 
     def __post_init__(self) -> None:
         steps = self.sampler.steps

@@ -50,6 +50,7 @@ class Pairs:
     """Rollout: `batch` points on lines from noise to the task's data, rows of one decision whose action is the line's direction."""
 
     batch: Annotated[int, at_least(1)] = 256
+    needs = frozenset({"flow"})
 
     def __call__(self, context: Context) -> Trajectories:
         """Draw the next pairs."""
@@ -91,7 +92,7 @@ class MatchVelocity:
         return -evaluation.logp
 
 
-@method(kind="recipe", papers=(PAPER, STRAIGHT))
+@method(kind="recipe", papers=(PAPER, STRAIGHT), needs="flow")
 def flow_matching(
     batch: int = 256, lr: float = 2e-3, weight_decay: float = 0.0, final: float = 0.05, max_grad_norm: float = 1.0
 ) -> Method:

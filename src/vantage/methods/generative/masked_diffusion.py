@@ -43,6 +43,7 @@ class Answers:
     """Rollout: the worked answers of the next `batch` training problems; nothing is sampled."""
 
     batch: Annotated[int, at_least(1)] = 64
+    needs = frozenset({"masked"})
 
     def __call__(self, context: Context) -> Trajectories:
         """Return the next batch."""
@@ -69,7 +70,7 @@ class Answers:
         ).to(context.device)
 
 
-@method(kind="recipe", papers=PAPER)
+@method(kind="recipe", papers=PAPER, needs="masked")
 def masked_diffusion(
     batch: int = 64,
     lr: float = 2e-3,

@@ -54,6 +54,11 @@ class MedianCritic:
     median: Annotated[float, at_least(0)] | None = 0.5
 
     @property
+    def needs(self) -> frozenset[str]:
+        """A critic, and a head for the median."""
+        return frozenset({"critic"} if self.median is None else {"critic", "heads"})
+
+    @property
     def wants(self) -> frozenset[str]:
         """The value, and the median's head."""
         return frozenset({"value"} if self.median is None else {"value", MEDIAN})
@@ -109,7 +114,15 @@ class BoundedRatio:
         return ratio_regression(evaluation, batch, target, weight, self.eps, context)
 
 
-@method(id="S224", papers=PAPER, base=ppo, without=("eps", "clip_value"), anneal=False, max_grad_norm=1.0)
+@method(
+    id="S224",
+    papers=PAPER,
+    needs=("streams", "critic", "heads"),
+    base=ppo,
+    without=("eps", "clip_value"),
+    anneal=False,
+    max_grad_norm=1.0,
+)
 def brrl(
     base: Method,
     eps: float = 0.3,

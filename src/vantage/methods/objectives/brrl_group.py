@@ -42,7 +42,7 @@ NOISE = 1e-4
 
 @component
 class GroupTarget:
-    """Credit of the page: fills `advantage` [N, T] and `target_ratio` [N, 1]; no gradient.
+    """Credit of the page: fills `advantage` [N, T] and `target_ratio` [N]; no gradient.
 
     Attributes:
         eps_low, eps_high: bounds of the ratio, 0 to 1 and at least 0.
@@ -67,7 +67,7 @@ class GroupTarget:
         )
         return batch.replace(
             advantage=per_decision(torch.where(alone, score, standardize(score - mean, std, 1e-6)), batch.mask),
-            target_ratio=target.unsqueeze(-1),
+            target_ratio=target,
         )
 
 
@@ -84,7 +84,9 @@ class TargetRatio:
 
     def __call__(self, evaluation: Evaluation, batch: Trajectories, context: Context) -> Tensor:
         """Return the loss per decision [N, T]."""
-        return ratio_regression(evaluation, batch, batch.target_ratio, batch.advantage, self.width, context, NOISE)
+        return ratio_regression(
+            evaluation, batch, batch.target_ratio.unsqueeze(-1), batch.advantage, self.width, context, NOISE
+        )
 
 
 @method(id="S224", papers=PAPER, base=grpo, without=("eps", "beta"), beta=0.0, group_size=8)

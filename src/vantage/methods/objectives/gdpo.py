@@ -59,6 +59,7 @@ class PaidIf:
     reward: str
     gate: str
     threshold: float = 1.0
+    needs = frozenset({"rewards"})
 
     def __call__(self, batch: Trajectories, context: Context) -> Trajectories:
         """Change that named reward."""
@@ -83,6 +84,7 @@ class Decoupled:
     weights: Mapping[str, float] = field(default_factory=dict)
     eps: float = 1e-4
     over_batch: bool = True
+    needs = frozenset({"rewards"})
 
     def __post_init__(self) -> None:
         at_least("Decoupled.eps", self.eps, 0)
@@ -106,7 +108,7 @@ class Decoupled:
         return per_decision(total, batch.mask)
 
 
-@method(id="S215", papers=PAPER, base=grpo)
+@method(id="S215", papers=PAPER, needs=("episodes", "rewards"), base=grpo)
 def gdpo(base: Method, eps_std: float = 1e-4, gated: str = "", gate: str = "", threshold: float = 1.0) -> Method:
     """Compose GDPO; the weights of the rewards are the setting `advantage.weights`. eps_std: added to each standard
     deviation; gated: name of a reward that is paid only where `gate` reaches `threshold`, "" for none; gate: name

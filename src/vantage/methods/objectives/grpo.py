@@ -31,7 +31,7 @@ PAPER = Paper(
 )
 
 
-@method(papers=PAPER)
+@method(papers=PAPER, needs="episodes")
 def grpo(
     prompts: int = 16,
     group_size: int = 64,

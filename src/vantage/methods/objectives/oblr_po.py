@@ -111,6 +111,7 @@ class SignalToNoise(GradientUpdate):
     pieces: Annotated[int, at_least(2)] = 4
     decay: Annotated[float, at_least(0), below(1)] = 0.9
     floor: Annotated[float, between(0, 1)] = 0.05
+    needs = frozenset({"logits"})
 
     def differentiate(self, part: Trajectories, context: Context) -> None:
         """Leave the mean of the parts' gradients in `.grad`, and set this step's learning rate by their spread."""
@@ -188,7 +189,8 @@ def _logits(evaluation: Evaluation) -> Tensor:
 
 
 @method(
-    id="S210", papers=PAPER, base=grpo, without=("eps", "beta", "epochs"), beta=0.0, group_size=8, lr=2e-6
+    id="S210", papers=PAPER, needs=("episodes", "logits"),
+    base=grpo, without=("eps", "beta", "epochs"), beta=0.0, group_size=8, lr=2e-6
 )  # fmt: skip
 def oblr_po(
     base: Method, leave_one_out: bool = True, pieces: int = 4, decay: float = 0.9, floor: float = 0.05

@@ -83,7 +83,15 @@ class GreedyBaseline:
         return torch.where(batch.mask, returns, 0.0)
 
 
-@method(id="S239", papers=PAPER, base=grpo, without=("eps", "beta"), beta=0.0, group_size=1, weight_decay=0.1)
+@method(
+    id="S239",
+    papers=PAPER,
+    base=grpo,
+    without=("eps", "beta"),
+    beta=0.0,
+    group_size=1,
+    weight_decay=0.1,
+)
 def remax(base: Method, gamma: float = 0.99, limit: float = 5.0, kl_coefficient: float = 0.05) -> Method:
     """Compose ReMax; with `group_size` above 1 the answers to a prompt share its greedy baseline. gamma: discount
     of the terminal reward towards the beginning of the answer; limit: c, bound on |R|; kl_coefficient: weight of

@@ -161,7 +161,16 @@ def _std(papers: Tensor) -> Tensor:
     return std.masked_fill(std <= 1e-3, 1.0)
 
 
-@method(id="S105", papers=PAPER, base=grpo, without=("beta",), beta=0.0, prompts=1024, group_size=5, minibatches=2)
+@method(
+    id="S105",
+    papers=PAPER,
+    base=grpo,
+    without=("beta",),
+    beta=0.0,
+    prompts=1024,
+    group_size=5,
+    minibatches=2,
+)
 def riskpo(
     base: Method,
     bundle: int = 5,

@@ -23,7 +23,7 @@ PAPER = Paper(
 )  # fmt: skip
 
 
-@method(papers=PAPER)
+@method(papers=PAPER, needs="transitions")
 def bc(rows: int = 256, lr: float = 3e-4) -> Method:
     """rows: transitions a step; lr: Adam's."""
     return Method(

@@ -73,6 +73,7 @@ class DiceValue:
     gradient: Literal["orthogonal", "semi", "true"] = "orthogonal"
     optimizer: Any = field(default_factory=lambda: Adam(2e-4))
     _memory: dict[str, Any] = memory()
+    needs = frozenset({"transitions"})
 
     def prepare(self, context: Context) -> None:
         """Add value networks and a learnable standard deviation to the policy."""
@@ -150,7 +151,7 @@ class ResidualWeight:
         return weight
 
 
-@method(id="S204", papers=PAPER)
+@method(id="S204", papers=PAPER, needs="transitions")
 def odice(
     rows: int = 256,
     lr: float = 2e-4,

@@ -39,7 +39,7 @@ TD3_PAPER = Paper(
 )
 
 
-@method(papers=(PAPER, TD3_PAPER))
+@method(papers=(PAPER, TD3_PAPER), needs="transitions")
 def td3_bc(
     rows: int = 256,
     lr: float = 3e-4,

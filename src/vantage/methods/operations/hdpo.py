@@ -44,7 +44,7 @@ PAPER = Paper(
 )
 
 
-@method(id="S025", papers=PAPER)
+@method(id="S025", papers=PAPER, needs=("episodes", "simulator"))
 def hdpo(
     scenarios: int = 8192,
     lr: float = 3e-3,

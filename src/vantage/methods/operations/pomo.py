@@ -32,7 +32,7 @@ PAPER = Paper(
 )
 
 
-@method(papers=PAPER)
+@method(papers=PAPER, needs="tours")
 def pomo(
     prompts: int = 64,
     starts: int = 0,

@@ -47,6 +47,7 @@ class SharedTours(Groups):
     """
 
     cached: bool = True
+    needs = frozenset({"tours"})
 
     def prepare(self, context: Context) -> None:
         """Tell the policy.
@@ -64,7 +65,7 @@ class SharedTours(Groups):
 
 
 @method(
-    id="S067", papers=PAPER, base=ppo, without=("rows", "length", "clip_value", "target_kl"),
+    id="S067", papers=PAPER, needs=("tours", "critic"), base=ppo, without=("rows", "length", "clip_value", "target_kl"),
     epochs=2, minibatches=8, lr=1e-3, entropy_coefficient=0.01,
 )  # fmt: skip
 def rlor(base: Method, prompts: int = 1024, starts: int = 50, cached: bool = True) -> Method:

@@ -29,7 +29,7 @@ PAPER = Paper(
 )
 
 
-@method(papers=PAPER)
+@method(papers=PAPER, needs="pairs")
 def dpo(
     prompts: int = 64,
     lr: float = 1e-6,

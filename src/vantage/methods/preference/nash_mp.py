@@ -82,7 +82,7 @@ class ProximalDuel:
         return weight * logp
 
 
-@method(id="S231", papers=PAPER)
+@method(id="S231", papers=PAPER, needs="episodes")
 def nash_mp(
     prompts: int = 64,
     group_size: int = 2,

@@ -105,7 +105,7 @@ class RelativeRewards:
         return on_both((d - target).square(), first, second, len(batch))
 
 
-@method(id="S010", papers=PAPER)
+@method(id="S010", papers=PAPER, needs="episodes")
 def rebel(
     prompts: int = 512,
     lr: float = 3e-6,

@@ -27,7 +27,7 @@ PAPER = Paper(
 )
 
 
-@method(kind="recipe", papers=PAPER)
+@method(kind="recipe", papers=PAPER, needs="demonstrations")
 def sft(
     batch: int = 32,
     lr: float = 1e-5,

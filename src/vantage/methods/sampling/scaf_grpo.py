@@ -112,6 +112,7 @@ class Scaffolded(Groups):
     warmup: Annotated[int, at_least(0)] = 50
     right_at: float = 1.0
     ladder: Any = field(default_factory=HintLadder)
+    needs = frozenset({"text"})
 
     def __call__(self, context: Context) -> Trajectories:
         """Sample, and rescue; `hint` [N] is the level of a rescued row, -1 for others; metrics of hinted answers: `rescue/`."""
@@ -160,7 +161,7 @@ class Scaffolded(Groups):
 
 
 @method(
-    id="S009", papers=PAPER, base=grpo, without=("beta",), beta=0.0, prompts=256, group_size=8, minibatches=4
+    id="S009", papers=PAPER, needs="text", base=grpo, without=("beta",), beta=0.0, prompts=256, group_size=8, minibatches=4
 )  # fmt: skip
 def scaf_grpo(base: Method, warmup: int = 50, right_at: float = 1.0, template: str = TEMPLATE) -> Method:
     """warmup: steps without hints; right_at: least score of a success; template: text of a hinted prompt, with

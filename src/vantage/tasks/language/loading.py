@@ -39,7 +39,7 @@ def task_from_data(data: str, verifier: str = "", options: Mapping[str, Any] | N
     reading = {name: given.pop(name) for name in DATA_OPTIONS if name in given}
     if isinstance(reading.get("fields"), str):
         reading["fields"] = _pairs(reading["fields"])
-    kind = reading.pop("format", "") or ("pairs" if _holds_pairs(data, reading.get("split")) else "problems")
+    kind = reading.pop("format", "") or ("pairs" if holds_pairs(data, reading.get("split")) else "problems")
     if kind == "pairs":
         from vantage.tasks.language.preference import task_from_pairs
 
@@ -62,7 +62,7 @@ def task_from_data(data: str, verifier: str = "", options: Mapping[str, Any] | N
     return LanguageTask(load_problems(data, **reading), verifier or "exact", **given)
 
 
-def _holds_pairs(data: str, split: str | None) -> bool:
+def holds_pairs(data: str, split: str | None) -> bool:
     """Whether the first row has the two sides of a preference."""
     from vantage.tasks.language.reading import read_rows
 

@@ -47,6 +47,7 @@ class Demonstrations:
     max_tokens: Annotated[int, at_least(0)] = 0
     _state: dict[str, int] = memory()
     _ready: list[Any] = memory(list)
+    needs = frozenset({"demonstrations"})
 
     def prepare(self, context: Context) -> None:
         """Draw the seed of the orders.

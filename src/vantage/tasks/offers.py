@@ -1,0 +1,71 @@
+"""What methods need and tasks offer, in one vocabulary: components declare `needs`, the tasks' registry `offers`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+WORDS: Mapping[str, str] = {
+    # how decisions are gathered
+    "episodes": "an engine that samples whole episodes",
+    "streams": "an engine that goes on step by step through the ends of episodes",
+    "prefixes": "an engine that resumes from the middle of a row",
+    "turns": "conversations in which the environment answers",
+    "simulator": "a simulator that gradients pass through",
+    "post-decision": "states between a decision and what chance adds to it",
+    "finite-prompts": "a fixed set of prompts",
+    # what outcomes are
+    "rewards": "named rewards of whole rows",
+    "unit-scores": "scores from 0 to 1",
+    # what is stored
+    "demonstrations": "worked solutions",
+    "pairs": "stored preference pairs",
+    "transitions": "recorded transitions",
+    # what acts
+    "text": "a language model",
+    "masked": "a masked diffusion model",
+    "flow": "a flow model",
+    "tours": "a policy that builds tours",
+    "masks": "a policy over pruning masks",
+    "continuous": "continuous actions",
+    "logits": "a policy with logits of every decision",
+    "divergence": "a policy whose distributions have a divergence",
+    "critic": "a policy with a critic",
+    "heads": "a policy that takes further heads",
+    "hidden": "a policy that shows its hidden states",
+}
+"""Word -> what is needed, as an error says it."""
+
+_EPISODES = frozenset({"episodes"})
+_CONVERSATIONS = _EPISODES | {
+    "streams", "text", "critic", "hidden", "logits", "rewards", "demonstrations", "unit-scores", "finite-prompts",
+}  # fmt: skip
+LANGUAGE = _CONVERSATIONS | {"prefixes"}
+"""What questions with one answer offer, generated or of the user's own file."""
+_ARMS = _EPISODES | {"streams", "critic", "logits", "rewards", "pairs", "finite-prompts"}
+_DISCRETE = _EPISODES | {"streams", "critic", "hidden", "divergence", "heads"}
+_CONTINUOUS = _DISCRETE | {"continuous"}
+_ORDERS = _DISCRETE | {"post-decision"}
+_TOURS = _EPISODES | {"streams", "critic", "logits", "tours"}
+_SAMPLES = _EPISODES | {"flow", "prefixes", "rewards"}
+_MASKS = _EPISODES | {"logits", "masks", "rewards"}
+
+OFFERS: Mapping[str, frozenset[str]] = {
+    **dict.fromkeys(("addition", "countdown", "counting", "drafted", "hinted", "modular", "sorting"), LANGUAGE),
+    "calculator": _CONVERSATIONS | {"turns"},
+    "padded-sorting": LANGUAGE | {"pairs"},
+    "preference": _ARMS,
+    "game": _ARMS | {"unit-scores"},
+    "offline": frozenset({"transitions"}),
+    **dict.fromkeys(("cartpole", "acrobot", "mountaincar", "grid"), _DISCRETE),
+    **dict.fromkeys(("pendulum", "hopper", "halfcheetah", "two-goals", "detour"), _CONTINUOUS),
+    "gym": _CONTINUOUS,  # which actions an environment takes, only it knows
+    "lake": _ORDERS,
+    "lot-sizing": _ORDERS,
+    "inventory": _ORDERS | {"simulator"},
+    **dict.fromkeys(("prune-digits", "prune-text"), _MASKS),
+    **dict.fromkeys(("tsp", "cvrp"), _TOURS),
+    "flow2d": _SAMPLES,
+    "digits": _SAMPLES | {"unit-scores", "finite-prompts"},
+    "masked": _EPISODES | {"masked", "rewards", "unit-scores", "finite-prompts"},
+}
+"""Task -> what it offers with its default policy."""
