@@ -1,4 +1,4 @@
-"""The settings of a run: everything needed to run it again, as one JSON file."""
+"""Settings of a run: everything needed to run it again, as one JSON file."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any
 
 from vantage.core.checkpoint import write_atomically
 from vantage.core.errors import UserError
+from vantage.upgrade import upgraded
 
 FORMAT = 1
 
@@ -83,6 +84,7 @@ def read_config(folder: Path) -> RunConfig:
         raise UserError(f"{path} is not the configuration of a run: {error}") from error
     if content.get("format") != FORMAT:
         raise UserError(f"{path} has format {content.get('format')!r}; this version reads {FORMAT}")
+    run = upgraded(run)
     known = {f.name for f in dataclasses.fields(RunConfig)}
     odd = sorted(set(run) - known)
     if odd:

@@ -1,0 +1,28 @@
+"""Settings of runs that older versions made, in the words of this one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+_SPLIT = {
+    "brrl": ("form", {"bpo": "brrl", "gbpo": "brrl-group"}),
+    "otc": ("form", {"grpo": "otc", "ppo": "otc-ppo"}),
+}
+"""Pages that held two methods: page -> (the setting that chose, its value -> the method's name now)."""
+_FORM = {"brrl": "bpo", "otc": "grpo"}
+"""The forms that were the defaults."""
+
+
+def upgraded(run: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the stored settings of a run, `RunConfig`'s fields, with methods that were split under their names of now.
+
+    A setting that was None where each form had a default of its own is left out. Settings that are current stay as they are.
+    """
+    made = dict(run)
+    if made.get("method") in _SPLIT and "form" in made.get("settings", {}):
+        setting, names = _SPLIT[made["method"]]
+        settings = {name: value for name, value in made["settings"].items() if value is not None}
+        form = settings.pop(setting, _FORM[made["method"]])
+        made |= {"method": names.get(form, made["method"]), "settings": settings}
+    return made
