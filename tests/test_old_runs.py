@@ -45,7 +45,7 @@ def test_an_old_model_folder_is_a_start(run: Path) -> None:
 @pytest.mark.parametrize(
     ("method", "settings", "name", "kept"),
     [
-        ("brrl", {"form": "gbpo", "lr": 3e-5, "eps": None}, "brrl-group", {"lr": 3e-5}),
+        ("brrl", {"form": "gbpo", "lr": 3e-5, "eps": 0.1, "epochs": None}, "brrl-group", {"lr": 3e-5, "eps_low": 0.1}),
         ("brrl", {"form": "bpo", "rows": 2}, "brrl", {"rows": 2}),
         ("otc", {"form": "ppo", "lam": 0.9}, "otc-ppo", {"lam": 0.9}),
         ("otc", {"c": 2.0}, "otc", {"c": 2.0}),

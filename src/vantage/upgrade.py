@@ -24,5 +24,7 @@ def upgraded(run: Mapping[str, Any]) -> dict[str, Any]:
         setting, names = _SPLIT[made["method"]]
         settings = {name: value for name, value in made["settings"].items() if value is not None}
         form = settings.pop(setting, _FORM[made["method"]])
+        if form == "gbpo" and "eps" in settings:
+            settings["eps_low"] = settings.pop("eps")
         made |= {"method": names.get(form, made["method"]), "settings": settings}
     return made
