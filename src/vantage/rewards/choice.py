@@ -119,7 +119,8 @@ _WEAK = _forms(
     rf"(?:{_NOUN}\s+)?(?P<x>{X}){_STOP}",
     rf"\bI\s+(?:think|believe|say|guess|would\s+say)\s+(?:that\s+)?(?:{_NOUN}\s+)?(?P<x>{X}){_END}",
     rf"(?P<x>{X}){_CLOSE}{_IS}\s+(?:{_ADVERB}\s+){{0,4}}true\b",
-    rf"(?:\b(?:is|are|was|were|be)\b|[=:])\s*(?:{_ADVERB}\s+){{0,2}}(?P<x>{_FIRM})(?=\s*(?:$|[\n.!。]))",
+    rf"\b(?:is|are|was|were|be|equals?)\s+(?:{_ADVERB}\s+){{0,2}}(?P<x>{_FIRM})(?=\s*(?:$|[\n.!。]))",
+    rf"[=:] ?(?P<x>[{chr(_TEXT)}-{chr(_MARKED - 1)}])(?= ?(?:$|[\n.!。]))",
 )
 _ALONE, _LINE, _LISTED, _PLAIN = _forms(
     rf"^[\s#>\-]*(?:{_NOUN}\s*)?(?P<x>{ANY})[.:]?{_CLOSE}[.!]?\s*$",
