@@ -64,7 +64,7 @@ def test_equals_the_recursion(shape: tuple[int, int], gamma: float, lam: float) 
     advantage, returns = gae(**columns, gamma=gamma, lam=lam)
     expected = recursion(columns, gamma, lam)
     torch.testing.assert_close(advantage.double(), expected, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(returns, advantage + columns["value"])
+    torch.testing.assert_close(returns, torch.where(columns["mask"], advantage + columns["value"], 0.0))
     assert (advantage[~columns["mask"]] == 0).all()
 
 
@@ -172,3 +172,17 @@ def test_equals_the_loop_of_the_one_file_scripts() -> None:
         columns["reward"], columns["value"], next_value, columns["terminated"], ~everywhere, everywhere, gamma, lam
     )
     torch.testing.assert_close(found, expected.T, rtol=1e-5, atol=1e-5)
+
+
+def test_nan_outside_of_the_mask_and_after_a_termination_reaches_nothing() -> None:
+    mask = torch.tensor([[True, True, False, True, True, False]])
+    terminated = torch.tensor([[False, True, False, False, True, False]])
+    junk = torch.tensor(float("nan"))
+    reward, value = (torch.where(mask, torch.tensor(part), junk) for part in (1.0, 0.5))
+    next_value = torch.where(mask & ~terminated, torch.tensor(0.25), junk)
+    none = torch.zeros_like(mask)
+    for flows in (None, mask):
+        advantage, returns = gae(reward, value, next_value, terminated, none, mask, 0.9, 0.5, flows)
+        # delta is 1 + 0.9 * 0.25 - 0.5 = 0.725 and 1 - 0.5 = 0.5; credit is 0.725 + 0.45 * 0.5
+        assert advantage[0].tolist() == pytest.approx([0.95, 0.5, 0.0, 0.95, 0.5, 0.0])
+        assert returns[0].tolist() == pytest.approx([1.45, 1.0, 0.0, 1.45, 1.0, 0.0])

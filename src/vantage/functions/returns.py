@@ -44,7 +44,7 @@ def gae(
         A_t     = delta_t + gamma lam (1 - terminated_t)(1 - truncated_t) A_{t+1}        returns_t = A_t + value_t
 
     A termination bootstraps nothing; a truncation bootstraps `next_value`, the value of the state in which the episode was
-    cut; credit crosses neither. Positions outside the mask get advantage 0, and their rewards and values do not count. Credit
+    cut; credit crosses neither. Positions outside the mask get 0 in both, and their rewards and values do not count. Credit
     passes over those where `flows` holds (what the environment inserted between two turns) as if they were not there: t + 1 is the
     policy's next decision, and gamma and lam count its decisions alone. At the others (padding, the step in which an
     environment resets) it stops.
@@ -63,7 +63,7 @@ def gae(
     """
     with torch.no_grad():
         goes_on = ~terminated
-        delta = torch.where(mask, reward + gamma * next_value * goes_on - value, 0.0)
+        delta = torch.where(mask, reward + gamma * torch.where(goes_on, next_value, 0.0) - value, 0.0)
         same_episode = goes_on & ~truncated
         decay = (gamma * lam) * (same_episode & mask).to(delta.dtype)
         if flows is not None:
@@ -71,7 +71,7 @@ def gae(
         advantage = reverse_scan(decay, delta)
         if flows is not None:
             advantage = torch.where(mask, advantage, 0.0)
-        return advantage, advantage + value
+        return advantage, torch.where(mask, advantage + value, 0.0)
 
 
 @checked(decay="float N T", increment="float N T")

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch import Tensor
@@ -221,3 +223,17 @@ def test_the_batch_is_what_each_root_gets_alone() -> None:
     for row in range(3):
         alone = search()(game, roots[row : row + 1], evaluate, 20, torch.Generator().manual_seed(5)).node.visits
         assert torch.equal(alone[0], together[row])
+
+
+@pytest.mark.parametrize("value", [0.1, 1e6 + 0.1])
+def test_values_that_are_all_equal_have_no_scale(value: float) -> None:
+    game = bandit_tree(4, 3, 2, generator=torch.Generator().manual_seed(0))
+    game = dataclasses.replace(game, payoff=torch.full_like(game.payoff, value), noisy=False)
+    evaluate = table(game)
+    evaluate.value = torch.full_like(evaluate.value, value)
+    made = search(unvisited="node")
+    roots = torch.arange(4)
+    tree = grow(made, game, roots, evaluate, 41, torch.Generator().manual_seed(0), 0.0)
+    node = made.look(tree, torch.zeros(4, dtype=torch.long))
+    assert node.visits.sum() > 100
+    assert torch.equal(node.q, torch.full_like(node.q, 0.5))

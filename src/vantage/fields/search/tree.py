@@ -178,9 +178,10 @@ class Search:
         else:
             default = low
         q = torch.where(visits > 0, sums / visits.clamp(min=1.0), default)
-        # A tree with one value, or none, has no scale yet: all alike.
+        # A tree with one value (up to the rounding of means of it), or none, has no scale yet: all alike.
         scale = (high - low).clamp(min=0.0)
-        q = torch.where(scale > 1e-12, (q - low) / scale.clamp(min=1e-12), 0.5).clamp(0.0, 1.0)
+        differ = scale > 1e-9 * torch.maximum(low.abs(), high.abs())
+        q = torch.where(differ, (q - low) / scale.masked_fill(~differ, 1.0), 0.5).clamp(0.0, 1.0)
         return Node(tree.prior[row, at], visits, q, tree.legal[row, at])
 
 
