@@ -8,7 +8,7 @@ import torch
 from tests.policies.language_tools import make
 from vantage.core.errors import UserError
 from vantage.core.protocols import Prompts
-from vantage.core.trajectories import concatenate
+from vantage.core.trajectories import ENVIRONMENT, GUIDE, POLICY, concatenate, exists, own
 from vantage.rollouts.language import LanguageEngine
 from vantage.rollouts.tokens.sampling import Sampling
 
@@ -245,6 +245,29 @@ def test_a_conversation_goes_on_while_it_is_answered(policy, engine):
         if inserted[row].any():
             first = int(inserted[row].nonzero()[0])
             assert int(steps[first]) == int(steps[first - 1])  # what is put in counts to the turn that it follows
+
+
+def test_who_wrote_a_token_is_kept(policy, engine):
+    batch = engine.converse(prompts(), 30, run(3), lambda rows, texts: ["<5>" for _ in rows], turns=2)
+    there = exists(batch)
+    assert torch.equal(batch.origin != POLICY, there & ~batch.mask)
+    assert batch.origin[there & ~batch.mask].unique().tolist() == [ENVIRONMENT]
+    assert torch.equal(own(batch), batch.mask)
+    told = (batch.turn.amax(1) > 0).nonzero().squeeze(1)[:2]
+    first = batch.origin[told].ne(POLICY).long().argmax(1)  # the first inserted token
+    # Kept tokens are not learnt from, and stay the policy's; behind what was inserted the next turn begins.
+    again = engine.resume(batch, told, first + 3, 1, run(4), sampling=Sampling(max_new_tokens=40))
+    for row, (parent, at) in enumerate(zip(told.tolist(), first.tolist(), strict=True)):
+        size = int(again.length[row])
+        assert torch.equal(again.origin[row, : at + 3], batch.origin[parent, : at + 3])
+        assert own(again)[row, :at].all()
+        assert not own(again)[row, at : at + 3].any()
+        assert own(again)[row, at + 3 : size].all()
+        assert not again.mask[row, : at + 3].any()
+        assert again.turn[row, :size].tolist() == [0] * (at + 3) + [1] * (size - at - 3)
+    hinted = engine.respond(engine.sample(prompts(), 1, run()), ["hint"] * 3, run(1), origin=GUIDE)
+    assert hinted.origin[exists(hinted) & ~hinted.mask].tolist() == [GUIDE] * 12
+    assert torch.equal(own(hinted), hinted.mask)
 
 
 def test_the_count_of_rows_is_part_of_the_state(policy, engine):
