@@ -20,6 +20,7 @@ from vantage.core.method import Method
 from vantage.core.runlog import read_metrics
 from vantage.core.trainer import Listener, Outcome, Schedule, Trainer
 from vantage.methods import registry
+from vantage.progress import outlook
 from vantage.settings import parse_settings
 from vantage.tasks.registry import check_needs, make_task
 
@@ -77,6 +78,7 @@ def train(
     force: bool = False,
     listeners: Sequence[Listener] = (),
     policy: Any = None,
+    report: Callable[[str], None] = lambda text: None,
 ) -> Run:
     """Train a policy on a task by a method.
 
@@ -101,6 +103,7 @@ def train(
         force: overwrite a run in `out`.
         listeners: called after each step.
         policy: what learns, instead of one that the task makes.
+        report: is told how long the run will be, before its first step.
 
     Raises:
         UserError: something given is wrong; nothing was loaded or written.
@@ -140,7 +143,7 @@ def train(
     _check_engine(config.options.get("engine", ""), made)
     _check_run(config)
     folder = _claim_folder(Path(out), force) if out is not None else None
-    return _run(config, built, made, folder, listeners, policy, resume=False)
+    return _run(config, built, made, folder, listeners, policy, resume=False, report=report)
 
 
 def resume(
@@ -256,12 +259,12 @@ def _run(
     if config.threads:
         torch.set_num_threads(config.threads)
     device = torch.device(config.device)
-    total_steps = task.horizon(config.steps, built) if hasattr(task, "horizon") else config.steps
     schedule = Schedule(
-        total_steps,
+        config.steps,
         save_every=config.save_every,
         evaluate_every=config.evaluate_every,
         evaluate_samples=config.evaluate_samples,
+        unit=getattr(task, "unit", "steps"),
     )
     torch.manual_seed(config.seed)
     own = policy is None
@@ -297,9 +300,10 @@ def _run(
             step = trainer.restore(report)
             for note in getattr(engine, "resume_notes", ()):
                 report(note)
-            report(f"resumed from step {step} of {total_steps}")
+            report(f"resumed from step {step} of {trainer.context.total_steps}")
         else:
             report("the run was stopped before its first checkpoint: it begins again")
+    report(outlook(trainer.context))
     with contextlib.ExitStack() as stack:
         for listener in (*writers, *listeners):
             if hasattr(listener, "__enter__"):

@@ -33,7 +33,7 @@ class Train:
     verifier: str = ""
     """How answers to --data are judged: exact, numeric, math, regex:pattern=..., choice, python:module:function, ..."""
     steps: int | None = None
-    """Length of the run: steps of the road for language, environment steps for control. Default: the task's."""
+    """Length of the run: steps of the loop for language, environment steps for control. Default: the task's."""
     seed: int = 0
     """Seed of every random draw."""
     out: str = ""
@@ -84,6 +84,7 @@ class Train:
             wandb=self.wandb,
             engine=self.engine,
             force=self.force,
+            report=print,
             listeners=[Progress(f"{Path(self.method).stem} on {self.task or self.data}")],
         )
         return _ended(run)
@@ -204,8 +205,8 @@ class Show:
 
     def __call__(self) -> int:
         """Run the command."""
-        from vantage.core.method import differences
         from vantage.methods import registry
+        from vantage.methods.composition import differences
         from vantage.settings import parse_settings
 
         page = registry.page(self.method)

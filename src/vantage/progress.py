@@ -7,6 +7,8 @@ import time
 from types import TracebackType
 from typing import Any
 
+from vantage.core.context import Context
+from vantage.core.costs import cost
 from vantage.core.trainer import Report
 
 _SHOWN = (
@@ -25,6 +27,29 @@ _SHOWN = (
     "groups/without_variance",
     "rollout/informative",
 )
+
+
+def outlook(context: Context) -> str:
+    """Return how long a run will be, as far as its rollout plan says: steps, samples, optimiser steps."""
+    method, steps, budget = context.method, context.total_steps, context.budget
+    each = cost(method.rollout, getattr(context.task, "episode_length", None))
+    updates = getattr(method.update, "optimizer_steps", None)
+    if budget is not None and budget.each is None:
+        said = [f"{budget.size:,} environment steps: as many steps as these last"]
+        said += [f"{each.rows:,} episodes a step"] if each.rows else []
+        said += [f"{updates:g} optimiser steps a step"] if updates else []
+        return ", ".join(said)
+    last = ""
+    if budget is not None:
+        assert budget.each is not None
+        rest = budget.size - (steps - 1) * budget.each
+        last = f" (the last of {rest:,})" if rest != budget.each else ""
+        said = [f"{budget.size:,} environment steps: {steps:,} steps of {budget.each:,}{last}"]
+    elif each.samples is not None:
+        said = [f"{steps:,} steps of {each.samples:,} samples", f"{steps * each.samples:,} samples"]
+    else:
+        said = [f"{steps:,} steps", "samples known only afterwards"]
+    return ", ".join([*said, *([f"{round(steps * updates):,} optimiser steps"] if updates else [])])
 
 
 class Progress:

@@ -33,7 +33,7 @@ from vantage.core import (
 )
 from vantage.core.component import check_value
 from vantage.core.errors import out_of_range
-from vantage.core.method import configure, describe
+from vantage.methods.composition import configure, describe
 
 if TYPE_CHECKING:
     from elsewhere import Schedule

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from vantage.core import Prompts, Trajectories, UserError
-from vantage.rollouts.plans import Groups, Refill, Steps
 from vantage.study.arenas import Arena, Scoring, arena
 from vantage.study.contest import entrant
 from vantage.study.jobs import Record, carry_out
-from vantage.study.meter import BudgetSpent, Horizon, Meter, cost_of_step
+from vantage.study.meter import BudgetSpent, Horizon, Meter
 from vantage.study.results import Budget
 
 
@@ -107,14 +105,6 @@ def test_the_horizon_is_exact_where_steps_cost_the_same_and_follows_where_they_d
     assert odd.after(3, 999) == 4
     with pytest.raises(UserError, match="less than one step"):
         Horizon(100, 512)
-
-
-def test_what_a_step_costs_is_read_off_the_plan() -> None:
-    assert cost_of_step(Steps(4, 128), "environment steps") == 512
-    assert cost_of_step(Groups(32, 8), "samples") == 256
-    assert cost_of_step(Refill(Groups(32, 8)), "samples") == 256
-    assert cost_of_step(Groups(32, 8), "tokens") is None
-    assert cost_of_step(SimpleNamespace(), "samples") is None
 
 
 # real runs -------------------------------------------------------------------------------------------------------------

@@ -21,56 +21,25 @@ if TYPE_CHECKING:
 
 # Names are imported when they are first used: an error class, a command's help or a worker's first line need no torch.
 _LAZY = {
-    "CheckpointError": "vantage.core.errors",
-    "Context": "vantage.core.context",
-    "Evaluation": "vantage.core.protocols",
-    "Method": "vantage.core.method",
-    "Metrics": "vantage.metrics",
-    "MissingColumn": "vantage.core.errors",
-    "Outcome": "vantage.core.trainer",
-    "Prompts": "vantage.core.protocols",
-    "Report": "vantage.core.trainer",
-    "Schedule": "vantage.core.trainer",
-    "Trainer": "vantage.core.trainer",
-    "TrainingError": "vantage.core.errors",
-    "Trajectories": "vantage.core.trajectories",
-    "UserError": "vantage.core.errors",
-    "concatenate": "vantage.core.trajectories",
-    "reads": "vantage.core.walk",
+    "vantage.core.context": ("Context",),
+    "vantage.core.errors": ("CheckpointError", "MissingColumn", "TrainingError", "UserError"),
+    "vantage.core.method": ("Method",),
+    "vantage.core.protocols": ("Evaluation", "Prompts"),
+    "vantage.core.trainer": ("Outcome", "Report", "Schedule", "Trainer"),
+    "vantage.core.trajectories": ("Trajectories", "concatenate"),
+    "vantage.core.walk": ("reads",),
+    "vantage.metrics": ("Metrics",),
 }
 
 __all__ = [
-    "CheckpointError",
-    "Context",
-    "Evaluation",
-    "Method",
-    "Metrics",
-    "MissingColumn",
-    "Outcome",
-    "Prompts",
-    "Report",
-    "Schedule",
-    "Trainer",
-    "TrainingError",
-    "Trajectories",
-    "UserError",
-    "above",
-    "at_least",
-    "at_most",
-    "below",
-    "between",
-    "checked_by",
-    "component",
-    "concatenate",
-    "hint",
-    "memory",
-    "not_empty",
-    "one_of",
-    "reads",
-]
+    "CheckpointError", "Context", "Evaluation", "Method", "Metrics", "MissingColumn", "Outcome", "Prompts", "Report",
+    "Schedule", "Trainer", "TrainingError", "Trajectories", "UserError", "above", "at_least", "at_most", "below", "between",
+    "checked_by", "component", "concatenate", "hint", "memory", "not_empty", "one_of", "reads"
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module 'vantage.core' has no attribute {name!r}")
-    return getattr(importlib.import_module(_LAZY[name]), name)
+    for module, names in _LAZY.items():
+        if name in names:
+            return getattr(importlib.import_module(module), name)
+    raise AttributeError(f"module 'vantage.core' has no attribute {name!r}")

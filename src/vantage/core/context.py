@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from vantage.core.costs import Budget
 from vantage.core.errors import UserError
 from vantage.core.protocols import Engine, Evaluation, Policy, Prompts, Task
 from vantage.core.trajectories import Trajectories
@@ -36,6 +37,8 @@ class Context:
     metrics: Metrics = field(default_factory=Metrics)
     micro_batch: int | None = None
     """Rows that a policy judges at once where no gradient is kept; None for all."""
+    budget: Budget | None = None
+    """Environment steps that are left, where the run's length is counted in them."""
     aside: bool = False
     """Whether this is for rows beside those that are learnt from (see `under`)."""
 

@@ -193,7 +193,9 @@ class Task(Protocol):
     """Where prompts come from, what is a good outcome, and how a policy is judged.
 
     It may offer `fields(ids)`: what the data says of each prompt besides prompt and answer (hints, a difficulty), a mapping each;
-    and `observe(batch, context)`, which records metrics of rows (their length) besides their rewards.
+    and `observe(batch, context)`, which records metrics of rows (their length) besides their rewards. A task whose `unit` is
+    "environment steps" has runs whose length is counted in them; its engine counts them in `taken`. `episode_length` is the
+    number of decisions of every episode where all have as many, `episode_limit` the largest that one can have.
     """
 
     name: str

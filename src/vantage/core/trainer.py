@@ -8,10 +8,11 @@ import math
 import os
 import signal
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from vantage.annotations import at_least
 from vantage.core import checkpoint, columns
 from vantage.core.component import component
 from vantage.core.context import Context
+from vantage.core.costs import ENVIRONMENT_STEPS, Budget, cost
 from vantage.core.errors import CheckpointError, TrainingError
 from vantage.core.method import Method
 from vantage.core.protocols import Engine, Policy, Task
@@ -31,15 +33,16 @@ from vantage.core.walk import prepare, states
 
 @component
 class Schedule:
-    """When a run saves, evaluates and stops. Counts are steps of the road; 0 means never (evaluation: only at the ends).
+    """When a run saves, evaluates and stops. Counts are steps of the loop; 0 means never (evaluation: only at the ends).
 
     Attributes:
-        steps: how many steps the run has.
+        steps: how long the run is, in `unit`.
         save_every: steps between checkpoints; the last step always has one. 0: about one a minute, by the clock.
         evaluate_every: steps between evaluations; before the first and after the last step there is always one,
             unless `evaluate_samples` is 0.
         evaluate_samples: how many samples per held-out problem, or episodes, an evaluation takes.
         keep: how many checkpoints are kept.
+        unit: of `steps`; a run of so many environment steps ends with the step in which the last of them is taken.
     """
 
     steps: Annotated[int, at_least(1)]
@@ -47,6 +50,7 @@ class Schedule:
     evaluate_every: Annotated[int, at_least(0)] = 0
     evaluate_samples: Annotated[int, at_least(0)] = 0
     keep: Annotated[int, at_least(1)] = 2
+    unit: Literal["steps", "environment steps"] = "steps"
 
 
 @dataclass
@@ -61,12 +65,18 @@ class Report:
     """What the step learnt from, credit included; None before the first step."""
 
 
+REMEMBERED = 100
+"""Steps whose metrics a run with a folder keeps in memory."""
+
 Listener = Callable[[Report], None]
 
 
 @dataclass
 class Outcome:
-    """How a run ended: 'finished' or 'interrupted', after which step, and every step's metrics."""
+    """How a run ended: 'finished' or 'interrupted', after which step, and the metrics of its steps.
+
+    A run with a folder has them all in `metrics.jsonl` and the last `REMEMBERED` here; one without has them all here.
+    """
 
     status: str
     step: int
@@ -116,6 +126,10 @@ class Trainer:
             total_steps=schedule.steps,
             micro_batch=micro_batch,
         )
+        if schedule.unit == ENVIRONMENT_STEPS:
+            each = cost(method.rollout, getattr(task, "episode_length", None)).environment_steps
+            self.context.budget = Budget(schedule.steps, engine, each)
+            self.context.total_steps = self.context.budget.steps(0)
         self._columns = self.context.method.declared("columns")
         for name in sorted(self._named_policies()):
             self.context.freeze(name)
@@ -156,6 +170,8 @@ class Trainer:
         if method.values is not None and hasattr(method.values, "fit"):
             method.values.fit(batch, context)
         context.step += 1
+        if context.budget is not None:
+            context.total_steps = context.budget.steps(context.step)
         for controller in method.controllers:
             if getattr(controller, "every", "step") == "step":
                 controller(context)
@@ -174,7 +190,7 @@ class Trainer:
         context, schedule = self.context, self.schedule
         # Before the first step nothing is kept: a run killed before its first checkpoint begins again.
         log = RunLog(self.folder, context.step or -1) if self.folder else None
-        history: list[dict[str, float]] = []
+        history: deque[dict[str, float]] = deque(maxlen=REMEMBERED if self.folder else None)
         try:
             with self._signals():
                 if context.step == 0:
@@ -197,10 +213,10 @@ class Trainer:
         finally:
             if log is not None:
                 log.close()
-        return Outcome("interrupted" if context.step < context.total_steps else "finished", context.step, history)
+        return Outcome("interrupted" if context.step < context.total_steps else "finished", context.step, list(history))
 
     def _tell(
-        self, log: RunLog | None, history: list[dict[str, float]], metrics: dict[str, float], timing: dict[str, float]
+        self, log: RunLog | None, history: deque[dict[str, float]], metrics: dict[str, float], timing: dict[str, float]
     ) -> None:
         step = self.context.step
         history.append({"step": step, **metrics})
@@ -274,6 +290,7 @@ class Trainer:
             "random": checkpoint.random_state(context.generator),
             "policies": self._save_policies(),
             "seed": self.seed,
+            "taken": context.budget.taken if context.budget is not None else 0,
         }
         checkpoint.write_checkpoint(self.folder / "checkpoints", context.step, weights, state, self.schedule.keep)
         self._drop_policies()
@@ -340,6 +357,9 @@ class Trainer:
             part.load_state_dict(parts[place])
         context.engine.load_state_dict(state["engine"])
         context.step = step
+        if context.budget is not None:
+            context.budget.before = state.get("taken", step * (context.budget.each or 0))
+            context.total_steps = context.budget.steps(step)
         checkpoint.set_random_state(state["random"], context.generator)
         return step
 

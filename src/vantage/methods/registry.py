@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from vantage.core.errors import UserError, nearest, unknown
-from vantage.core.method import PLACES, Method, configure, describe
+from vantage.core.method import PLACES, Method
+from vantage.methods.composition import configure, describe
 from vantage.methods.recipes import checked, explained, inherit
 
 M = TypeVar("M")

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vantage.core import above, at_least, component, one_of
 from vantage.core.context import Context
+from vantage.core.costs import Cost, episodes
 from vantage.core.errors import UserError
 from vantage.core.protocols import Prompts
 from vantage.core.trajectories import Trajectories, declare
@@ -89,6 +90,10 @@ class Denoise:
     sampler: Sampler = field(default_factory=Sampler)
     same_noise: bool = False
     needs = frozenset({"flow"})
+
+    def cost(self, episode: int | None = None) -> Cost:
+        """What a step takes."""
+        return episodes(self.prompts * self.size, self.sampler.steps)
 
     def __call__(self, context: Context) -> Trajectories:
         """Sample the next prompts."""

@@ -91,6 +91,8 @@ class EnvironmentEngine:
         self.max_episode_steps = max_episode_steps
         self.resume_notes: list[str] = []
         """What could not be brought back by `load_state_dict`."""
+        self.taken = 0
+        """Environment steps that were taken."""
         self._resets = 0
         self._loaded: Mapping[str, Any] | None = None
         """A state that was loaded and not yet put into environments."""
@@ -117,6 +119,7 @@ class EnvironmentEngine:
                 raise UserError(f"rows={rows}: this engine has {len(self._seeds)} streams, and their number stays")
             if self._streams is None:
                 self._open(rows, policy, moments)
+            self.taken += rows * steps
             return self._advance(steps, context, policy, moments)
 
     def _open(self, rows: int, policy: ControlPolicy, moments: Moments | None) -> None:
@@ -222,6 +225,7 @@ class EnvironmentEngine:
             moments = None if policy.normalizer is None else stack.enter_context(policy.normalizer.on_host())
             ran = run_episodes(envs, seeds, policy, moments, self.max_episode_steps, context.generator, greedy)
         mask, reward = ran["mask"], ran["reward"]
+        self.taken += int(mask.sum())
         self._record(reward.sum(0), mask.sum(0), context)
         if self.normalize_rewards:
             if self._scale is None:

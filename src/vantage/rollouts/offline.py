@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vantage.core import at_least, component
 from vantage.core.context import Context
+from vantage.core.costs import Cost
 from vantage.core.errors import UserError
 from vantage.core.protocols import Engine
 from vantage.core.trajectories import Trajectories
@@ -48,10 +49,9 @@ class Transitions:
     rows: Annotated[int, at_least(1)] = 256
     needs = frozenset({"transitions"})
 
-    @property
-    def length(self) -> int:
-        """Decisions of a row."""
-        return 1
+    def cost(self, episode: int | None = None) -> Cost:
+        """What a step takes: rows of one decision, and no environment."""
+        return Cost(self.rows, self.rows, self.rows)
 
     def __call__(self, context: Context) -> Trajectories:
         """Draw."""

@@ -10,6 +10,7 @@ import torch
 
 from vantage.core import above, at_least, component
 from vantage.core.context import Context
+from vantage.core.costs import Cost, episodes
 from vantage.core.scoring import scored
 from vantage.core.trajectories import FRESH, STORED, Trajectories, concatenate
 from vantage.functions.parameters import twins
@@ -28,10 +29,9 @@ class StoredPairs:
     prompts: Annotated[int, at_least(1)] = 64
     needs = frozenset({"pairs"})
 
-    @property
-    def size(self) -> int:
-        """Rows of a pair."""
-        return 2
+    def cost(self, episode: int | None = None) -> Cost:
+        """What a step takes."""
+        return episodes(2 * self.prompts, episode)
 
     def __call__(self, context: Context) -> Trajectories:
         """Read them."""
@@ -62,6 +62,10 @@ class PairsAndFresh:
     def rows(self) -> int:
         """Rows of a step."""
         return 2 * self.pairs + self.fresh * self.samples
+
+    def cost(self, episode: int | None = None) -> Cost:
+        """What a step takes."""
+        return episodes(self.rows, episode)
 
     def prepare(self, context: Context) -> None:
         """Give the policy its temperature."""
@@ -123,6 +127,10 @@ class Duels:
     def policies(self) -> frozenset[str]:
         """The opponent."""
         return frozenset({self.opponent})
+
+    def cost(self, episode: int | None = None) -> Cost:
+        """What a step takes, the opponent's answers included."""
+        return episodes(2 * self.prompts * self.size, episode, rows=self.prompts * self.size)
 
     def prepare(self, context: Context) -> None:
         """Give both policies their temperature."""

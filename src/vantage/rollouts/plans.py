@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import field
 from typing import Annotated, Any
 
@@ -10,11 +12,15 @@ import torch
 from vantage.annotations import at_least as least  # pages still import the function below
 from vantage.core import above, component, memory
 from vantage.core.context import Context
+from vantage.core.costs import Cost, episodes
 from vantage.core.errors import UserError, nearest
 from vantage.core.protocols import Prompts
 from vantage.core.scoring import scored
 from vantage.core.trajectories import Trajectories, concatenate
-from vantage.functions.groups import group_moments
+from vantage.functions.groups import group_index, group_moments
+
+UNLIMITED = 1000
+"""Decisions that an episode is taken to have at most where nothing limits it."""
 
 
 @component
@@ -73,9 +79,24 @@ class Groups:
         """Give the policy its temperature."""
         set_temperature(context, self.temperature)
 
+    def cost(self, episode: int | None = None) -> Cost:
+        """What a step takes."""
+        return episodes(self.prompts * self.size, episode)
+
     def __call__(self, context: Context) -> Trajectories:
-        """Sample the next prompts."""
-        return context.engine.sample(context.next_prompts(self.prompts), self.size, context)
+        """Sample the next prompts; the last of a budget of environment steps may be fewer, but at least one."""
+        budget = context.budget
+        if budget is None:
+            return context.engine.sample(context.next_prompts(self.prompts), self.size, context)
+        longest = self.size * (getattr(context.task, "episode_limit", None) or UNLIMITED)
+        parts: list[Trajectories] = []
+        wanted = self.prompts
+        while wanted and (not parts or budget.left):
+            # As many as fit if all their episodes are as long as they can be; what is left is known after them.
+            count = min(wanted, max(budget.left // longest, 1))
+            parts.append(context.engine.sample(context.next_prompts(count), self.size, context))
+            wanted -= count
+        return joined(parts)
 
 
 @component
@@ -86,9 +107,14 @@ class Steps:
     length: Annotated[int, least(1)] = 128
     needs = frozenset({"streams"})
 
+    def cost(self, episode: int | None = None) -> Cost:
+        """What a step takes."""
+        return Cost(self.rows, self.rows, self.rows * self.length, self.rows * self.length)
+
     def __call__(self, context: Context) -> Trajectories:
-        """Go on."""
-        return context.engine.advance(self.rows, self.length, context)
+        """Go on; the last step of a budget of environment steps is as short as these allow."""
+        left = self.length if context.budget is None else math.ceil(context.budget.left / self.rows)
+        return context.engine.advance(self.rows, min(self.length, max(left, 1)), context)
 
 
 @component
@@ -126,22 +152,19 @@ class Refill:
             informative = std > 1e-6
             drawn += int(torch.unique(batch.group).numel())
             if informative.any():
-                good = batch.select(informative)
-                # Group ids of different rounds must not meet.
-                good = good.replace(group=torch.unique(good.group, return_inverse=True)[1] + found)
-                kept.append(good)
-                found = int(good.group.max()) + 1
-            if found >= self.groups:
+                kept.append(batch.select(informative))
+                found += group_index(kept[-1].group)[1]
+            if found >= self.groups or (context.budget is not None and not context.budget.left):
                 break
         context.record("rollout/informative", found / max(drawn, 1))
         if not kept:
             assert batch is not None
             context.observe(batch)
             return batch
-        joined = concatenate(kept)
-        joined = joined.select(joined.group < self.groups)
-        context.observe(joined)
-        return joined
+        batch = joined(kept)
+        batch = batch.select(batch.group < self.groups)
+        context.observe(batch)
+        return batch
 
     def _values(self, batch: Trajectories, aside: Context) -> torch.Tensor:
         judged = scored(batch, aside)
@@ -154,6 +177,16 @@ class Refill:
                 f"{', '.join((*named, 'score'))})"
             )
         return named[self.metric]
+
+
+def joined(parts: Sequence[Trajectories]) -> Trajectories:
+    """Stack batches; groups of different parts never meet: they are numbered on, 0, 1, 2, ..."""
+    numbered, start = [], 0
+    for part in parts:
+        index, count = group_index(part.group)
+        numbered.append(part.replace(group=index + start))
+        start += count
+    return concatenate(numbered)
 
 
 def set_temperature(context: Context, temperature: float) -> None:

@@ -15,11 +15,12 @@ from torch import Tensor
 
 from vantage.core import at_least, below, checked_by, component, memory
 from vantage.core.context import Context
+from vantage.core.costs import Cost, cost
 from vantage.core.errors import out_of_range
-from vantage.core.trajectories import Table, TableT, Trajectories, concatenate, pad_to_longest
+from vantage.core.trajectories import Table, TableT, Trajectories, pad_to_longest
 from vantage.core.walk import adapted
 from vantage.functions.groups import group_index, rank_within
-from vantage.rollouts.plans import Groups
+from vantage.rollouts.plans import Groups, joined
 from vantage.rollouts.records import PromptIndex
 
 
@@ -166,6 +167,11 @@ class RecentReplay:
     current: bool = False
     _memory: dict[str, Any] = memory()
 
+    def cost(self, episode: int | None = None) -> Cost:
+        """What a step takes; where groups are replayed, how many are fresh is drawn in the step."""
+        whole = cost(self.plan, episode)
+        return whole if self.share == 0 else Cost(rows=whole.rows)
+
     def __call__(self, context: Context) -> Trajectories:
         """Gather fresh groups and put old ones behind them."""
         share = float(context.now(self.share))
@@ -179,7 +185,7 @@ class RecentReplay:
         kept.insert(0, batch.to("cpu"))
         del kept[self.window :]
         context.record("rollout/replayed", 1 - wanted / self.plan.prompts)
-        return self._judged(_joined([batch, *(part.to(batch.device) for part in old)]), context)
+        return self._judged(joined([batch, *(part.to(batch.device) for part in old)]), context)
 
     def _judged(self, batch: Trajectories, context: Context) -> Trajectories:
         if not self.current:
@@ -218,13 +224,3 @@ class RecentReplay:
 
 def _aged(batch: Trajectories, steps: int) -> Trajectories:
     return batch.replace(age=torch.full((len(batch),), steps, device=batch.device))
-
-
-def _joined(parts: list[Trajectories]) -> Trajectories:
-    """Stack batches; groups of different parts never meet."""
-    numbered, start = [], 0
-    for part in parts:
-        index, count = group_index(part.group)
-        numbered.append(part.replace(group=index + start))
-        start += count
-    return concatenate(numbered)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vantage.core import above, at_least, component
 from vantage.core.context import Context
+from vantage.core.costs import Cost, episodes
 from vantage.core.errors import UserError
 from vantage.core.protocols import Prompts
 from vantage.core.trajectories import Trajectories
@@ -39,10 +40,9 @@ class MultiStart:
     temperature: Annotated[float, above(0)] = 1.0
     needs = frozenset({"tours"})
 
-    @property
-    def size(self) -> int:
-        """Tours of an instance as far as the settings say it; 0 where the instance decides."""
-        return self.starts
+    def cost(self, episode: int | None = None) -> Cost:
+        """What a step takes, with one decoder; unknown where the instance decides how many tours it has."""
+        return episodes(self.prompts * self.starts, episode) if self.starts else Cost()
 
     def prepare(self, context: Context) -> None:
         """Give the policy its temperature.

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vantage.core import at_least, checked_by, component, one_of
 from vantage.core.context import Context
+from vantage.core.costs import Cost
 from vantage.core.protocols import prefix_engine
 from vantage.core.trajectories import Trajectories, concatenate, declare
 from vantage.functions.groups import rank_within
@@ -79,6 +80,10 @@ class Trees(Groups):
     cut: Annotated[str, one_of(CUTS)] = "random"
     block: Annotated[int, at_least(1)] = 128
     needs = frozenset({"prefixes"})
+
+    def cost(self, episode: int | None = None) -> Cost:
+        """What a step takes; how often a branch is continued depends on where answers end."""
+        return Cost(self.prompts * self.size)
 
     def __call__(self, context: Context) -> Trajectories:
         """Grow the trees. Records the tokens that were decoded a row, and their share of those that the rows hold."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vantage.core import above, at_least, component
 from vantage.core.context import Context
+from vantage.core.costs import Cost, episodes
 from vantage.core.errors import UserError, out_of_range
 from vantage.core.protocols import Prompts
 from vantage.core.trajectories import Trajectories
@@ -60,6 +61,10 @@ class Unmask:
     def prepare(self, context: Context) -> None:
         """Give the policy its temperature."""
         set_temperature(context, self.temperature)
+
+    def cost(self, episode: int | None = None) -> Cost:
+        """What a step takes."""
+        return episodes(self.prompts * self.size, episode)
 
     def __call__(self, context: Context) -> Trajectories:
         """Answer the next prompts."""

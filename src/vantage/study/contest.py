@@ -11,8 +11,8 @@ from typing import Any
 
 from vantage.config import commit, versions
 from vantage.core.errors import UserError
-from vantage.core.method import configure, describe
 from vantage.methods import registry
+from vantage.methods.composition import configure, describe
 from vantage.settings import read_settings
 from vantage.study.arenas import Arena
 from vantage.study.cache import Cache, default_folder

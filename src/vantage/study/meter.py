@@ -127,16 +127,6 @@ _COUNTED: dict[str, Callable[[Meter, Any], Any]] = {
 }
 
 
-def cost_of_step(plan: Any, unit: str) -> float | None:
-    """Return what one step of a rollout plan generates, read off its settings; None when they do not say."""
-    if hasattr(plan, "rows") and hasattr(plan, "length"):
-        return float(plan.rows * (plan.length if unit == "environment steps" else 1))
-    if unit == "samples" and hasattr(plan, "prompts") and hasattr(plan, "size"):
-        return float(plan.prompts * plan.size)
-    inner = getattr(plan, "plan", None)
-    return None if inner is None else cost_of_step(inner, unit)
-
-
 class Horizon:
     """How many steps of the road a budget will last, from what the steps so far have cost."""
 

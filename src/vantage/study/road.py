@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from vantage.core.costs import cost
 from vantage.core.errors import UserError
 from vantage.core.trainer import Report, Schedule, Trainer
 from vantage.methods import registry
 from vantage.study.judge import EVALUATION_SEED, Judge, task_of
-from vantage.study.meter import BudgetSpent, Horizon, Meter, cost_of_step
+from vantage.study.meter import BudgetSpent, Horizon, Meter
 from vantage.tasks.language.turns import read
 
 if TYPE_CHECKING:
@@ -31,7 +32,8 @@ def run(job: Job, report: Reporter) -> float:
     torch.manual_seed(job.seed)
     arena = job.arena
     task, method = task_of(arena), registry.page(job.method).build(job.settings)
-    horizon = Horizon(arena.budget.size, cost_of_step(method.rollout, arena.budget.unit))
+    episode = getattr(task, "episode_length", None)
+    horizon = Horizon(arena.budget.size, cost(method.rollout, episode).of(arena.budget.unit))
     policy = method.policy_for(task, model=job.model, seed=job.seed)
     meter = Meter(task.make_engine(policy, seed=job.seed), arena.budget.unit, arena.budget.size)
     judge = Judge(arena, task, policy, job.seed, report)

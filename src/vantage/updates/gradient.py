@@ -55,6 +55,11 @@ class GradientUpdate:
     transforms: tuple[Any, ...] = ()
     _memory: dict[str, Any] = memory()
 
+    @property
+    def optimizer_steps(self) -> float | None:
+        """Optimiser steps a batch, at most; None where the number of epochs changes in the run."""
+        return self.epochs * self.minibatches if isinstance(self.epochs, int) else None
+
     def prepare(self, context: Context) -> None:
         """Make the optimiser of the policy's trainable parameters."""
         parameters = [p for p in context.policy.parameters() if p.requires_grad]

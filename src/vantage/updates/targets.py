@@ -89,6 +89,12 @@ class Every:
     steps: Annotated[int, at_least(1)]
     update: Any
 
+    @property
+    def optimizer_steps(self) -> float | None:
+        """Optimiser steps a batch, on average; None where the update does not say."""
+        inner = getattr(self.update, "optimizer_steps", None)
+        return None if inner is None else inner / self.steps
+
     def __call__(self, batch: Trajectories, context: Context) -> None:
         """Update, when it is time."""
         if (context.step + 1) % self.steps == 0:

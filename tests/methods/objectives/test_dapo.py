@@ -6,7 +6,7 @@ import pytest
 
 import vantage
 from tests.methods.family import check_against_trl, check_groups
-from vantage.core.method import differences
+from vantage.methods.composition import differences
 
 pytestmark = pytest.mark.peers
 

@@ -12,7 +12,7 @@ import vantage
 from tests.harness import context, loss_of, new_logp, random_batch
 from tests.methods.toys import assert_resumes, gain, trainer
 from vantage.core import Trajectories, UserError
-from vantage.core.method import differences
+from vantage.methods.composition import differences
 from vantage.regularizers.dual import DualAscent, Multiplier
 
 

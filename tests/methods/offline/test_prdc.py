@@ -12,7 +12,7 @@ import vantage
 from tests.harness import context
 from tests.methods.offline.worlds import assert_resumes, batch_of, runner
 from vantage.core import Trajectories, UserError
-from vantage.core.method import differences
+from vantage.methods.composition import differences
 from vantage.methods.offline.prdc import Neighbour
 from vantage.objectives.deterministic import AnchoredGradient, DataAction
 

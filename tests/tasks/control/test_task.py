@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +15,6 @@ import gymnasium
 from vantage.core.errors import UserError
 from vantage.policies.control import ControlPolicy
 from vantage.policies.spaces import Actions, Observations
-from vantage.rollouts.plans import Groups, Steps
 from vantage.tasks.control.task import EVALUATION, SHORT_NAMES, ControlTask, task_from_spec
 from vantage.tasks.registry import make_task
 
@@ -68,13 +66,6 @@ def test_prompts_are_seeds() -> None:
     prompts = ControlTask("cartpole").prompts(torch.tensor([4, 9]))
     assert list(prompts.items) == [4, 9]
     assert prompts.ids.tolist() == [4, 9]
-
-
-def test_budgets_are_in_steps_of_the_environment() -> None:
-    task = ControlTask("cartpole")
-    assert task.horizon(100_000, SimpleNamespace(rollout=Steps(4, 128))) == 195
-    assert task.horizon(100_000, SimpleNamespace(rollout=Groups(prompts=2, size=5))) == 20
-    assert task.horizon(10, SimpleNamespace(rollout=Steps(4, 128))) == 1
 
 
 def test_evaluation_is_of_the_policy_and_the_seed_alone() -> None:

@@ -24,6 +24,7 @@ from vantage.advantages.groups import GroupStandardized
 from vantage.annotations import at_least
 from vantage.core.component import component
 from vantage.core.context import Context
+from vantage.core.costs import Cost, episodes
 from vantage.core.method import Method
 from vantage.core.protocols import Prompts, prefix_engine
 from vantage.core.scoring import scored
@@ -54,6 +55,10 @@ class BestDraft(Groups):
     def __post_init__(self) -> None:
         if isinstance(self.template, Template):
             self.template.check("BestDraft.template", ("prompt", "draft"))
+
+    def cost(self, episode: int | None = None) -> Cost:
+        """What a step takes, drafts included."""
+        return episodes(self.prompts * (self.size + self.drafts), episode, rows=self.prompts * self.size)
 
     def __call__(self, context: Context) -> Trajectories:
         """Draft, choose, and sample."""

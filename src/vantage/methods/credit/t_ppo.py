@@ -31,6 +31,7 @@ from vantage.advantages.estimators import GAE
 from vantage.annotations import at_least
 from vantage.core.component import component, memory
 from vantage.core.context import Context
+from vantage.core.costs import Cost
 from vantage.core.method import Method
 from vantage.core.protocols import prefix_engine
 from vantage.core.trajectories import Trajectories, concatenate, credit_flows, own
@@ -73,6 +74,10 @@ class Windows:
     def prepare(self, context: Context) -> None:
         """Give the policy its temperature."""
         set_temperature(context, self.temperature)
+
+    def cost(self, episode: int | None = None) -> Cost:
+        """What a step takes; a row has at most `length` new tokens."""
+        return Cost(self.rows, self.rows)
 
     def __call__(self, context: Context) -> Trajectories:
         """Go on with the unfinished answers and begin new ones in the places that are free."""

@@ -38,6 +38,7 @@ from vantage.advantages.clamped import Clamped
 from vantage.annotations import above, at_least, at_most
 from vantage.core.component import component
 from vantage.core.context import Context
+from vantage.core.costs import Cost
 from vantage.core.errors import UserError
 from vantage.core.method import Method
 from vantage.core.trajectories import Trajectories, declare
@@ -82,6 +83,10 @@ class Tree:
         steps = self.sampler.steps
         if list(self.splits) != sorted(set(self.splits)) or any(not 0 <= split < steps for split in self.splits):
             raise UserError(f"Tree.splits={self.splits} is out of range: ascending steps from 0 to {steps - 1}")
+
+    def cost(self, episode: int | None = None) -> Cost:
+        """What a step takes; each split counts its branches as further samples."""
+        return Cost(self.prompts * 2 ** len(self.splits))
 
     def __call__(self, context: Context) -> Trajectories:
         """Grow the trees of the next prompts."""

@@ -21,6 +21,7 @@ from torch import Tensor
 from vantage.annotations import at_least
 from vantage.core.component import component
 from vantage.core.context import Context
+from vantage.core.costs import Cost
 from vantage.core.errors import UserError
 from vantage.core.method import Method
 from vantage.core.protocols import Evaluation
@@ -51,6 +52,10 @@ class Pairs:
 
     batch: Annotated[int, at_least(1)] = 256
     needs = frozenset({"flow"})
+
+    def cost(self, episode: int | None = None) -> Cost:
+        """What a step takes."""
+        return Cost(self.batch, self.batch, self.batch)
 
     def __call__(self, context: Context) -> Trajectories:
         """Draw the next pairs."""

@@ -19,6 +19,7 @@ import torch
 from vantage.annotations import at_least
 from vantage.core.component import component
 from vantage.core.context import Context
+from vantage.core.costs import Cost
 from vantage.core.errors import UserError
 from vantage.core.method import Method
 from vantage.core.trajectories import Trajectories
@@ -44,6 +45,10 @@ class Answers:
 
     batch: Annotated[int, at_least(1)] = 64
     needs = frozenset({"masked"})
+
+    def cost(self, episode: int | None = None) -> Cost:
+        """What a step takes."""
+        return Cost(self.batch, self.batch)
 
     def __call__(self, context: Context) -> Trajectories:
         """Return the next batch."""

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from vantage.core.context import Context
+from vantage.core.costs import Cost, episodes
 from vantage.core.method import Method
 from vantage.core.scoring import scored
 from vantage.core.trajectories import Trajectories, own
@@ -39,6 +40,10 @@ PAPER = Paper(
 @dataclass(frozen=True)
 class GreedyCompanion(Groups):
     """Groups, and for each prompt one greedy answer whose score stands in the column `baseline` [N]."""
+
+    def cost(self, episode: int | None = None) -> Cost:
+        """What a step takes, greedy companions included."""
+        return episodes(self.prompts * (self.size + 1), episode, rows=self.prompts * self.size)
 
     def __call__(self, context: Context) -> Trajectories:
         """Sample, score both, keep the sampled ones."""

@@ -36,6 +36,7 @@ from torch import Tensor
 from vantage.annotations import at_least, below
 from vantage.core.component import component, memory
 from vantage.core.context import Context
+from vantage.core.costs import Cost, episodes
 from vantage.core.method import Method
 from vantage.core.trajectories import Trajectories
 from vantage.core.walk import prepare
@@ -75,10 +76,10 @@ class Population(MultiStart):
     freeze_encoder: bool = False
     _state: dict[str, bool] = memory()
 
-    @property
-    def size(self) -> int:
-        """Tours of an instance in the second phase; 0 where the instance decides."""
-        return self.starts * self.agents
+    def cost(self, episode: int | None = None) -> Cost:
+        """What a step takes; it differs between the phases."""
+        whole = self.prompts * self.starts * self.agents
+        return episodes(whole, episode) if whole and self.warm == 0 else Cost()
 
     def prepare(self, context: Context) -> None:
         """Give the policy its decoders."""

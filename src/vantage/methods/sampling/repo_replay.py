@@ -18,13 +18,14 @@ the fresh answers', `batch/score` that of all.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from vantage.core.context import Context
+from vantage.core.costs import Cost, cost
 from vantage.core.errors import UserError
 from vantage.core.method import Method
 from vantage.core.protocols import Evaluation
@@ -136,6 +137,10 @@ class PromptReplay:
         if self.strategy not in STRATEGIES:
             raise UserError(f"PromptReplay.strategy={self.strategy!r} is not known: {', '.join(STRATEGIES)}")
         self._memory["queues"] = PromptQueues(self.capacity)
+
+    def cost(self, episode: int | None = None) -> Cost:
+        """What a step takes, as far as fresh answers go; how many are replayed depends on what is held."""
+        return replace(cost(self.plan, episode), rows=None)
 
     def __call__(self, context: Context) -> Trajectories:
         """Gather fresh groups and put replayed rows behind them."""

@@ -27,6 +27,7 @@ from vantage.advantages.groups import GroupStandardized
 from vantage.annotations import at_least
 from vantage.core.component import component
 from vantage.core.context import Context
+from vantage.core.costs import Cost
 from vantage.core.errors import UserError, nearest
 from vantage.core.method import Method
 from vantage.core.protocols import Prompts
@@ -113,6 +114,10 @@ class Scaffolded(Groups):
     right_at: float = 1.0
     ladder: Any = field(default_factory=HintLadder)
     needs = frozenset({"text"})
+
+    def cost(self, episode: int | None = None) -> Cost:
+        """What a step takes; how many hinted answers are tried depends on what fails."""
+        return Cost(self.prompts * self.size)
 
     def __call__(self, context: Context) -> Trajectories:
         """Sample, and rescue; `hint` [N] is the level of a rescued row, -1 for others; metrics of hinted answers: `rescue/`."""

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from vantage.core.costs import cost
 from vantage.core.errors import UserError
 from vantage.core.trainer import Schedule, Trainer
 from vantage.methods import registry
+from vantage.rollouts.routing import MultiStart
 from vantage.tasks.routing.task import RoutingTask
 
 if TYPE_CHECKING:
@@ -32,10 +34,13 @@ def throughput(job: Job, report: Reporter) -> float:
     torch.manual_seed(job.seed)
     method = registry.page(job.method).build(job.settings)
     plan = method.rollout
-    if not (hasattr(plan, "prompts") and hasattr(plan, "size")):
-        raise UserError(f"{job.method} builds no groups of tours: its throughput is not measured here")
     task = RoutingTask("tsp", **MODEL)
-    each = plan.prompts * (plan.size or task.nodes) * task.nodes
+    tours = cost(plan).samples
+    if tours is None and isinstance(plan, MultiStart) and not plan.starts:
+        tours = plan.prompts * task.nodes
+    if tours is None:
+        raise UserError(f"{job.method} does not say how many tours it builds: its throughput is not measured here")
+    each = tours * task.nodes
     steps = math.ceil(job.arena.budget.size / each)
     policy = task.make_policy(seed=job.seed)
     trainer = Trainer(method, task, policy, task.make_engine(policy, seed=job.seed), Schedule(steps + 1), seed=job.seed)

@@ -62,6 +62,7 @@ class ControlTask:
     """
 
     size = 0
+    unit = "environment steps"
     default_steps = 100_000
 
     def __init__(
@@ -117,15 +118,6 @@ class ControlTask:
     def score(self, batch: Trajectories, context: Context) -> dict[str, Tensor]:
         """Nothing: rewards come with the decisions."""
         return {}
-
-    def horizon(self, steps: int, method: Any) -> int:
-        """Return how many steps of the road take `steps` steps of the environment; one whole episode counts as its limit."""
-        plan = method.rollout
-        if hasattr(plan, "rows") and hasattr(plan, "length"):
-            return max(1, steps // (plan.rows * plan.length))
-        if hasattr(plan, "prompts") and hasattr(plan, "size"):
-            return max(1, steps // max(1, plan.prompts * plan.size * (self.episode_limit or 1000)))
-        return steps
 
     def make_policy(self, model: str | Path = "", seed: int = 0, **options: Any) -> ControlPolicy:
         """Return a new policy, or the saved one in the folder `model`.

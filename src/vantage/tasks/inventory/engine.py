@@ -87,6 +87,8 @@ class SimulatorEngine:
         self.system = system
         self.periods = periods
         self.seed = seed
+        self.taken = 0
+        """Periods that were run."""
         self._state: Tensor | None = None
         self._clock = 0
 
@@ -149,6 +151,7 @@ class SimulatorEngine:
 
         ran = simulate(self.system, act, start, demand)
         state, cost = ran.pop("state"), ran.pop("cost")
+        self.taken += cost.numel()
         context.record("episode/cost", cost.mean())
         mask = torch.ones_like(cost, dtype=torch.bool)
         # The log-probabilities of all periods at once: the policy is asked once more, not once a period.

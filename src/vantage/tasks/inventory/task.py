@@ -48,6 +48,7 @@ class InventoryTask:
     """
 
     size = 0
+    unit = "environment steps"
     default_steps = 500_000
 
     def __init__(
@@ -99,14 +100,15 @@ class InventoryTask:
         """Nothing: rewards come with the decisions."""
         return {}
 
-    def horizon(self, steps: int, method: Any) -> int:
-        """Return how many steps of the road take `steps` periods."""
-        plan = method.rollout
-        if hasattr(plan, "rows") and hasattr(plan, "length"):
-            return max(1, steps // (plan.rows * plan.length))
-        if hasattr(plan, "prompts") and hasattr(plan, "size"):
-            return max(1, steps // (plan.prompts * plan.size * self.periods))
-        return steps
+    @property
+    def episode_length(self) -> int:
+        """Periods of every episode."""
+        return self.periods
+
+    @property
+    def episode_limit(self) -> int:
+        """Periods of the longest episode: of every one."""
+        return self.periods
 
     def make_policy(self, model: str | Path = "", seed: int = 0, **options: Any) -> Any:
         """Return a new policy, or the saved one in the folder `model`.

@@ -9,6 +9,7 @@ import torch
 
 from vantage.core import at_least, component, memory
 from vantage.core.context import Context
+from vantage.core.costs import Cost
 from vantage.core.errors import UserError
 from vantage.core.trajectories import Trajectories
 from vantage.rewards.verifiers import verifier
@@ -62,6 +63,10 @@ class Demonstrations:
             )
         self._state.update(seed=int(torch.randint(2**62, (), generator=context.generator)), step=0)
         self._ready.clear()
+
+    def cost(self, episode: int | None = None) -> Cost:
+        """What a step takes."""
+        return Cost(self.batch, self.batch)
 
     def __call__(self, context: Context) -> Trajectories:
         """Return the next batch."""

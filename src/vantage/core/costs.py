@@ -1,0 +1,78 @@
+"""What a step of a rollout plan costs, and how long a budget of environment steps lasts."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+ENVIRONMENT_STEPS = "environment steps"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one step of a rollout plan takes; None for what only the step itself will show.
+
+    Attributes:
+        rows: rows that are learnt from.
+        samples: rows that are sampled or read, those included that are not learnt from.
+        tokens: decisions in these rows.
+        environment_steps: decisions that an environment answers.
+    """
+
+    rows: int | None = None
+    samples: int | None = None
+    tokens: int | None = None
+    environment_steps: int | None = None
+
+    def of(self, unit: str) -> int | None:
+        """Return the cost in a unit: 'rows', 'samples', 'tokens' or 'environment steps'."""
+        found: int | None = getattr(self, unit.replace(" ", "_"))
+        return found
+
+
+def episodes(samples: int, episode: int | None, rows: int | None = None) -> Cost:
+    """Return the cost of `samples` whole episodes of `episode` decisions (None: they differ), of which `rows` are learnt from."""
+    decisions = samples * episode if episode is not None else None
+    return Cost(samples if rows is None else rows, samples, decisions, decisions)
+
+
+def cost(plan: Any, episode: int | None = None) -> Cost:
+    """Return what a step of a rollout plan costs, by its method `cost(episode)`; a plan without one does not know.
+
+    Args:
+        plan: a method's rollout.
+        episode: decisions of a whole episode where all have as many, else None.
+    """
+    ask = getattr(plan, "cost", None)
+    return Cost() if ask is None else ask(episode)  # type: ignore[no-any-return]
+
+
+class Budget:
+    """Environment steps that a run may take, and how many it has taken, as its engine counts them (`taken`).
+
+    Args:
+        size: environment steps.
+        engine: what takes them.
+        each: what a step of the loop takes, None where they differ.
+    """
+
+    def __init__(self, size: int, engine: Any, each: int | None) -> None:
+        self.size, self.engine, self.each = size, engine, each
+        self.before = 0
+        """Taken before the engine was made: by the part of the run that is resumed."""
+
+    @property
+    def taken(self) -> int:
+        """Environment steps that the run has taken."""
+        return self.before + int(self.engine.taken)
+
+    @property
+    def left(self) -> int:
+        """Environment steps that may still be taken."""
+        return max(self.size - self.taken, 0)
+
+    def steps(self, done: int) -> int:
+        """Return how many steps of the loop the run will have, `done` of which are done; exact where they cost the same."""
+        each = self.each or (self.taken / done if done else self.size / 100)
+        return done + math.ceil(self.left / each)
