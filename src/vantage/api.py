@@ -271,7 +271,7 @@ def _run(
     if policy is None:
         policy = built.policy_for(task, model=config.model, seed=config.seed)
     policy = policy.to(device)
-    engine = task.make_engine(policy, seed=config.seed)
+    engine = built.engine_for(task, policy, seed=config.seed)
     if config.options.get("engine") == "vllm":
         from vantage.integrations.vllm import VllmEngine
 

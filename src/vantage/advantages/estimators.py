@@ -13,6 +13,11 @@ from vantage.core.trajectories import Trajectories, credit_flows
 from vantage.functions.returns import gae
 from vantage.functions.whitening import whiten
 
+DISCOUNT = property(
+    lambda self: frozenset({("gamma", self.gamma)}),
+    doc="Asks the engine to discount the return by which it scales rewards as this component discounts them.",
+)
+
 
 @component
 class GAE:
@@ -33,6 +38,7 @@ class GAE:
     gamma: Annotated[float, between(0, 1)] = 0.99
     lam: Annotated[float, between(0, 1)] = 0.95
     whiten: bool = False
+    engine_options = DISCOUNT
 
     def __call__(self, batch: Trajectories, context: Context) -> Trajectories:
         """Fill `advantage` and `returns`, both [N, T]."""
@@ -67,6 +73,7 @@ class RewardToGo:
     gamma: Annotated[float, between(0, 1)] = 1.0
     baseline: bool = False
     whiten: bool = False
+    engine_options = DISCOUNT
 
     def __call__(self, batch: Trajectories, context: Context) -> Trajectories:
         """Fill `advantage` and `returns`, both [N, T]."""

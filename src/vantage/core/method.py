@@ -92,21 +92,25 @@ class Method:
         """Union of what the components declare under `name`: 'wants', 'columns' or 'policies'."""
         return declared([getattr(self, place) for place in PLACES], name)
 
-    @property
-    def policy_options(self) -> dict[str, Any]:
-        """What the components ask of a policy that is made for them: the pairs (name, value) that they declare as `policy_options`.
+    def asked(self, name: str) -> dict[str, Any]:
+        """Return the options that the components ask of what is made for them: the pairs (option, value) declared under `name`.
 
         Raises:
             UserError: two components ask for different things.
         """
         found: dict[str, Any] = {}
         for place, component in self.components():
-            for name, value in sorted(getattr(component, "policy_options", ())):
-                if found.setdefault(name, value) != value:
+            for option, value in sorted(getattr(component, name, ())):
+                if found.setdefault(option, value) != value:
                     raise UserError(
-                        f"{place} asks for a policy with {name}={value!r}, another component for {found[name]!r}"
+                        f"{name}: {place} asks for {option}={value!r}, another component for {found[option]!r}"
                     )
         return found
+
+    @property
+    def policy_options(self) -> dict[str, Any]:
+        """What the components ask of a policy that is made for them; see `asked`."""
+        return self.asked("policy_options")
 
     def policy_for(self, task: Any, *, model: str = "", seed: int = 0) -> Any:
         """Return the policy that a task makes for this method.
@@ -122,6 +126,12 @@ class Method:
                 f"{self.name or 'the method'} needs a policy with {asked}, which the task {task.name!r} cannot make"
             )
         return task.make_policy(model=model, seed=seed, **options)
+
+    def engine_for(self, task: Any, policy: Any, *, seed: int = 0) -> Any:
+        """Return the engine that a task makes for this method, with those of its `engine_options` that the task's engine has."""
+        known = inspect.signature(task.make_engine).parameters
+        options = {name: value for name, value in self.asked("engine_options").items() if name in known}
+        return task.make_engine(policy, seed=seed, **options)
 
     @property
     def wants(self) -> frozenset[str]:

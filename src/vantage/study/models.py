@@ -41,11 +41,12 @@ def make(arena: Arena, folder: Path, send: Send) -> None:
         task = make_task(arena.task, data=arena.data, verifier=arena.verifier, options=options)
     policy = task.make_policy(model=base, seed=model.seed)
     if model.steps:
+        method = registry.page(model.method).build(model.settings)
         trainer = Trainer(
-            registry.page(model.method).build(model.settings),
+            method,
             task,
             policy,
-            task.make_engine(policy, seed=model.seed),
+            method.engine_for(task, policy, seed=model.seed),
             Schedule(model.steps),
             seed=model.seed,
             listeners=[_Progress(send)],

@@ -35,7 +35,7 @@ def run(job: Job, report: Reporter) -> float:
     episode = getattr(task, "episode_length", None)
     horizon = Horizon(arena.budget.size, cost(method.rollout, episode).of(arena.budget.unit))
     policy = method.policy_for(task, model=job.model, seed=job.seed)
-    meter = Meter(task.make_engine(policy, seed=job.seed), arena.budget.unit, arena.budget.size)
+    meter = Meter(method.engine_for(task, policy, seed=job.seed), arena.budget.unit, arena.budget.size)
     judge = Judge(arena, task, policy, job.seed, report)
 
     def after_step(told: Report) -> None:

@@ -27,6 +27,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vantage.advantages.estimators import DISCOUNT
 from vantage.core.component import component
 from vantage.core.context import Context
 from vantage.core.errors import UserError
@@ -123,6 +124,7 @@ class Refreshed(GradientUpdate):
     unit: str = "row"
     gamma: float = 0.995
     lam: float = 0.95
+    engine_options = DISCOUNT
 
     def step(self, part: Trajectories, context: Context) -> None:
         """Give credit, then take the step."""
@@ -140,6 +142,7 @@ class FlowRollout(Steps):
     solver_steps: int = 10
     target: str = "noise"
     needs = frozenset({"streams", "continuous"})
+    engine_options = frozenset({("normalize_rewards", False)})
 
     @property
     def policy_options(self) -> frozenset[tuple[str, object]]:

@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 
 from vantage.advantages.critic import add_critic
+from vantage.advantages.estimators import DISCOUNT
 from vantage.core.component import component
 from vantage.core.context import Context
 from vantage.core.errors import UserError
@@ -170,6 +171,7 @@ class StandardReturns:
     """
 
     gamma: float = 0.99
+    engine_options = DISCOUNT
 
     def __call__(self, batch: Trajectories, context: Context) -> Trajectories:
         """Fill both, [N, T]; no gradient."""

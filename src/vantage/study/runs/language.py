@@ -73,7 +73,7 @@ def shared_prefix(job: Job, report: Reporter) -> float:
 
 def _trainer(job: Job, method: Any, task: LanguageTask) -> Trainer:
     policy: Any = task.make_policy(model=job.model, seed=job.seed)
-    return Trainer(method, task, policy, task.make_engine(policy), Schedule(1), seed=job.seed)
+    return Trainer(method, task, policy, method.engine_for(task, policy), Schedule(1), seed=job.seed)
 
 
 def _gradient(trainer: Trainer, batch: Trajectories) -> float:

@@ -172,7 +172,7 @@ def perturbed(job: Job, report: Reporter) -> float:
 
     judge(0)
     trainer = Trainer(
-        method, task, policy, task.make_engine(policy), Schedule(steps), seed=job.seed, listeners=[after_step]
+        method, task, policy, method.engine_for(task, policy), Schedule(steps), seed=job.seed, listeners=[after_step]
     )
     if trainer.run().status != "finished":
         raise InterruptedError("the run was interrupted")

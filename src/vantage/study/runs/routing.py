@@ -43,7 +43,9 @@ def throughput(job: Job, report: Reporter) -> float:
     each = tours * task.nodes
     steps = math.ceil(job.arena.budget.size / each)
     policy = task.make_policy(seed=job.seed)
-    trainer = Trainer(method, task, policy, task.make_engine(policy, seed=job.seed), Schedule(steps + 1), seed=job.seed)
+    trainer = Trainer(
+        method, task, policy, method.engine_for(task, policy, seed=job.seed), Schedule(steps + 1), seed=job.seed
+    )
     trainer.step()
     started = time.process_time()
     for step in range(steps):

@@ -195,9 +195,11 @@ class LakeTask(ControlTask):
         super().__init__(ENV_ID, size=size, slip=slip, **options)
         self.name = "lake"
 
-    def make_engine(self, policy: ControlPolicy, seed: int = 0, **options: Any) -> PostDecisionEngine:
+    def make_engine(
+        self, policy: ControlPolicy, seed: int = 0, *, normalize_rewards: bool | None = None, gamma: float | None = None
+    ) -> PostDecisionEngine:
         """Return an engine that runs the policy in copies of the environment."""
-        return PostDecisionEngine(self.ice, seed=seed, **{**self.engine_options, **options})
+        return PostDecisionEngine(self.ice, seed=seed, **self.engine_settings(normalize_rewards, gamma))
 
     @torch.no_grad()
     def evaluate(self, policy: Any, *, samples: int, seed: int) -> dict[str, float]:

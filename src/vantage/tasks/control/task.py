@@ -47,14 +47,14 @@ class ControlTask:
     Args:
         env: a short name (`cartpole`, `hopper`, ...), a Gymnasium id, or with `backend="envpool"` one of EnvPool's.
         normalize_observations: whether the policy normalises what it sees; None: where actions are continuous.
-        normalize_rewards: whether rewards are scaled in training; None: where actions are continuous.
+        normalize_rewards: whether rewards are scaled in training; None: as the method asks, else where actions are continuous.
         clip_rewards: whether only the signs of rewards are learnt from; None: for Atari.
         stochastic_evaluation: evaluate sampled actions too, beside the most likely ones.
         parallel: environments that an evaluation steps side by side.
         policy: 'distribution' (Gaussian or categorical), 'flow' or 'diffusion'; None: what the method asks for, or the first.
         warm_start: steps in which a new policy learns to act as the environment's demonstrations do, 0 for none.
         **options: of the policy (`hidden`, `activation`, `shared`, `state_dependent_std`, `squash`, `log_std`), of the engine
-            (`backend`, `gamma`), and of the environment (all others).
+            (`backend`; `gamma` of the scaling, the method's own where it is left out), and of the environment (all others).
 
     Raises:
         UserError: the environment is not known or its spaces are not supported.
@@ -107,7 +107,7 @@ class ControlTask:
         if normalize_observations is None:
             normalize_observations = continuous and numbers
         self.policy_options.setdefault("normalize_observations", normalize_observations)
-        self.engine_options["normalize_rewards"] = continuous if normalize_rewards is None else normalize_rewards
+        self.normalize_rewards = normalize_rewards
         atari = env.startswith("ALE/") or (self.pooled and self.observations.kind == "image")
         self.engine_options["clip_rewards"] = atari if clip_rewards is None else clip_rewards
 
@@ -144,11 +144,32 @@ class ControlTask:
             policies.clone(made, torch.from_numpy(seen), torch.from_numpy(done), self.warm_start, seed)
         return made
 
-    def make_engine(self, policy: ControlPolicy, seed: int = 0, **options: Any) -> EnvironmentEngine:
-        """Return an engine that runs the policy in copies of the environment."""
+    def make_engine(
+        self,
+        policy: ControlPolicy,
+        seed: int = 0,
+        *,
+        normalize_rewards: bool | None = None,
+        gamma: float | None = None,
+    ) -> EnvironmentEngine:
+        """Return an engine that runs the policy in copies of the environment.
+
+        Args:
+            policy: what acts.
+            seed: from which every copy's seed follows.
+            normalize_rewards, gamma: what a method asks for; the task's own options, where they were given, come first.
+        """
         if not self.pooled:
             prepare(self.env_id)
-        return EnvironmentEngine(self.env_id, options=self.env_options, seed=seed, **{**self.engine_options, **options})
+        settings = self.engine_settings(normalize_rewards, gamma)
+        return EnvironmentEngine(self.env_id, options=self.env_options, seed=seed, **settings)
+
+    def engine_settings(self, normalize_rewards: bool | None, gamma: float | None) -> dict[str, Any]:
+        """Return the engine's settings: the task's options, else what a method asks for, else the defaults."""
+        asked = {} if gamma is None else {"gamma": gamma}
+        chosen = (self.normalize_rewards, normalize_rewards, self.actions.kind == "continuous")
+        scaled = next(choice for choice in chosen if choice is not None)
+        return {**asked, **self.engine_options, "normalize_rewards": scaled}
 
     def evaluate(self, policy: Any, *, samples: int, seed: int) -> dict[str, float]:
         """Run `samples` episodes in environments of its own with the most likely actions; normalisation does not move.
