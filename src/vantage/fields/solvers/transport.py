@@ -39,6 +39,10 @@ class Transport:
             )
         if bool((self.source < 0).any()) or bool((self.target < 0).any()):
             raise UserError("the histograms of a transport problem cannot be negative")
+        if not float(self.source.sum()) > 0:
+            raise UserError(
+                f"the source of a transport problem holds a mass of {float(self.source.sum()):g}: it must be above 0"
+            )
         if not torch.isclose(self.source.sum(), self.target.sum(), rtol=1e-5):
             raise UserError(
                 f"source and target hold different masses: {float(self.source.sum()):g} and {float(self.target.sum()):g}"
@@ -61,7 +65,7 @@ class Plan:
 
     def cost(self, problem: Transport) -> float:
         """Return the cost of moving what the plan moves, whether or not that is what should be moved."""
-        return float((self.plan * problem.cost).sum())
+        return float(torch.where(self.plan == 0, 0.0, self.plan * problem.cost).sum())
 
     def violation(self, problem: Transport) -> float:
         """Return by how much the marginals fail: the sum of absolute differences of row and column sums."""

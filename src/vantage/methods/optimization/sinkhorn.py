@@ -54,7 +54,11 @@ class Sinkhorn:
                 told(done, plan)
             if float((plan.sum(1) - problem.source).abs().sum()) < self.tolerance:
                 break
-        value = f @ problem.source + g @ problem.target - eps * plan.sum()
+        # An empty place has the potential -inf and takes no part: 0 times -inf is 0.
+        value = sum(
+            torch.where(mass > 0, dual * mass, 0.0).sum() for dual, mass in ((f, problem.source), (g, problem.target))
+        )
+        value = value - eps * plan.sum()
         return Plan(plan, float(value), done)
 
 
