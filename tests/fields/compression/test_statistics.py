@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from tests.fields.compression.tools import image_model, language, small
+from vantage.core.errors import UserError
 from vantage.fields.compression.network import weight_names
 from vantage.fields.compression.scores import batch_losses
 from vantage.fields.compression.statistics import fisher_diagonal, gradient_rows, input_statistics
@@ -40,6 +45,31 @@ def test_patches_of_a_convolution() -> None:
     assert found["2"].gram is not None
     assert found["2"].gram.shape == (36, 36)
     assert found["2"].count == 3 * 16
+
+
+@pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular"])
+@pytest.mark.parametrize(("padding", "dilation"), [(1, 1), ((2, 0), 1), ("same", 2)])
+def test_patches_are_what_the_convolution_reads(mode: str, padding: Any, dilation: int) -> None:
+    # With one weight of 1 an output, a convolution gives its patches out.
+    layer = nn.Conv2d(2, 18, 3, padding=padding, dilation=dilation, padding_mode=mode, bias=False)
+    with torch.no_grad():
+        layer.weight.copy_(torch.eye(18).view(18, 2, 3, 3))
+    x = torch.randn(3, 2, 6, 5, generator=torch.Generator().manual_seed(0))
+    model = nn.Sequential(layer)
+    patches = model(x).transpose(0, 1).flatten(1).detach()
+    found = input_statistics(model, ["0"], [lambda: model(x)], gram=True)["0"]
+    assert found.count == patches.shape[1]
+    torch.testing.assert_close(found.gram, patches @ patches.T)
+    alone = input_statistics(model, ["0"], [lambda: model(x[0])], gram=True)["0"]
+    one = model(x[0]).flatten(1).detach()
+    torch.testing.assert_close(alone.gram, one @ one.T)
+
+
+def test_a_layer_that_no_run_calls_is_named() -> None:
+    model = nn.MultiheadAttention(4, 2)
+    x = torch.zeros(3, 1, 4)
+    with pytest.raises(UserError, match=r"no run calls the layer out_proj.*leave it out"):
+        input_statistics(model, ["out_proj"], [lambda: model(x, x, x)])
 
 
 def test_tokens_of_a_language_model_count_as_inputs() -> None:

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vantage.core.errors import UserError
+
 
 @dataclass
 class InputStatistics:
@@ -54,6 +56,9 @@ def input_statistics(
         layers: paths of linear or convolutional layers, each of which runs once a run.
         runs: each runs the model on some rows.
         gram: whether x x^T is summed too, inputs * inputs numbers a layer.
+
+    Raises:
+        UserError: no run called one of the layers.
     """
     found = {name: InputStatistics() for name in layers}
     seen: set[str] = set()
@@ -81,13 +86,20 @@ def input_statistics(
         model.train(training)
         for handle in handles:
             handle.remove()
+    unseen = [name for name, each in found.items() if each.squares is None]
+    if unseen:
+        raise UserError(
+            f"no run calls the layer {unseen[0]}, so its inputs are not known: another module may read its weights (as"
+            " nn.MultiheadAttention does); leave it out"
+        )
     return found
 
 
 def _positions(layer: nn.Module, x: Tensor) -> Tensor:
     if isinstance(layer, nn.Conv2d):
         # Torch's own record of the padding on each side, the last axis first: right for "same" too.
-        padded = F.pad(x, layer._reversed_padding_repeated_twice)
+        mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+        padded = F.pad(x if x.dim() == 4 else x.unsqueeze(0), layer._reversed_padding_repeated_twice, mode)
         patches = F.unfold(padded, layer.kernel_size, layer.dilation, 0, layer.stride)
         return patches.transpose(1, 2).flatten(0, 1)
     return x.flatten(0, -2)
