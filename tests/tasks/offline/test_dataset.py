@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -120,3 +121,45 @@ def test_what_cannot_be_read_or_written_is_refused(data: Recorded, tmp_path: Pat
     for spec, said in (("offline:world=pont", "point"), ("offline:good=2", "good=2"), ("offline:stps=3", "steps")):
         with pytest.raises(UserError, match=said):
             vantage.task(spec)
+
+
+@pytest.mark.parametrize(
+    ("key", "change", "said"),
+    [
+        ("observations", lambda seen: seen[:-1], r"episode 1: (\d+) observations for \1 actions: the last obs.* is missing"),
+        ("observations", lambda seen: seen[:-2], r"episode 1: \d+ observations for \d+ actions: there must be \d+"),
+        ("observations", lambda seen: seen[:, 0], "episode 1: observations and actions must be vectors; observations are not"),
+        ("observations", lambda seen: seen * np.nan, "episode 1: observations hold a number that is not finite"),
+        ("observations", lambda seen: np.hstack([seen, seen]), "observations of different widths: 2, 4"),
+        ("rewards", lambda reward: reward[1:], r"episode 1: \d+ rewards for \d+ actions"),
+        ("terminations", lambda over: over[:0], "episode 1: 0 terminations for"),
+        ("truncations", None, "episode 1: there are no truncations.*found: "),
+    ],
+)  # fmt: skip
+def test_an_episode_that_is_not_whole_is_refused(
+    data: Recorded, tmp_path: Path, key: str, change: Any, said: str
+) -> None:
+    h5py = pytest.importorskip("h5py")
+    write_minari(data, tmp_path / "d", "vantage/point-v0")
+    with h5py.File(tmp_path / "d" / "main_data.hdf5", "r+") as file:
+        group = file["episode_1"]
+        held = group[key][()]
+        del group[key]
+        if change is not None:
+            group[key] = change(held)
+    with pytest.raises(UserError, match=said):
+        read_minari(tmp_path / "d")
+
+
+def test_an_episode_without_steps_is_left_out(data: Recorded, tmp_path: Path) -> None:
+    h5py = pytest.importorskip("h5py")
+    write_minari(data, tmp_path / "d", "vantage/point-v0")
+    with h5py.File(tmp_path / "d" / "main_data.hdf5", "r+") as file:
+        empty = file.create_group(f"episode_{len(file)}")
+        for key, shape in (
+            ("observations", (1, 2)),
+            ("actions", (0, 2)),
+            *((each, (0,)) for each in ("rewards", "terminations", "truncations")),
+        ):
+            empty[key] = np.zeros(shape)
+    assert len(read_minari(tmp_path / "d")) == len(data)

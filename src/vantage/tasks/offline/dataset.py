@@ -142,40 +142,82 @@ def read_minari(folder: str | Path) -> Recorded:
     """Read a Minari data set of vectors, HDF5 format.
 
     Raises:
-        UserError: the folder holds none, or its observations or actions are no vectors.
+        UserError: the folder holds none, or an episode is not whole; the message names the episode and what it lacks.
         ImportError: h5py is not installed.
     """
     h5py = require("h5py", "offline")
     folder = Path(folder)
     # Minari's own cache keeps the files one folder down.
-    folder = folder if (folder / "main_data.hdf5").is_file() else folder / "data"
-    if not (folder / "main_data.hdf5").is_file() or not (folder / "metadata.json").is_file():
+    place = folder if (folder / "main_data.hdf5").is_file() else folder / "data"
+    if not (place / "main_data.hdf5").is_file() or not (place / "metadata.json").is_file():
         raise UserError(f"{folder}: no Minari data set (main_data.hdf5 and metadata.json)")
-    metadata = json.loads((folder / "metadata.json").read_text())
+    try:
+        metadata = json.loads((place / "metadata.json").read_text())
+    except ValueError as error:
+        raise UserError(f"{place / 'metadata.json'}: not JSON: {error}") from None
     columns: dict[str, list[Any]] = {key: [] for key in ("now", "next", "action", "reward", "terminated", "truncated")}
-    with h5py.File(folder / "main_data.hdf5", "r") as file:
+    try:
+        file = h5py.File(place / "main_data.hdf5", "r")
+    except OSError as error:
+        raise UserError(f"{place / 'main_data.hdf5'}: not an HDF5 file: {error}") from None
+    with file:
         for number in range(len(file)):
-            group = file[f"episode_{number}"]
-            seen, action = group["observations"], group["actions"]
-            if not all(isinstance(each, h5py.Dataset) and each.ndim == 2 for each in (seen, action)):
-                raise UserError(f"{folder}: episode {number}: observations and actions must be vectors")
-            observed = np.asarray(seen[()], dtype=np.float32)
-            cut = np.asarray(group["truncations"][()], dtype=bool)
-            over = np.asarray(group["terminations"][()], dtype=bool)
+            if f"episode_{number}" not in file:
+                raise UserError(f"{folder}: there are {len(file)} episodes, and none is called episode_{number}")
+            episode = _episode(f"{folder}: episode {number}", file[f"episode_{number}"], h5py)
+            if episode is None:
+                continue
+            observed, over, cut = episode["observations"], episode["terminations"], episode["truncations"]
             if not (over[-1] or cut[-1]):
                 cut[-1] = True
             columns["now"].append(observed[:-1])
             columns["next"].append(observed[1:])
-            columns["action"].append(np.asarray(action[()], dtype=np.float32))
-            columns["reward"].append(np.asarray(group["rewards"][()], dtype=np.float32))
+            columns["action"].append(episode["actions"])
+            columns["reward"].append(episode["rewards"])
             columns["terminated"].append(over)
             columns["truncated"].append(cut)
     if not columns["now"]:
         raise UserError(f"{folder}: the data set holds no episode")
+    for key, name in (("now", "observations"), ("action", "actions")):
+        widths = sorted({part.shape[1] for part in columns[key]})
+        if len(widths) > 1:
+            raise UserError(f"{folder}: {name} of different widths: {', '.join(map(str, widths))}")
     found = {key: torch.from_numpy(np.concatenate(parts)) for key, parts in columns.items()}
     return Recorded(
         found["now"], found["action"], found["reward"], found["next"], found["terminated"], found["truncated"], metadata
     )
+
+
+def _episode(where: str, group: Any, h5py: Any) -> dict[str, Any] | None:
+    """Return the arrays of an episode of T steps, None where T is 0.
+
+    Raises:
+        UserError: an array is missing, or has another length than T (observations: T + 1).
+    """
+    found: dict[str, Any] = {}
+    for key in ("actions", "rewards", "terminations", "truncations", "observations"):
+        if key not in group:
+            raise UserError(f"{where}: there are no {key} (found: {', '.join(group) or 'nothing'})")
+        vectors = key in ("actions", "observations")
+        if not isinstance(group[key], h5py.Dataset) or (vectors and group[key].ndim != 2):
+            raise UserError(f"{where}: observations and actions must be vectors; {key} are not")
+        kind = np.float32 if vectors or key == "rewards" else bool
+        found[key] = np.asarray(group[key][()], dtype=kind)
+        if not vectors:
+            found[key] = found[key].reshape(-1)
+    steps = len(found["actions"])
+    if len(found["observations"]) == steps and steps:
+        raise UserError(
+            f"{where}: {steps} observations for {steps} actions: the last observation, which follows the last action, is missing;"
+            f" write {steps + 1} (as Minari does), or leave the last action out"
+        )
+    for key, value in found.items():
+        wanted = steps + (key == "observations")
+        if len(value) != wanted:
+            raise UserError(f"{where}: {len(value)} {key} for {steps} actions: there must be {wanted}")
+        if value.dtype == np.float32 and not np.isfinite(value).all():
+            raise UserError(f"{where}: {key} hold a number that is not finite")
+    return found if steps else None
 
 
 def action_bound(metadata: Mapping[str, Any]) -> Tensor:
