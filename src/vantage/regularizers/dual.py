@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -72,14 +71,6 @@ class Multiplier:
             value = (value + self.rate * (mean - self.bound)).clamp(0, self.limit)
         self._memory["value"] = value
         return mean
-
-    def state_dict(self) -> dict[str, Any]:
-        """lambda."""
-        return {"value": self.value(self._memory["value"].device if "value" in self._memory else "cpu")}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take it back."""
-        self._memory["value"] = state["value"]
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,7 @@ from typing import Annotated, Any
 
 import torch
 
-from vantage.annotations import at_least as least  # pages still import the function below
-from vantage.core import above, component, memory
+from vantage.core import above, at_least, component, memory
 from vantage.core.context import Context
 from vantage.core.costs import Cost, episodes
 from vantage.core.errors import UserError, nearest
@@ -70,8 +69,8 @@ class Groups:
         temperature: divides the logits of a policy that has them; the tempered policy is the one that acts and learns.
     """
 
-    prompts: Annotated[int, least(1)] = 16
-    size: Annotated[int, least(1)] = 8
+    prompts: Annotated[int, at_least(1)] = 16
+    size: Annotated[int, at_least(1)] = 8
     temperature: Annotated[float, above(0)] = 1.0
     needs = frozenset({"episodes"})
 
@@ -103,8 +102,8 @@ class Groups:
 class Steps:
     """`length` further decisions in each of `rows` streams, which go on from call to call through episode ends."""
 
-    rows: Annotated[int, least(1)] = 4
-    length: Annotated[int, least(1)] = 128
+    rows: Annotated[int, at_least(1)] = 4
+    length: Annotated[int, at_least(1)] = 128
     needs = frozenset({"streams"})
 
     def cost(self, episode: int | None = None) -> Cost:
@@ -136,8 +135,8 @@ class Refill:
     """
 
     plan: Any = field(default_factory=Groups)
-    groups: Annotated[int, least(1)] = 16
-    rounds: Annotated[int, least(1)] = 4
+    groups: Annotated[int, at_least(1)] = 16
+    rounds: Annotated[int, at_least(1)] = 4
     metric: str = "score"
 
     def __call__(self, context: Context) -> Trajectories:
@@ -197,9 +196,3 @@ def set_temperature(context: Context, temperature: float) -> None:
             frozen.temperature = temperature  # type: ignore[attr-defined]
     elif temperature != 1.0:
         raise UserError(f"temperature={temperature}: {type(context.policy).__name__} has no temperature; it must be 1")
-
-
-def at_least(name: str, value: float, least: float) -> None:
-    """Raise a UserError unless value >= least."""
-    if not value >= least:
-        raise UserError(f"{name}={value} is out of range: at least {least}")

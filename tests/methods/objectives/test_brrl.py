@@ -128,7 +128,7 @@ def test_settings_out_of_range_are_refused() -> None:
         ({"lr": 0.0}, r"lr=0\.0"),
         ({"eps": -0.1}, r"BoundedRatio\.eps=-0\.1 is out of range"),
         ({"softness": 0.0}, r"BoundedRatio\.softness=0\.0 is out of range"),
-        ({"value_coefficient": -1.0}, r"MedianCritic\.value=-1\.0"),
+        ({"value_coefficient": -1.0}, r"Critic\.coefficient=-1\.0"),
         ({"median_coefficient": -1.0}, r"MedianCritic\.median=-1\.0"),
     ):
         with pytest.raises(UserError, match=message):

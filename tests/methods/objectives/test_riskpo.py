@@ -150,7 +150,7 @@ def test_ragged_groups_leave_papers_with_fewer_questions() -> None:
 
 def test_settings_out_of_range_are_refused() -> None:
     for settings, message in (
-        ({"alpha": 0.9, "beta": 0.2}, "0 < alpha < beta < 1"),
+        ({"alpha": 0.9, "beta": 0.2}, r"alpha=0\.9 is out of range: above 0, below beta=0\.2"),
         ({"credit": "even"}, "credit='even' is not known"),
         ({"bundle": 0}, "bundle=0"),
         ({"tail": -0.5}, r"tail=-0\.5"),

@@ -165,7 +165,7 @@ def test_divergence_is_of_fresh_tokens_alone() -> None:
 
 
 def test_settings_out_of_range_are_refused() -> None:
-    with pytest.raises(UserError, match="strategy='best' is not known: highest"):
+    with pytest.raises(UserError, match=r"strategy='best' is not known; did you mean highest\? \(known: highest"):
         vantage.method("repo-replay", strategy="best")
     with pytest.raises(UserError, match="take=0"):
         vantage.method("repo-replay", take=0)

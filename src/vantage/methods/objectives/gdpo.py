@@ -16,11 +16,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from vantage.advantages.groups import record_groups
+from vantage.core import at_least, component
 from vantage.core.context import Context
 from vantage.core.errors import UserError, nearest
 from vantage.core.method import Method
@@ -31,7 +33,6 @@ from vantage.functions.whitening import masked_moments, standardize
 from vantage.methods.claim import Claim
 from vantage.methods.objectives.grpo import grpo
 from vantage.methods.registry import Paper, method
-from vantage.rollouts.plans import at_least
 
 PAPER = Paper(
     "GDPO: Group reward-Decoupled Normalization Policy Optimization for Multi-reward RL Optimization",
@@ -71,7 +72,7 @@ class PaidIf:
         return batch.replace(rewards=batch.rewards.replace(**{self.reward: paid}))
 
 
-@dataclass(frozen=True)
+@component
 class Decoupled:
     """The advantage of the page; no gradient.
 
@@ -82,12 +83,9 @@ class Decoupled:
     """
 
     weights: Mapping[str, float] = field(default_factory=dict)
-    eps: float = 1e-4
+    eps: Annotated[float, at_least(0)] = 1e-4
     over_batch: bool = True
     needs = frozenset({"rewards"})
-
-    def __post_init__(self) -> None:
-        at_least("Decoupled.eps", self.eps, 0)
 
     def __call__(self, batch: Trajectories, context: Context) -> Tensor:
         """Return the advantage [N, T]."""

@@ -23,15 +23,17 @@ divided by 1, as equal answers to a question are, where the code divides by the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
 from vantage.advantages.groups import record_groups
 from vantage.advantages.quantiles import QuantileTracker
+from vantage.core import above, at_least, below, component
 from vantage.core.context import Context
-from vantage.core.errors import UserError
+from vantage.core.errors import out_of_range
 from vantage.core.method import Method
 from vantage.core.trajectories import Trajectories
 from vantage.functions.groups import group_index, group_mean, group_moments, group_sums, rank_within
@@ -39,7 +41,6 @@ from vantage.functions.rows import per_decision
 from vantage.methods.claim import Claim
 from vantage.methods.objectives.grpo import grpo
 from vantage.methods.registry import Paper, method
-from vantage.rollouts.plans import at_least
 
 PAPER = Paper(
     "RiskPO: Risk-based Policy Optimization via Verifiable Reward for LLM Post-Training",
@@ -65,7 +66,11 @@ def risk(
     return (tail * end + middle) / (tail + 1)
 
 
-@dataclass(frozen=True)
+Credit = Literal["std", "uniform", "score", "sum-mean"]
+Quantiles = Literal["track", "batch", "mix"]
+
+
+@component
 class BundleRisk:
     """The advantage of the page; remembers the tracked quantiles; no gradient.
 
@@ -81,28 +86,20 @@ class BundleRisk:
         tracker: of the quantiles.
     """
 
-    bundle: int = 5
-    alpha: float = 0.2
-    beta: float = 0.9
-    tail: float = 1.5
-    credit: str = "std"
-    quantiles: str = "track"
+    bundle: Annotated[int, at_least(1)] = 5
+    alpha: Annotated[float, above(0)] = 0.2
+    beta: Annotated[float, below(1)] = 0.9
+    tail: Annotated[float, at_least(0)] = 1.5
+    credit: Credit = "std"
+    quantiles: Quantiles = "track"
     scale: bool = True
     baseline: bool = True
     seeking: bool = False
     tracker: QuantileTracker = field(default_factory=QuantileTracker)
 
     def __post_init__(self) -> None:
-        if not 0 < self.alpha < self.beta < 1:
-            raise UserError(f"BundleRisk: alpha={self.alpha} and beta={self.beta} must have 0 < alpha < beta < 1")
-        for name, known in (
-            ("credit", ("std", "uniform", "score", "sum-mean")),
-            ("quantiles", ("track", "batch", "mix")),
-        ):
-            if getattr(self, name) not in known:
-                raise UserError(f"BundleRisk.{name}={getattr(self, name)!r} is not known: {', '.join(known)}")
-        at_least("BundleRisk.bundle", self.bundle, 1)
-        at_least("BundleRisk.tail", self.tail, 0)
+        if not self.alpha < self.beta:
+            raise out_of_range("BundleRisk.alpha", self.alpha, f"above 0, below beta={self.beta}")
 
     def __call__(self, batch: Trajectories, context: Context) -> Tensor:
         """Return the advantage [N, T]."""
@@ -177,10 +174,10 @@ def riskpo(
     alpha: float = 0.2,
     beta: float = 0.9,
     tail: float = 1.5,
-    credit: str = "std",
+    credit: Credit = "std",
     baseline: bool = True,
     seeking: bool = False,
-    quantiles: str = "track",
+    quantiles: Quantiles = "track",
     quantile_rate: float = 0.1,
 ) -> Method:
     """Compose RiskPO, which has no divergence term. bundle: B, groups that make a bundle; alpha, beta: levels of

@@ -19,11 +19,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
+from vantage.core import at_least, component, memory, one_of
 from vantage.core.context import Context
 from vantage.core.costs import Cost, cost
 from vantage.core.errors import UserError
@@ -38,7 +39,7 @@ from vantage.methods.claim import Claim
 from vantage.methods.objectives.grpo import grpo
 from vantage.methods.registry import Paper, method
 from vantage.rewards.mixing import Total
-from vantage.rollouts.plans import Groups, at_least
+from vantage.rollouts.plans import Groups
 from vantage.rollouts.replay import PromptQueues
 
 PAPER = Paper(
@@ -101,7 +102,7 @@ def _placed(order: Tensor, ranks: Tensor) -> Tensor:
     return torch.zeros_like(ranks.expand(order.shape)).scatter(1, order, ranks.expand(order.shape))
 
 
-@dataclass(frozen=True)
+@component
 class PromptReplay:
     """Fresh groups, then for each of their prompts the replayed answers; `source` [N] is 1 for those.
 
@@ -118,24 +119,20 @@ class PromptReplay:
     """
 
     plan: Any = field(default_factory=Groups)
-    capacity: int = 16
-    least: int = 16
-    take: int = 8
-    strategy: str = "highest"
+    capacity: Annotated[int, at_least(1)] = 16
+    least: Annotated[int, at_least(1)] = 16
+    take: Annotated[int, at_least(1)] = 8
+    strategy: Annotated[str, one_of(STRATEGIES)] = "highest"
     mixed: bool = False
     weight: float = 1.0
-    _memory: dict[str, PromptQueues] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _memory: dict[str, PromptQueues] = memory()
 
     def __post_init__(self) -> None:
-        for name in ("capacity", "least", "take"):
-            at_least(f"PromptReplay.{name}", getattr(self, name), 1)
         if self.least > self.capacity:
             raise UserError(
                 f"PromptReplay.least={self.least} is more than capacity={self.capacity}: no queue ever holds so many answers,"
                 " and nothing would be replayed; lower least or raise capacity"
             )
-        if self.strategy not in STRATEGIES:
-            raise UserError(f"PromptReplay.strategy={self.strategy!r} is not known: {', '.join(STRATEGIES)}")
         self._memory["queues"] = PromptQueues(self.capacity)
 
     def cost(self, episode: int | None = None) -> Cost:
