@@ -19,7 +19,7 @@ from vantage.core.errors import UserError
 from vantage.core.trainer import Schedule
 from vantage.methods import registry
 from vantage.tasks.offers import OFFERS, WORDS
-from vantage.tasks.registry import TASKS, check_needs, make_task, offers
+from vantage.tasks.registry import check_needs, make_task, offers
 
 SMALL = {"prompts": 2, "group_size": 4, "rows": 4, "length": 8, "minibatches": 1, "epochs": 1, "episodes": 4, "batch": 4,
          "rounds": 1, "lr": 1e-3, "temperature": 1.0, "micro_batch": 4}  # fmt: skip
@@ -73,17 +73,6 @@ def test_a_page_of_a_field_without_a_rollout_loop_says_that_it_cannot_be_trained
     for name in others:
         with pytest.raises(UserError, match=f"{name} has no rollout loop"):
             vantage.method(name)
-
-
-def test_pages_and_tasks_speak_the_same_words() -> None:
-    assert set(OFFERS) == set(TASKS)
-    assert frozenset().union(*OFFERS.values()) == set(WORDS)
-    for page in registry.pages():
-        made = page.make()
-        needed = made.declared("needs") if isinstance(made, vantage.Method) else frozenset()
-        assert page.needs == needed, f"{page.name}: @method(needs=...) says what its components declare"
-        assert needed <= set(WORDS)
-        assert any(needed <= offered for offered in OFFERS.values()), f"{page.name} runs nowhere"
 
 
 def test_what_the_user_made_is_not_refused() -> None:

@@ -148,7 +148,9 @@ def test_listings_are_valid_json(capsys: pytest.CaptureFixture[str]) -> None:
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
     assert rows["ppo"]["id"] == "S043"
     assert rows["ppo"]["arxiv"] == "1707.06347"
-    assert set(rows["ppo"]) == {"id", "name", "family", "kind", "parts", "title", "arxiv", "page"}
+    assert set(rows["ppo"]) == {
+        "id", "name", "family", "kind", "summary", "base", "needs", "settings", "title", "arxiv", "page",
+    }  # fmt: skip
     assert (Path("src") / rows["ppo"]["page"]).name == "ppo.py"
     assert main(["tasks", "--json"]) == 0
     assert {"addition", "cartpole"} <= {row["name"] for row in json.loads(capsys.readouterr().out)}

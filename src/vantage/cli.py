@@ -7,13 +7,16 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from vantage.console import print_table
 from vantage.core.errors import TrainingError, UserError
 from vantage.study.commands import COMMANDS as STUDY_COMMANDS
+
+if TYPE_CHECKING:
+    from vantage.methods.index import Entry
 
 Text = tyro.conf.Positional[str]
 
@@ -161,73 +164,104 @@ class Eval:
 class Methods:
     """List the methods."""
 
-    json: bool = False
-    """Print JSON: id, name, family, kind, parts, title, arxiv, page."""
-    family: str | None = None
+    task: str = ""
+    """Only methods that this task offers all they need (cartpole, addition:digits=3)."""
+    family: str = ""
     """Only this family."""
+    filter: str = ""
+    """Only methods whose name fits a pattern: '*grpo*'."""
+    base: str = ""
+    """Only methods that start from this one."""
+    json: bool = False
+    """Print JSON: id, name, family, kind, summary, base, needs, settings, title, arxiv, page."""
 
     def __call__(self) -> int:
         """Run the command."""
-        from vantage.methods import registry
+        from vantage.methods import index
 
-        pages = registry.pages(self.family)
-        if self.json:
-            rows = []
-            for page in pages:
-                rows.append(
-                    {
-                        "id": page.id,
-                        "name": page.name,
-                        "family": page.family,
-                        "kind": page.kind,
-                        "parts": registry.parts_of(page.make()),
-                        "title": page.papers[0].title if page.papers else "",
-                        "arxiv": page.papers[0].arxiv if page.papers else "",
-                        "page": page.module.replace(".", "/") + ".py",
-                    }
+        offered = None
+        if self.task:
+            from vantage.tasks.registry import TASKS, offers
+
+            offered = offers(self.task)
+            if offered is None:
+                raise UserError(
+                    f"--task {self.task}: what it offers is not known; the built-in tasks are {', '.join(TASKS)}"
                 )
-            print(json.dumps(rows, indent=1))
-            return 0
-        print_table(
-            ["name", "id", "family", "what it is"], [[p.name, p.id, p.family, _after_colon(p.summary)] for p in pages]
-        )
+        found = index.entries(family=self.family, pattern=self.filter, base=self.base, offers=offered)
+        if self.json:
+            print(json.dumps([_as_json(one) for one in found], indent=1))
+        else:
+            print_table(
+                ["name", "id", "family", "what it is"],
+                [[one.name, one.id, one.family, _after_colon(one.summary)] for one in found],
+            )
         return 0
 
 
 @dataclass
 class Show:
-    """Show a method: its parts with their settings, and what differs from its parent."""
+    """Show a method: its settings, its components, and what differs from the method that it starts from."""
 
     method: Text
     """Name of a method, or path of a Python file that defines one."""
     set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE ...")] = ()
     """Settings, as in `vantage train`."""
+    brief: bool = False
+    """Leave out the components; nothing is imported then."""
 
     def __call__(self) -> int:
         """Run the command."""
-        from vantage.methods import registry
-        from vantage.methods.composition import differences
-        from vantage.settings import parse_settings
+        from vantage.methods import index
 
-        page = registry.page(self.method)
-        built = page.make(parse_settings(self.set))
-        parent = registry.parent_of(built)
-        changed = differences(built, parent) if parent is not None else {}
-        print(page.summary)
-        print(f"page      {page.module.replace('.', '/')}.py")
-        if parent is not None:
-            print(f"parent    {parent.name}; parts that differ are marked *")
-        for name, default in page.settings().items():
-            text, source = page.explanation(name)
-            origin = f" (of {source.name})" if source is not page else ""
-            print(f"  {f'{name}={default}':<27} {text or '-'}{origin}")
-        print()
-        for place, held in registry.parts_of(built).items():
-            mark = "*" if place in changed else " "
-            print(f"{mark} {place:<13} {held}")
-            if place in changed:
-                print(f"  {'':<13} {parent.name if parent else ''}: {changed[place][1]}")
+        one = index.entry(self.method)
+        print(one.summary)
+        for title, text in (
+            ("page", str(one.path)),
+            ("id", one.id),
+            ("base", " < ".join(base.name for base in one.bases())),
+            ("needs", ", ".join(sorted(one.needs))),
+        ):
+            if text:
+                print(f"{title:<9} {text}")
+        for setting in one.settings.values():
+            origin = f" (of {setting.page})" if setting.page != one.name else ""
+            print(f"  {f'{setting.name}={setting.default}':<27} {setting.text or '-'}{origin}")
+        if not self.brief:
+            sys.stdout.flush()
+            _print_components(self.method, self.set)
         return 0
+
+
+def _print_components(method: str, settings: tuple[str, ...]) -> None:
+    from vantage.methods import registry
+    from vantage.methods.composition import differences
+    from vantage.settings import parse_settings
+
+    built = registry.page(method).make(parse_settings(settings))
+    parent = registry.parent_of(built)
+    changed = differences(built, parent) if parent is not None else {}
+    print(f"\nparent    {parent.name}; components that differ are marked *" if parent is not None else "")
+    for place, held in registry.parts_of(built).items():
+        print(f"{'*' if place in changed else ' '} {place:<13} {held}")
+        if place in changed:
+            print(f"  {'':<13} {parent.name if parent else ''}: {changed[place][1]}")
+
+
+def _as_json(one: Entry) -> dict[str, Any]:
+    return {
+        "id": one.id,
+        "name": one.name,
+        "family": one.family,
+        "kind": one.kind,
+        "summary": one.summary,
+        "base": one.base.name if one.base is not None else None,
+        "needs": sorted(one.needs),
+        "settings": {s.name: {"default": s.default, "text": s.text, "page": s.page} for s in one.settings.values()},
+        "title": one.title,
+        "arxiv": one.arxiv,
+        "page": str(one.path),
+    }
 
 
 @dataclass

@@ -10,8 +10,10 @@ import pytest
 import vantage
 from vantage.core.errors import UserError
 from vantage.core.method import Method
-from vantage.methods import registry
+from vantage.methods import index, registry
 from vantage.study.systems import systems
+from vantage.tasks.offers import OFFERS, WORDS
+from vantage.tasks.registry import TASKS
 
 SOLVER = '''
 """Halving: guess the middle. (S999)"""
@@ -124,12 +126,23 @@ def test_two_pages_of_one_name_are_an_error_that_names_both_files(
     for family in ("control", "theory"):
         (tmp_path / family).mkdir()
         (tmp_path / family / "same_name.py").write_text("")
-    monkeypatch.setattr(registry, "ROOT", tmp_path)
-    registry._modules.cache_clear()
+    monkeypatch.setattr(index, "ROOT", tmp_path)
+    index.modules.cache_clear()
     try:
         with pytest.raises(
             UserError, match=r"'same-name': vantage/methods/control/same_name.py and vantage/methods/theory/same"
         ):
             registry.names()
     finally:
-        registry._modules.cache_clear()
+        index.modules.cache_clear()
+
+
+def test_pages_and_tasks_speak_the_same_words() -> None:
+    assert set(OFFERS) == set(TASKS)
+    assert frozenset().union(*OFFERS.values()) == set(WORDS)
+    for page in registry.pages():
+        made = page.make()
+        needed = made.declared("needs") if isinstance(made, vantage.Method) else frozenset()
+        assert page.needs == needed, f"{page.name}: @method(needs=...) says what its components declare"
+        assert needed <= set(WORDS)
+        assert any(needed <= offered for offered in OFFERS.values()), f"{page.name} runs nowhere"

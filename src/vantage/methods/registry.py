@@ -7,15 +7,15 @@ import functools
 import importlib
 import importlib.util
 import inspect
-import pkgutil
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from vantage.core.errors import UserError, nearest, unknown
+from vantage.core.errors import UserError, nearest
 from vantage.core.method import PLACES, Method
+from vantage.methods import index
 from vantage.methods.composition import configure, describe
 from vantage.methods.recipes import checked, explained, inherit
 
@@ -23,8 +23,6 @@ M = TypeVar("M")
 
 _OF_FILE = "vantage_page_"
 """What the module of a user's own file is called, before the file's name."""
-ROOT = Path(__file__).parent
-"""Folder of the families."""
 
 
 @dataclass(frozen=True)
@@ -216,7 +214,7 @@ def method(
             papers=(papers,) if isinstance(papers, Paper) else tuple(papers),
             recipe=named,
             module=module,
-            summary=doc.split("\n", 1)[0].strip(),
+            summary=index.first_line(doc),
             base=parent,
             needs=frozenset(said) if said is not None else parent.needs if parent is not None else frozenset(),
             explained=explained(recipe.__doc__ or "", own),
@@ -236,26 +234,6 @@ def _family(module: str, given: str) -> str:
     return module.split(".")[2]
 
 
-@functools.cache
-def _modules() -> dict[str, str]:
-    """Return method name -> module, from the files' names alone: nothing is imported.
-
-    Raises:
-        UserError: two pages have one name.
-    """
-    found: dict[str, str] = {}
-    for family in sorted(p for p in ROOT.iterdir() if p.is_dir() and not p.name.startswith("_")):
-        for info in pkgutil.iter_modules([str(family)]):
-            if info.name.startswith("_"):
-                continue
-            name, module = info.name.replace("_", "-"), f"vantage.methods.{family.name}.{info.name}"
-            if name in found:
-                files = " and ".join(f"{one.replace('.', '/')}.py" for one in (found[name], module))
-                raise UserError(f"two pages have the name {name!r}: {files}; rename one")
-            found[name] = module
-    return found
-
-
 def _pages_of(module: Any) -> list[Page]:
     return [held.page for held in vars(module).values() if isinstance(getattr(held, "page", None), Page)
             and held.page.module == module.__name__]  # fmt: skip
@@ -263,7 +241,7 @@ def _pages_of(module: Any) -> list[Page]:
 
 def names() -> list[str]:
     """Return the names of all methods."""
-    return sorted(_modules())
+    return sorted(index.modules())
 
 
 def page(name: str) -> Page:
@@ -274,13 +252,10 @@ def page(name: str) -> Page:
     """
     if name.endswith(".py"):
         return _page_of_file(Path(name))
-    modules = _modules()
-    key = name.strip().lower().replace("_", "-")
-    if key not in modules:
-        raise unknown("method", name, modules)
-    found = [p for p in _pages_of(importlib.import_module(modules[key])) if p.name == key]
+    key, module = index.module_of(name)
+    found = [p for p in _pages_of(importlib.import_module(module)) if p.name == key]
     if not found:
-        raise UserError(f"the module {modules[key]} defines no method {key!r}: mark its recipe with @method")
+        raise UserError(f"the module {module} defines no method {key!r}: mark its recipe with @method")
     return found[0]
 
 
@@ -308,8 +283,4 @@ def pages(family: str | None = None) -> list[Page]:
     Raises:
         UserError: there is no such family.
     """
-    everything = [page(name) for name in names()]
-    families = sorted({p.family for p in everything})
-    if family is not None and family not in families:
-        raise UserError(f"unknown family {family!r}{nearest(family, families)} (known: {', '.join(families)})")
-    return [p for p in everything if family is None or p.family == family]
+    return [page(one.name) for one in index.entries(family=family or "")]

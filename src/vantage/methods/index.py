@@ -1,0 +1,280 @@
+"""What pages say of themselves, read from their source: names, first lines, settings, needs. Nothing is imported.
+
+A listing needs neither torch nor the components of a page. What is read here is compared with the pages themselves by a test.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from vantage.core.errors import UserError, nearest, unknown
+from vantage.methods.recipes import explained
+
+ROOT = Path(__file__).parent
+"""Folder of the families."""
+_OWN = ("papers", "base", "without", "family", "id", "kind", "name", "needs")
+"""Arguments of `@method`; all others change defaults of the base."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A setting of a recipe, its default as it is written, what it is, and the page that says so."""
+
+    name: str
+    default: str
+    text: str
+    page: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the source of a page says of its method.
+
+    Attributes:
+        name, family, kind, id, summary, needs: as of `registry.Page`; the summary without the id.
+        path: of the file.
+        trains: whether the recipe returns a method, which is trained, and not what a field without a rollout loop runs.
+        base: the page that it starts from.
+        settings: in the order of the recipe's signature, inherited ones first.
+        title, arxiv: of the first paper, "" where the page does not write them out.
+    """
+
+    name: str
+    family: str
+    kind: str
+    id: str
+    summary: str
+    path: Path
+    trains: bool
+    base: Entry | None
+    needs: frozenset[str]
+    settings: Mapping[str, Setting] = field(default_factory=dict)
+    title: str = ""
+    arxiv: str = ""
+
+    def bases(self) -> Iterator[Entry]:
+        """Yield the page that it starts from, that page's, and so on."""
+        held = self.base
+        while held is not None:
+            yield held
+            held = held.base
+
+
+@functools.cache
+def modules() -> dict[str, str]:
+    """Return method name -> module, from the files' names alone.
+
+    Raises:
+        UserError: two pages have one name.
+    """
+    found: dict[str, str] = {}
+    for path in sorted(ROOT.glob("[!_]*/[!_]*.py")):
+        name, module = path.stem.replace("_", "-"), f"vantage.methods.{path.parent.name}.{path.stem}"
+        if name in found:
+            files = " and ".join(f"{one.replace('.', '/')}.py" for one in (found[name], module))
+            raise UserError(f"two pages have the name {name!r}: {files}; rename one")
+        found[name] = module
+    return found
+
+
+def module_of(name: str) -> tuple[str, str]:
+    """Return the name of a method as its page has it, and the page's module.
+
+    Raises:
+        UserError: there is none of this name; the message gives the nearest.
+    """
+    key, known = name.strip().lower().replace("_", "-"), modules()
+    if key not in known:
+        raise unknown("method", name, known)
+    return key, known[key]
+
+
+def entry(name: str) -> Entry:
+    """Return the entry of a method, by its name or by the path of a file that defines one.
+
+    Raises:
+        UserError: there is no such method or file, or the file cannot be read as a page.
+    """
+    if name.endswith(".py"):
+        if not Path(name).is_file():
+            raise UserError(f"there is no file {name}")
+        return _read(Path(name))
+    return _entry_of(module_of(name)[1])
+
+
+def entries(
+    *, family: str = "", pattern: str = "", base: str = "", offers: frozenset[str] | None = None
+) -> list[Entry]:
+    """Return the entries of all pages by name, or of those that are asked for.
+
+    Args:
+        family: of this family alone.
+        pattern: whose name fits this, with * and ? (`*grpo*`).
+        base: that start from this method, at any distance.
+        offers: that are trained, and need nothing else of a task than this.
+
+    Raises:
+        UserError: the family or the base is not known.
+    """
+    found = [_entry_of(module) for _, module in sorted(modules().items())]
+    families = sorted({one.family for one in found})
+    if family and family not in families:
+        raise UserError(f"unknown family {family!r}{nearest(family, families)} (known: {', '.join(families)})")
+    start = module_of(base)[0] if base else ""
+    return [
+        one
+        for one in found
+        if (not family or one.family == family)
+        and (not pattern or fnmatch(one.name, pattern))
+        and (not start or start in (held.name for held in one.bases()))
+        and (offers is None or (one.trains and one.needs <= offers))
+    ]
+
+
+def first_line(doc: str) -> str:
+    """Return the first line of a page's docstring, without the id at its end."""
+    return re.sub(r"\s*\(S\d+\)$", "", doc.split("\n", 1)[0].strip())
+
+
+@functools.cache
+def _entry_of(module: str) -> Entry:
+    return _read(_path(module), module)
+
+
+def _read(path: Path, module: str = "") -> Entry:
+    """Read a page; `module` is its name in the package, "" for a user's own file.
+
+    Raises:
+        UserError: not exactly one function is marked with @method, or the file is no Python.
+    """
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+    except SyntaxError as error:
+        raise UserError(f"{path}, line {error.lineno}: {error.msg}") from error
+    marked = [
+        (node, mark)
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef)
+        for mark in node.decorator_list
+        if isinstance(mark, ast.Call) and ast.unparse(mark.func).rpartition(".")[2] == "method"
+    ]
+    if len(marked) != 1:
+        raise UserError(f"{path} defines {len(marked)} methods; exactly one recipe must be marked with @method")
+    recipe, mark = marked[0]
+    constants = _constants(tree)
+    arguments = {keyword.arg: keyword.value for keyword in mark.keywords if keyword.arg}
+    said = {
+        name: _plain(arguments[name], constants)
+        for name in _OWN
+        if name in arguments and name not in ("papers", "base")
+    }
+    base = _base(arguments["base"], tree, path) if "base" in arguments else None
+    own = {p.arg: _text(default, constants) for p, default in _parameters(recipe, skip=base is not None)}
+    name = said.get("name") or path.stem.replace("_", "-")
+    doc = ast.get_docstring(tree) or ast.get_docstring(recipe) or ""
+    texts = explained(ast.get_docstring(recipe, clean=False) or "", own)
+    settings: dict[str, Setting] = {}
+    if base is not None:
+        changed = {key: _text(value, constants) for key, value in arguments.items() if key not in _OWN}
+        for one in base.settings.values():
+            if one.name not in said.get("without", ()):
+                settings[one.name] = Setting(one.name, changed.get(one.name, one.default), one.text, one.page)
+    for key, default in own.items():
+        inherited = settings.get(key)
+        text, source = texts.get(key, ""), name
+        if inherited is not None and key not in texts:
+            text, source = inherited.text, inherited.page
+        settings[key] = Setting(key, default, text, source)
+    needs = said.get("needs", base.needs if base is not None else ())
+    title, arxiv = _paper(arguments.get("papers"), constants)
+    return Entry(
+        name=name,
+        family=path.parent.name if module else said.get("family") or "mine",
+        kind=said.get("kind", "algorithm"),
+        id=said.get("id", ""),
+        summary=first_line(doc),
+        path=Path(*module.split(".")).with_suffix(".py") if module else path,
+        trains=recipe.returns is None or ast.unparse(recipe.returns).rpartition(".")[2] == "Method",
+        base=base,
+        needs=frozenset((needs,) if isinstance(needs, str) else needs),
+        settings=settings,
+        title=title,
+        arxiv=arxiv,
+    )
+
+
+def _constants(tree: ast.Module) -> dict[str, ast.expr]:
+    """Return what a page assigns to names, and what other pages do that it imports: name -> expression."""
+    found: dict[str, ast.expr] = {}
+    for node in tree.body:
+        if isinstance(node, ast.Assign):
+            found |= {target.id: node.value for target in node.targets if isinstance(target, ast.Name)}
+        elif isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("vantage.methods."):
+            wanted = {one.name: one.asname or one.name for one in node.names if one.name.isupper()}
+            path = _path(node.module)
+            if wanted and path.is_file():
+                theirs = _constants(ast.parse(path.read_text(encoding="utf-8")))
+                found |= {shown: theirs[name] for name, shown in wanted.items() if name in theirs}
+    return found
+
+
+def _path(module: str) -> Path:
+    return ROOT.joinpath(*module.split(".")[2:]).with_suffix(".py")
+
+
+def _parameters(recipe: ast.FunctionDef, skip: bool) -> Iterator[tuple[ast.arg, ast.expr | None]]:
+    """Yield the settings of a recipe with their defaults; `skip` leaves out the first, which is no setting."""
+    listed = recipe.args.posonlyargs + recipe.args.args
+    defaults: list[ast.expr | None] = [None] * (len(listed) - len(recipe.args.defaults)) + [*recipe.args.defaults]
+    yield from list(zip(listed, defaults, strict=True))[1 if skip else 0 :]
+    yield from zip(recipe.args.kwonlyargs, recipe.args.kw_defaults, strict=True)
+
+
+def _base(value: ast.expr, tree: ast.Module, path: Path) -> Entry:
+    """Return the entry of a base, which is imported by its name, from the package or from a file beside this one."""
+    called = ast.unparse(value)
+    for node in tree.body:
+        if (
+            isinstance(node, ast.ImportFrom)
+            and node.module
+            and called in (one.asname or one.name for one in node.names)
+        ):
+            beside = path.with_name(f"{node.module}.py")
+            return _read(beside) if beside.is_file() else _entry_of(node.module)
+    raise UserError(f"{path}: base={called}: import it by `from vantage.methods.FAMILY.NAME import {called}`")
+
+
+def _plain(value: ast.expr, constants: Mapping[str, ast.expr]) -> Any:
+    """Return the value of a literal, or of a constant of the page that is one."""
+    if isinstance(value, ast.Name) and value.id in constants:
+        value = constants[value.id]
+    return ast.literal_eval(value)
+
+
+def _text(value: ast.expr | None, constants: Mapping[str, ast.expr]) -> str:
+    """Return a default as text, as `repr` gives it where it is a literal."""
+    if value is None:
+        return ""
+    try:
+        return repr(_plain(value, constants))
+    except ValueError:
+        return ast.unparse(value)
+
+
+def _paper(value: ast.expr | None, constants: Mapping[str, ast.expr]) -> tuple[str, str]:
+    """Return title and arXiv number of the first paper, as far as the page writes them out."""
+    first = value.elts[0] if isinstance(value, ast.Tuple) and value.elts else value
+    call = constants.get(first.id) if isinstance(first, ast.Name) else first
+    if isinstance(call, ast.Tuple) and call.elts:
+        return _paper(call, constants)
+    if not isinstance(call, ast.Call):
+        return "", ""
+    title = _plain(call.args[0], constants) if call.args else ""
+    return title, next((_plain(one.value, constants) for one in call.keywords if one.arg == "arxiv"), "")
