@@ -40,7 +40,8 @@ _BRACKET = f"[{chr(_MARKED)}-{chr(_CAPITAL - 1)}]"
 
 _VERB = (
     r"(?:is|isn|are|aren|was|wasn|were|be|being|seems?|looks?|appears?|must|can|cannot|could|would|should|will|won|has|have|does|do|doesn|"
-    r"because|since|and|or|but|nor|as|for|not|fits?|works?|says?|states?|makes?|gives?|match|matches|describes|due|which|est|es|ist)"
+    r"because|since|and|or|but|nor|as|for|not|fits?|works?|says?|states?|makes?|gives?|match|matches|describes|due|which|over|instead|it|satisf(?:y|ies)|"
+    r"holds?|remains?|meets?|applies|follows|est|es|ist)"
 )
 _ADVERB = (
     r"(?:the|only|most|also|both|all|clearly|definitely|obviously|simply|just|therefore|thus|then|indeed|really|actually|probably|likely|"
@@ -101,7 +102,7 @@ _ANSWERS = _forms(
     rf"(?P<x>{X}){_CLOSE}{_IS}\s+(?:{_ADVERB}\s+){{0,4}}(?:{_GOOD}\s+)?(?:answer|choice|option)\b",
 )
 _LEAD = re.compile(
-    rf"[\s#>\"]*(?:{_NOUN}\s*)?(?P<x>{_BRACKET}|{ANY}(?=\s*(?:$|[\n.:,;!\-–—。]|{_FIRM}|because\b|since\b)))",
+    rf"[\s#>\"]*(?:{_NOUN}\s*)?(?P<x>{_BRACKET}|{ANY}(?=\s*(?:$|[\n.:,;!(\-–—。]|{_FIRM}|because\b|since\b)))",
     re.IGNORECASE,
 )
 _VERDICTS = _forms(
@@ -112,7 +113,7 @@ _VERDICTS = _forms(
     rf"vote\s+for|conclude|choisis|elijo|wähle|выбираю)\b|选择|選擇|选|選)(?:\s|:|\b(?:that|it|is|{_NOUN}|{_ADVERB})\b){{0,12}}(?P<x>{ANY})",
 )
 _WEAK = _forms(
-    r"\b(?:it|this|that|which|solution|result|guess|bet|vote|pick|choice|option|correct|right|one|c)"
+    r"\b(?:it|this|that|which|solution|result|guess|bet|vote|pick|choice|option|correct|right|best|one|richtig|c)"
     rf"(?:['’]s|['’]est|\s+(?:is|was|must\s+be|should\s+be|has\s+to\s+be|would\s+be|est|es|ist))\s+(?:{_ADVERB}\s+){{0,4}}(?:{_NOUN}\s+)?"
     rf"(?P<x>{ANY})",
     r"(?:\b(?:so|thus|therefore|hence|donc|also|luego)\b|[∴⇒→]|=>|所以|因此|故)[,:]?\s*(?:it\s+is\s+|it['’]s\s+|the\s+)?"
@@ -128,7 +129,7 @@ _ALONE, _LINE, _LISTED, _PLAIN = _forms(
     rf"(?:^|[.;,\n])\s*(?P<x>{_BRACKET}|{X}(?=\s*(?:[.:\n]|{_FIRM}|$)))",
     # In running text, behind the edge of a clause or a word that introduces an answer: "vitamin C" is none.
     rf"(?:^|[.,;:!?(。、]|\b(?:{_NOUN}|{_ADVERB}|think|say|maybe|perhaps|it|is|be|but|and|or|with|of|out|for)\s|[\u3000-\u9fff])"
-    rf"\s*(?P<x>[{chr(_CAPITAL)}-{chr(_SMALL - 1)}])(?=\s*(?:$|[\n.,;:!?)。、]|{_VERB}\b|[\u3000-\u9fff]))",
+    rf"\s*(?P<x>[{chr(_CAPITAL)}-{chr(_SMALL - 1)}])(?=\s*(?:$|[\n.,;:!?()。、]|{_VERB}\b|[\u3000-\u9fff]))",
 )
 _SEVERAL = re.compile(
     rf"{_CLOSE}((?:\s*(?:,|;|{_AND})\s*(?:either\s+|both\s+|{_NOUN}\s+)?{X})+)(?!\s*{_VERB}\b)", re.IGNORECASE
