@@ -34,9 +34,10 @@ ARROWS: dict[str, set[str]] = {
     "config": {"core", "settings", "upgrade"},
     "upgrade": set(),
     "console": set(),
+    "devices": {"core"},
     "progress": {"core"},
     "curves": {"core"},
-    "api": BELOW_STUDY | {"integrations", "curves"},
+    "api": BELOW_STUDY | {"integrations", "curves", "devices"},
     "cli": BELOW_STUDY | {"api", "study"},
     "demo": {"core", "cli"},
 }

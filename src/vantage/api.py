@@ -19,6 +19,7 @@ from vantage.core.errors import UserError, require
 from vantage.core.method import Method
 from vantage.core.runlog import read_metrics
 from vantage.core.trainer import Listener, Outcome, Schedule, Trainer
+from vantage.devices import device_of
 from vantage.methods import registry
 from vantage.progress import outlook
 from vantage.settings import parse_settings
@@ -71,7 +72,7 @@ def train(
     save_every: int = 0,
     evaluate_every: int = 0,
     evaluate_samples: int = 4,
-    device: str = "cpu",
+    device: str = "",
     threads: int = 0,
     wandb: str = "",
     engine: str = "",
@@ -96,7 +97,8 @@ def train(
         save_every: steps of the road between checkpoints; 0: about one a minute.
         evaluate_every: steps of the road between evaluations; 0: before and after.
         evaluate_samples: samples per held-out problem, or episodes; 0: none.
-        device: where the policy lives.
+        device: where the policy lives, acts, is evaluated and learns: "cpu", "cuda" or "cuda:N"; "" for where a given `policy`
+            is, else the CPU.
         threads: CPU threads, 0 leaves them.
         wandb: Weights & Biases project, "" for none.
         engine: what samples completions: "" for the task's own engine, or "vllm" (see `vantage.integrations.vllm`).
@@ -108,6 +110,9 @@ def train(
     Raises:
         UserError: something given is wrong; nothing was loaded or written.
     """
+    where = (
+        device_of(device) if device else next(policy.parameters()).device if policy is not None else device_of("cpu")
+    )
     given = parse_settings(list(settings)) if not isinstance(settings, Mapping) else dict(settings)
     if isinstance(method, Method):
         if given:
@@ -136,7 +141,7 @@ def train(
         save_every=save_every,
         evaluate_every=evaluate_every,
         evaluate_samples=evaluate_samples,
-        device=device,
+        device=str(where),
         threads=threads,
         wandb=wandb,
     )
@@ -152,13 +157,16 @@ def resume(
     report: Callable[[str], None] = print,
     *,
     method: Method | None = None,
+    device: str = "",
 ) -> Run:
     """Go on with a run from its newest whole checkpoint; the result is what the run would have been without the stop.
 
-    A run whose method was composed by hand needs the same `method` again; others find it by its name.
+    A run whose method was composed by hand needs the same `method` again; others find it by its name. `device` takes the place of
+    the run's own, for another machine; the numbers are then rounded differently.
     """
     folder = Path(folder)
     config = read_config(folder)
+    config = dataclasses.replace(config, device=str(device_of(device or config.device)))
     if method is None and not config.method:
         raise UserError(
             f"the run {folder} has a method composed by hand: give it again, vantage.resume(folder, method=...)"
@@ -172,15 +180,20 @@ def resume(
 
 def evaluate(
     target: str | Path, task: str = "", *, samples: int = 4, seed: int = 1, data: str = "", verifier: str = "",
-    options: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None, device: str = "",
 ) -> dict[str, float]:  # fmt: skip
-    """Judge a model folder, or a run's final model, on a task's held-out problems or fresh episodes."""
+    """Evaluate a model folder, or a run's final model, on a task's held-out problems or fresh episodes.
+
+    `device` is "cpu", "cuda" or "cuda:N"; "" for the run's own, else the CPU.
+    """
     folder = Path(target)
     if not folder.exists():
         raise UserError(f"there is no folder {folder}")
     chosen = dict(options or {})
+    where = device_of(device or "cpu")
     if is_run(folder):
         config = read_config(folder)
+        where = device_of(device or config.device)
         if not task and not data:
             task, data, verifier = config.task, config.data, verifier or config.verifier
             chosen = {**config.options, **chosen}
@@ -188,7 +201,7 @@ def evaluate(
         if not folder.is_dir():
             raise UserError(f"the run {target} has no model yet: resume it with `vantage resume {target}`")
     made = _make_task(task, data, verifier, chosen)
-    policy = made.make_policy(model=str(folder), seed=seed)
+    policy = made.make_policy(model=str(folder), seed=seed).to(where)
     judged: dict[str, float] = made.evaluate(policy, samples=samples, seed=seed)
     return judged
 
@@ -201,12 +214,6 @@ def _make_task(spec: str, data: str, verifier: str, options: Mapping[str, Any] |
 
 def _check_run(config: RunConfig) -> None:
     """Refuse settings of a run that cannot be, before anything is loaded or written."""
-    try:
-        device = torch.device(config.device)
-        if device.type == "cuda" and not torch.cuda.is_available():
-            raise UserError(f"device={config.device}: there is no CUDA device here; use cpu")
-    except RuntimeError as error:
-        raise UserError(f"device={config.device!r} is not known: cpu, cuda or cuda:N") from error
     if config.steps < 1:
         raise UserError(f"steps={config.steps} is out of range: at least 1")
 

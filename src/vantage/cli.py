@@ -52,7 +52,7 @@ class Train:
     eval_samples: int = 4
     """Samples per held-out problem, or episodes, of an evaluation; 0: none."""
     device: str = "cpu"
-    """cpu, cuda or cuda:N."""
+    """Where the policy lives, acts, is evaluated and learns: cpu, cuda or cuda:N."""
     threads: int = 0
     """CPU threads; 0 leaves them as they are."""
     wandb: str = ""
@@ -99,6 +99,8 @@ class Resume:
 
     run: Text
     """Folder of the run."""
+    device: str = ""
+    """cpu, cuda or cuda:N, in place of the run's own."""
 
     def __call__(self) -> int:
         """Run the command."""
@@ -113,7 +115,7 @@ class Resume:
                 " vantage.resume(folder, method=...)"
             )
         title = f"{Path(config.method).stem} on {config.task or config.data}"
-        return _ended(api.resume(self.run, [Progress(title)]))
+        return _ended(api.resume(self.run, [Progress(title)], device=self.device))
 
 
 @dataclass
@@ -134,6 +136,8 @@ class Eval:
     """How their answers are judged."""
     option: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE ...")] = ()
     """Options of the task's engine and policy."""
+    device: str = ""
+    """Where the policy is evaluated: cpu, cuda or cuda:N; a run's own when it is left out, else cpu."""
     json: bool = False
     """Print JSON."""
 
@@ -150,6 +154,7 @@ class Eval:
             data=self.data,
             verifier=self.verifier,
             options=parse_settings(self.option),
+            device=self.device,
         )
         if self.json:
             print(json.dumps(judged))

@@ -95,7 +95,8 @@ def set_random_state(state: Mapping[str, Any], generator: torch.Generator) -> No
     generator.set_state(state["generator"])
     torch.set_rng_state(state["torch"])
     if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
+        # The machine that saved may have had more devices.
+        torch.cuda.set_rng_state_all(state["cuda"][: torch.cuda.device_count()])
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))
     kind, keys, position, has_gauss, cached = state["numpy"]

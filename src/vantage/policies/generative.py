@@ -174,7 +174,7 @@ class GenerativePolicy(ControlPolicy):
         """Return what hands on encoded observations; the process itself runs in `chooser`, which gets the noise."""
 
         def encode(observation: np.ndarray, out: np.ndarray) -> None:
-            out[...] = self.encode(torch.from_numpy(observation)).numpy()
+            out[...] = self.encode(torch.from_numpy(observation).to(self.device)).cpu().numpy()
 
         return encode
 

@@ -111,6 +111,7 @@ class SimulatorEngine:
         device = context.device
         if self._state is None or len(self._state) != rows:
             self._state, self._clock = self._begin(rows, context), 0
+        self._state = self._state.to(device)  # a checkpoint is read on the CPU
         parts: list[dict[str, Tensor]] = []
         finals: list[Tensor] = []
         first = self._state
