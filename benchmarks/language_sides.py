@@ -216,7 +216,7 @@ def run_vantage(shape: Shape, steps: int, device: str) -> dict[str, Any]:
     import vantage
     from vantage.core.trainer import Schedule, Trainer
     from vantage.policies.language import LanguagePolicy
-    from vantage.rollouts.tokens.cache import LeanCache
+    from vantage.rollouts.tokens.lean import LeanCache
     from vantage.tasks.language.task import LanguageTask
 
     model, tokenizer = build(shape, device)

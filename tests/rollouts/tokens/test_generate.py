@@ -5,7 +5,7 @@ import torch
 
 from tests.rollouts.tokens.tiny import EOS, agrees, judged, make, same
 from vantage.core.errors import UserError
-from vantage.rollouts.tokens import Sampling, TokenEngine, cache, lean
+from vantage.rollouts.tokens import Sampling, TokenEngine, lean, weights
 from vantage.rollouts.tokens.native import library
 
 PREFIXES = [[3, 4, 5], [7], list(range(8, 40)), [3, 4, 5], list(range(50, 61)), [9, 8]]
@@ -38,7 +38,7 @@ MODELS = {
 @pytest.fixture(params=["own", "shared"])
 def layout(request, monkeypatch):
     """Prompts copied to each row, or shared by their group."""
-    monkeypatch.setattr(cache, "sharing_pays", lambda *_: request.param == "shared")
+    monkeypatch.setattr(lean, "sharing_pays", lambda *_: request.param == "shared")
     return request.param
 
 
@@ -48,7 +48,7 @@ def layer(request, monkeypatch):
     compiled = request.param == "native"
     if compiled and library() is None:
         pytest.skip("there is no C compiler")
-    monkeypatch.setattr(lean, "suited", lambda _: getattr(lean, "_Folded" if compiled else request.param))
+    monkeypatch.setattr(weights, "suited", lambda _: getattr(weights, "_Folded" if compiled else request.param))
     if not compiled:
         monkeypatch.setattr(lean, "native", lambda _: None)
     return request.param

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from tests.rollouts.tokens.tiny import agrees, make, same
-from vantage.rollouts.tokens import Sampling, TokenEngine, cache, lean
+from vantage.rollouts.tokens import Sampling, TokenEngine, lean, weights
 from vantage.rollouts.tokens.graph import WINDOW, replayed
-from vantage.rollouts.tokens.lean import Weights
+from vantage.rollouts.tokens.lean import weights_of
 from vantage.rollouts.tokens.sampling import draw, row_seeds, uniforms
 
 PREFIXES = [[3, 4, 5], [7], list(range(8, 40)), list(range(50, 61))]
@@ -20,13 +20,13 @@ SETTINGS = [
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("sampling", [*SETTINGS, Sampling(greedy=True)])
 def test_the_steps_are_those_of_plain_decoding(shared, sampling, monkeypatch):
-    monkeypatch.setattr(cache, "sharing_pays", lambda *_: shared)
-    weights = Weights(make("Qwen3"))
+    monkeypatch.setattr(lean, "sharing_pays", lambda *_: shared)
+    weights = weights_of(make("Qwen3"))
     counts, rows = [3, 1, 4, 2], 10
     pending = torch.tensor([5, 7, 39, 60]).repeat_interleave(torch.tensor(counts))
     stream = None if sampling.greedy else uniforms(row_seeds(0, torch.arange(rows)), torch.arange(WINDOW)[:, None])
     with torch.inference_mode():
-        plain, other = (cache.LeanCache.open(weights, [p[:-1] for p in PREFIXES], counts, 90) for _ in range(2))
+        plain, other = (lean.LeanCache.open(weights, [p[:-1] for p in PREFIXES], counts, 90) for _ in range(2))
         left = right = pending
         for _ in range(2):  # the second window begins where the first ended
             found = replayed(other, right, stream, WINDOW, sampling)
@@ -43,18 +43,18 @@ def test_the_steps_are_those_of_plain_decoding(shared, sampling, monkeypatch):
 
 
 def test_columns_that_are_the_same_stay_one_object():
-    weights = Weights(make())
+    weights = weights_of(make())
     with torch.inference_mode():
-        rows = cache.LeanCache.open(weights, [[3]], [2], 8)
+        rows = lean.LeanCache.open(weights, [[3]], [2], 8)
         found = replayed(rows, torch.tensor([4, 5]), torch.rand(3, 2, dtype=torch.float64), 3, Sampling())
     assert found.logp is found.logp_sampling is found.logp_raw
     assert found.token.shape == (2, 3)
 
 
 def test_a_graph_holds_until_the_cache_changes():
-    weights = Weights(make())
+    weights = weights_of(make())
     with torch.inference_mode():
-        rows = cache.LeanCache.open(weights, [[3]], [4], 200)
+        rows = lean.LeanCache.open(weights, [[3]], [4], 200)
         pending, stream = torch.tensor([4, 5, 6, 7]), torch.rand(WINDOW, 4, dtype=torch.float64)
         replayed(rows, pending, stream, 4, Sampling())
         first = rows.graph
@@ -74,8 +74,8 @@ def test_a_graph_holds_until_the_cache_changes():
 @pytest.mark.parametrize("layer", ["_Direct", "_Joined", "_Folded"])
 @pytest.mark.parametrize("sampling", SETTINGS)
 def test_replay_equals_the_modules_forward(kind, shared, layer, sampling, monkeypatch):
-    monkeypatch.setattr(cache, "sharing_pays", lambda *_: shared)
-    monkeypatch.setattr(lean, "suited", lambda _: getattr(lean, layer))
+    monkeypatch.setattr(lean, "sharing_pays", lambda *_: shared)
+    monkeypatch.setattr(weights, "suited", lambda _: getattr(weights, layer))
     model = make(kind)
     on_cpu = TokenEngine(model, backend="transformers").generate(PREFIXES, 6, sampling, seed=1)
     engine = TokenEngine(model.cuda(), backend="lean")

@@ -11,6 +11,7 @@ from vantage.core.errors import TrainingError
 from vantage.rollouts.tokens import Sampling, TokenEngine, lean
 from vantage.rollouts.tokens import native as compiled
 from vantage.rollouts.tokens.sampling import draw
+from vantage.rollouts.tokens.weights import _Direct
 
 PREFIXES = [[3, 4, 5], [7], list(range(8, 40)), [3, 4, 5], list(range(50, 61)), [9, 8]]
 
@@ -35,9 +36,9 @@ def test_the_digest_is_that_of_the_source():
 
 def test_it_is_used_for_small_models_in_single_precision_and_for_no_others():
     model = make()
-    assert lean.Weights(model).native is not None
-    assert lean.Weights(model, lean._Direct).native is None
-    assert lean.Weights(model.bfloat16()).native is None
+    assert lean.weights_of(model).native is not None
+    assert lean.weights_of(model, _Direct).native is None
+    assert lean.weights_of(model.bfloat16()).native is None
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.rollouts.tokens.tiny import make
-from vantage.rollouts.tokens.lean import Weights
+from vantage.rollouts.tokens.lean import weights_of
 from vantage.rollouts.tokens.prefill import buckets, common_start, prefill
 
 
@@ -32,7 +32,7 @@ def test_what_all_prompts_begin_with():
 @pytest.mark.parametrize("kind", ["Llama", "Qwen3"])
 def test_what_is_kept_is_what_transformers_caches(kind, shared, limit):
     model = make(kind)
-    weights = Weights(model)
+    weights = weights_of(model)
     folded = weights.folded
     assert folded
     generator = torch.Generator().manual_seed(0)

@@ -7,7 +7,7 @@ import torch
 
 from tests.rollouts.tokens.tiny import agrees, make, same
 from vantage.core.errors import UserError
-from vantage.rollouts.tokens import Sampling, TokenEngine, cache
+from vantage.rollouts.tokens import Sampling, TokenEngine, lean
 
 PREFIXES = [[3, 4, 5], [7], list(range(8, 60))]
 
@@ -144,7 +144,7 @@ def test_calls_that_make_no_sense_are_refused(backend):
 
 @pytest.mark.parametrize("trial", range(6))
 def test_any_order_of_operations_is_the_same_on_every_backend(trial, monkeypatch):
-    monkeypatch.setattr(cache, "sharing_pays", lambda *_: trial % 2 == 0)
+    monkeypatch.setattr(lean, "sharing_pays", lambda *_: trial % 2 == 0)
     model = make(("Llama", "Qwen2", "Qwen3")[trial % 3], seed=trial)
     results = []
     for backend, replay in (("lean", False), ("lean", True), ("transformers", False)):

@@ -3,37 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vantage.rollouts.tokens.prefill import prefill
 from vantage.rollouts.tokens.shared import NEVER, Block, Plan, attended
-from vantage.rollouts.tokens.turns import extend, forget
-
-if TYPE_CHECKING:
-    from vantage.rollouts.tokens.graph import DecodeGraph
-    from vantage.rollouts.tokens.lean import Weights
+from vantage.rollouts.tokens.weights import Weights
 
 
-def sharing_pays(
-    lengths: Sequence[int], counts: Sequence[int], width: int, device: torch.device, native: bool = False
-) -> bool:
-    """Whether groups should read a shared prompt instead of a copy a row; `width` is Hkv x d.
-
-    Sharing saves reading (and holding) the copies and costs a dozen small operations a layer, nothing on the `native` path.
-    The thresholds are where the two took the same time, measured in elements of keys that a step does not read again.
-    """
-    copies = max(lengths, default=0) * sum(counts) - sum(lengths)
-    if native:
-        return copies > 0
-    return copies * width > (150_000 if device.type == "cpu" else 8_000_000)
-
-
-class LeanCache:
+class Storage:
     """Live rows: keys and values [2, R, Hkv, C, d] of each layer for what each row has of its own.
 
     All rows write the same column next, whatever their position, so a write is a slice. Columns `low` to `end` are in
@@ -59,37 +39,7 @@ class LeanCache:
         self.member = torch.zeros(self.rows, 2, dtype=torch.int64)  # [n, 2] host: block and group in it
         self._plan: Plan | None = None
         self.version = 0  # of the storage and the rows in it
-        self.graph: DecodeGraph | None = None
-
-    @classmethod
-    def open(cls, weights: Weights, prompts: Sequence[Sequence[int]], counts: Sequence[int], room: int) -> LeanCache:
-        """Compute each prompt once; `counts` rows of each, side by side."""
-        group = torch.arange(len(prompts)).repeat_interleave(torch.tensor(list(counts), dtype=torch.int64))
-        length = torch.tensor([len(prompt) for prompt in prompts], dtype=torch.int64)
-        cache = cls(weights, length[group], room)
-        parts = prefill(weights, prompts, 4096 if weights.device.type == "cpu" else 32768)
-        width, native = weights.kv_heads * weights.dim, weights.native is not None
-        if sharing_pays(length.tolist(), counts, width, weights.device, native):
-            where = torch.zeros(len(prompts), 2, dtype=torch.int64)
-            for number, (members, kv) in enumerate(parts):
-                cache.blocks.append(Block.of(kv, [len(prompts[index]) for index in members]))
-                where[members, 0], where[members, 1] = number, torch.arange(len(members))
-            cache.member = where[group]
-            return cache
-        width = int(length.max()) if len(length) else 0
-        cache.reserve(width + 1)
-        cache.end = width
-        cache.filled, cache.start = length[group], width - length[group]
-        for members, kv in parts:
-            rows = torch.isin(group, torch.tensor(members)).nonzero().squeeze(1)
-            source = torch.empty(len(prompts), dtype=torch.int64)
-            source[members] = torch.arange(len(members))
-            to, source = rows.to(weights.device), source[group[rows]].to(weights.device)
-            first = width - kv[0].shape[3]
-            for mine, other in zip(cache.kv, kv):
-                mine[:, :, :, :width].index_copy_(1, to, F.pad(other, (0, 0, first, 0)).index_select(1, source))
-        cache._mask()
-        return cache
+        self.graph: Any = None  # the captured decode step (`graph.DecodeGraph`), where there is one
 
     # ------------------------------------------------------------------------------------------------ decoding
 
@@ -232,7 +182,7 @@ class LeanCache:
         if 4 * self.rows <= self.kv[0].shape[1]:
             self._shift(self.kv[0].shape[3] - self.low)
 
-    def take(self, index: Tensor) -> LeanCache:
+    def take(self, index: Tensor) -> Storage:
         """Copy these rows (host), a row more than once if asked; prompts stay shared."""
         self._settle()
         taken = copy.copy(self)
@@ -246,7 +196,7 @@ class LeanCache:
         taken._prune()
         return taken
 
-    def join(self, other: LeanCache) -> None:
+    def join(self, other: Storage) -> None:
         """Put another cache's rows behind these; all end at the same column."""
         self._settle()
         other._settle()
@@ -276,7 +226,7 @@ class LeanCache:
         self.rows = total
         self._mask()
 
-    def _join_blocks(self, other: LeanCache) -> None:
+    def _join_blocks(self, other: Storage) -> None:
         """Take over the other's prompts; a prompt that both have is held once."""
         if self.blocks or other.blocks:
             for cache in (self, other):
@@ -293,11 +243,3 @@ class LeanCache:
                 self.blocks = [*self.blocks, block]
             member[other.member[:, 0] == number, 0] = same
         self.member = torch.cat((self.member, member))
-
-    def extend(self, tokens: Sequence[Sequence[int]]) -> None:
-        """Feed these tokens to each row; a row may get none."""
-        extend(self, tokens)
-
-    def forget(self, counts: Tensor) -> None:
-        """Take back the last tokens of each row, [n] of them (host)."""
-        forget(self, counts)

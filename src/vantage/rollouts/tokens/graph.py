@@ -11,7 +11,7 @@ from vantage.rollouts.tokens.sampling import Draw, Sampling, draw
 from vantage.rollouts.tokens.shared import NEVER, attended
 
 if TYPE_CHECKING:
-    from vantage.rollouts.tokens.cache import LeanCache
+    from vantage.rollouts.tokens.cache import Storage
 
 WINDOW = 32
 """Steps that are replayed at most before the host looks at what was drawn."""
@@ -22,7 +22,7 @@ class DecodeGraph:
 
     What changes from step to step (the tokens, the column that is written, the step's number) lies in tensors that the
     step itself advances, so a replay needs nothing from the host. The attention runs over all columns that the storage
-    has, those not yet written masked. A graph holds for one state of the cache's storage (`LeanCache.version`).
+    has, those not yet written masked. A graph holds for one state of the cache's storage (`Storage.version`).
 
     Args:
         cache: the rows; its storage must not be replaced while the graph is used.
@@ -30,7 +30,7 @@ class DecodeGraph:
         capture: capture a CUDA graph; False runs the same step operation by operation (any device).
     """
 
-    def __init__(self, cache: LeanCache, sampling: Sampling, *, capture: bool) -> None:
+    def __init__(self, cache: Storage, sampling: Sampling, *, capture: bool) -> None:
         device, rows = cache.weights.device, cache.rows
         self.cache, self.sampling, self.version = cache, sampling, cache.version
         self.low, self.columns = cache.low, cache.kv[0].shape[3]
@@ -46,7 +46,7 @@ class DecodeGraph:
         self.graph: torch.cuda.CUDAGraph | None = None
         self.capture = capture
 
-    def fits(self, cache: LeanCache, sampling: Sampling, steps: int) -> bool:
+    def fits(self, cache: Storage, sampling: Sampling, steps: int) -> bool:
         """Whether the graph can run so many steps of this cache as it is now."""
         same = cache is self.cache and cache.version == self.version and sampling == self.sampling
         return same and cache.end + steps <= self.columns
@@ -118,7 +118,7 @@ class DecodeGraph:
             counter.add_(1)
 
 
-def replayed(cache: LeanCache, pending: Tensor, stream: Tensor | None, steps: int, sampling: Sampling) -> Draw:
+def replayed(cache: Storage, pending: Tensor, stream: Tensor | None, steps: int, sampling: Sampling) -> Draw:
     """Decode up to `WINDOW` tokens a row [n, k] with the cache's graph, captured anew when the cache has changed."""
     steps = min(steps, WINDOW)
     cache.reserve(cache.end + steps)

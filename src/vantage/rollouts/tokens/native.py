@@ -27,8 +27,8 @@ from vantage.core.errors import TrainingError
 from vantage.rollouts.tokens.sampling import Draw, Sampling
 
 if TYPE_CHECKING:
-    from vantage.rollouts.tokens.cache import LeanCache
-    from vantage.rollouts.tokens.lean import Weights
+    from vantage.rollouts.tokens.cache import Storage
+    from vantage.rollouts.tokens.weights import Weights
 
 SOURCE = Path(__file__).with_name("decode.c")
 DIGEST = "74ec5f9d102748b751313321a5ea2d9ece577de1a7adefca7ed6ba2eed28369e"
@@ -179,7 +179,7 @@ class Native:
         self._held.append(x := x.detach().contiguous())
         return x.data_ptr()
 
-    def _call(self, cache: LeanCache, tokens: Tensor, steps: int) -> tuple[_Call, list[Any]]:
+    def _call(self, cache: Storage, tokens: Tensor, steps: int) -> tuple[_Call, list[Any]]:
         """What `decode.c` needs of a cache that has room for `steps` columns, and what must live as long."""
         for mine, kv in zip(self.layers, cache.kv):
             assert kv.is_contiguous()
@@ -218,7 +218,7 @@ class Native:
             kept += [blocks, member]
         return call, kept
 
-    def _run(self, cache: LeanCache, call: _Call) -> int:
+    def _run(self, cache: Storage, call: _Call) -> int:
         done = int(self.library.decode(ctypes.byref(call)))
         if done == -2:
             raise MemoryError(f"decoding {cache.rows} rows: there is no memory for a step")
@@ -230,7 +230,7 @@ class Native:
         cache.ahead += done
         return done
 
-    def logits(self, cache: LeanCache, tokens: Tensor) -> Tensor:
+    def logits(self, cache: Storage, tokens: Tensor) -> Tensor:
         """Feed one token to each row [n] and return the logits of the next [n, V]."""
         cache.reserve(cache.end + 1)
         call, kept = self._call(cache, tokens, 1)
@@ -242,7 +242,7 @@ class Native:
 
     def decode(
         self,
-        cache: LeanCache,
+        cache: Storage,
         pending: Tensor,
         stream: Tensor | None,
         steps: int,

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from vantage.rollouts.tokens.lean import Weights
+    from vantage.rollouts.tokens.weights import Weights
 
 
 def buckets(lengths: Sequence[int], slack: float = 0.15, least: int = 64) -> list[tuple[int, int]]:

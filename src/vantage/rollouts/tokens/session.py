@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -13,9 +14,36 @@ from vantage.rollouts.tokens.backend import Cache
 from vantage.rollouts.tokens.completions import Completions
 from vantage.rollouts.tokens.graph import replayed
 from vantage.rollouts.tokens.sampling import Draw, Sampling, draw, row_seeds, uniforms
+from vantage.rollouts.tokens.strings import StopStrings
 
-if TYPE_CHECKING:
-    from vantage.rollouts.tokens.engine import TokenEngine
+
+class Host(Protocol):
+    """What a session uses of the engine that opened it."""
+
+    backend: Any
+    eos_token_ids: tuple[int, ...]
+    pad_token_id: int
+    patience: int
+    segment: int
+    graphs: bool
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's parameters live."""
+        ...
+
+    @property
+    def strings(self) -> StopStrings:
+        """The finder of stop strings."""
+        ...
+
+    def running(self) -> AbstractContextManager[None]:
+        """Inference mode, with the model in evaluation mode."""
+        ...
+
+    def check(self, tokens: Sequence[int], what: str) -> None:
+        """Refuse tokens outside the vocabulary."""
+        ...
 
 
 class Session:
@@ -25,7 +53,7 @@ class Session:
     while a session lives: its cache holds what the old weights computed.
     """
 
-    def __init__(self, engine: TokenEngine, sampling: Sampling, *, seed: int, keep: bool) -> None:
+    def __init__(self, engine: Host, sampling: Sampling, *, seed: int, keep: bool) -> None:
         self.engine, self.sampling, self.seed, self.keep = engine, sampling, seed, keep
         self.device = engine.device
         self.weights = engine.backend.weights()

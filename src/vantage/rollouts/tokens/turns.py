@@ -12,13 +12,13 @@ from torch import Tensor
 from vantage.rollouts.tokens.shared import NEVER
 
 if TYPE_CHECKING:
-    from vantage.rollouts.tokens.cache import LeanCache
+    from vantage.rollouts.tokens.cache import Storage
 
 _CHUNK = 1 << 25
 """Elements of keys that are laid out for one attention at most."""
 
 
-def extend(cache: LeanCache, tokens: Sequence[Sequence[int]]) -> None:
+def extend(cache: Storage, tokens: Sequence[Sequence[int]]) -> None:
     """Feed these tokens to each row, all in one pass over the model; a row may get none."""
     counts = torch.tensor([len(row) for row in tokens], dtype=torch.int64)
     width = int(counts.max()) if len(counts) else 0
@@ -92,7 +92,7 @@ def extend(cache: LeanCache, tokens: Sequence[Sequence[int]]) -> None:
     tighten(cache)
 
 
-def forget(cache: LeanCache, counts: Tensor) -> None:
+def forget(cache: Storage, counts: Tensor) -> None:
     """Take back the last tokens of each row, [n] of them (host): of its own tokens, not of a shared prompt.
 
     Raises:
@@ -115,7 +115,7 @@ def forget(cache: LeanCache, counts: Tensor) -> None:
     tighten(cache)
 
 
-def tighten(cache: LeanCache) -> None:
+def tighten(cache: Storage) -> None:
     """Close the holes when they make up much of what a step reads: every row right aligned without gaps."""
     used, need = cache.end - cache.low, int(cache.filled.max()) if cache.rows else 0
     if used <= need + max(16, need // 4):
