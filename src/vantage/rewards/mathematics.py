@@ -84,6 +84,8 @@ _MATHS = re.compile(
     r"\$\$.+?\$\$|\$[^$]+\$|\\\(.+?\\\)|\\\[.+?\\\]|\\f?boxed\s*\{(?:[^{}]|\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\})*\}",
     re.DOTALL,
 )
+_LONGEST = 500
+"""Characters of plain text that are tried as one expression."""
 _FUNCTION = r"(?:sqrt|sin|cos|tan|log|ln|exp|pi)"
 # A number, a letter that stands alone, an operator, a command of LaTeX.
 _ATOM = (
@@ -123,6 +125,8 @@ def in_latex(text: str, whole: bool = False) -> str:
 
 def _wrapped(match: re.Match[str]) -> str:
     """Put a list of plain expressions into `$...$`: each of them, or all in one where several answers are announced."""
+    if len(match[0]) > _LONGEST:
+        return match[0]
     before = match.string[max(0, match.start() - 60) : match.start()]
     if _ASKED.search(before):
         return _one(match[0], before)
@@ -142,9 +146,9 @@ def _one(run: str, before: str) -> str:
     while first < last:
         text = run[first:last]
         open_, close = sum(map(text.count, "([{")), sum(map(text.count, ")]}"))
-        if text[0] in " */^=|,<>%" or (text[0] in "([{" and open_ > close) or re.match(r"[aAI] ", text):
+        if text[0] in " */^=|,<>%)]}" or (text[0] in "([{" and open_ > close) or re.match(r"[aAI] ", text):
             first += 1
-        elif text[-1] in " +-*/^=|,<>!" or (text[-1] in ")]}" and close > open_) or re.search(r" [aAI]$", text):
+        elif text[-1] in " +-*/^=|,<>!([{" or (text[-1] in ")]}" and close > open_) or re.search(r" [aAI]$", text):
             last -= 1
         else:
             break
@@ -159,7 +163,7 @@ def _latex(text: str, plain: bool = False) -> str:
     text = text.translate(_SYMBOLS)
     text = re.sub(r"(?<![\w.\\])(\d+(?:\.\d+)?|\.\d+)[eE]([+-]?\d+)(?![\w.])", r"\1\\times 10^{\2}", text)
     text = re.sub(r"(?<![\w.,^{/])(\d+)\s+(\d+)\s*/\s*(\d+)(?![\w./^])", r"\1\\frac{\2}{\3}", text)
-    text = re.sub(r"(?<!\d)(\d*)\.(\d*)\\overline\{(\d+)\}", _repeating, text)
+    text = re.sub(r"(?<!\d)(\d{0,50})\.(\d{0,50})\\overline\{(\d{1,50})\}", _repeating, text)
     if plain:
         text = re.sub(r"(?<!\\)%", r"\\%", text)
         text = re.sub(r"\^\s*(?:\(([^()]*)\)|([+-]?\d+))", lambda match: f"^{{{match[1] or match[2]}}}", text)
