@@ -196,3 +196,29 @@ def test_interrupt_and_resume_from_the_command_line(tmp_path: Path) -> None:
     assert f"resumed from step {done}" in said
     steps = [line["step"] for line in read_metrics(run)]
     assert steps == list(range(len(steps)))
+
+
+def test_data_is_read_once_a_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("transformers")
+    from vantage.tasks.language import data as reader
+
+    calls: list[str] = []
+    load = reader.load_problems
+
+    def counted(path: str, **options: object) -> object:
+        calls.append(str(path))
+        return load(path, **options)
+
+    monkeypatch.setattr(reader, "load_problems", counted)
+    data, model, run = tmp_path / "sums.jsonl", tmp_path / "model", tmp_path / "run"
+    data.write_text("".join(json.dumps({"question": f"{n}+1=", "answer": str(n + 1)}) + "\n" for n in range(20)))
+    assert main(["new-model", str(model)]) == 0
+    command = ["train", "grpo", "--data", str(data), "--model", str(model), "--steps", "1", "--eval-samples", "0"]
+    small = ["--set", "prompts=2", "group_size=2", "--option", "max_new_tokens=2", "--out", str(run)]
+    assert main([*command, *small]) == 0
+    assert calls == [str(data)]
+    calls.clear()
+    assert main(["resume", str(run)]) == 0
+    assert calls == [str(data)]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from vantage.core.errors import UserError
-from vantage.settings import parse_settings, parse_value, read_settings, split
+from vantage.settings import parse_settings, parse_value, read_settings, split, tuples
 
 VALUES: dict[str, Any] = {
     "3": 3,
@@ -74,3 +74,8 @@ def test_settings_between_commas_keep_the_commas_of_lists_and_quotes() -> None:
     for wrong in ("steps", "=3"):
         with pytest.raises(UserError, match=rf"task cartpole: '{wrong}' must be written name=value"):
             parse_settings([wrong], "task cartpole")
+
+
+def test_lists_are_tuples_all_the_way_down_where_a_tuple_is_asked_for() -> None:
+    assert tuples([[1, 2], [3, [4]], "a"]) == ((1, 2), (3, (4,)), "a")
+    assert tuples("ab") == "ab"

@@ -98,6 +98,11 @@ def split(text: str, separator: str = ",") -> list[str]:
     return [*parts, last] if last else parts
 
 
+def tuples(value: Any) -> Any:
+    """Return a list as a tuple, lists inside it too; anything else as it is."""
+    return tuple(map(tuples, value)) if isinstance(value, list) else value
+
+
 def _begins_value(text: str, place: int) -> bool:
     """Whether a quote at this place opens a quoted value; within a word (it's) it is a letter."""
     before = text[:place].rstrip()

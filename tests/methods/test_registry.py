@@ -97,14 +97,10 @@ def test_a_method_that_needs_a_kind_of_policy_says_so_where_the_task_makes_none(
 
 
 def test_every_setting_of_every_page_is_explained() -> None:
-    """Pages that were not rewritten yet stand in FAMILY/unexplained.txt, which only shrinks."""
-    here = Path(__file__).parent
-    listed = {name for path in here.glob("*/unexplained.txt") for name in path.read_text().split()}
     missing = {p.name: [name for name in p.settings() if not p.explanation(name)[0]] for p in registry.pages()}
-    new = {name: settings for name, settings in missing.items() if settings and name not in listed}
-    assert not new, "explain these settings in the docstring of the recipe: `name: text; other: text.`"
-    done = {name for name in listed if not missing.get(name)}
-    assert not done, "all settings are explained: take these pages out of unexplained.txt"
+    assert not {name: settings for name, settings in missing.items() if settings}, (
+        "docstring of the recipe: `name: text; ...`"
+    )
 
 
 def test_the_family_is_the_folder_and_that_of_the_list_of_systems() -> None:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from vantage.core.errors import UserError, nearest
 from vantage.core.method import HIDDEN, PLACES, Method
+from vantage.settings import tuples
 
 M = TypeVar("M")
 
@@ -101,5 +102,5 @@ def _coerce(value: Any, current: Any, path: str) -> Any:
             raise UserError(f"setting {path!r} is a number, not {value!r}")
         return float(value)
     if isinstance(current, tuple) and isinstance(value, list):
-        return tuple(value)
+        return tuples(value)
     return value

@@ -11,6 +11,7 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_typ
 
 from vantage.core.component import check_value
 from vantage.core.errors import UserError, nearest
+from vantage.settings import tuples
 
 M = TypeVar("M")
 
@@ -106,7 +107,7 @@ def _fitting(value: Any, hint: Any) -> Any:
     """Return the value in the kind that an annotation asks for, where it loses nothing by that."""
     kinds = _kinds(hint)
     if isinstance(value, list) and tuple in kinds:
-        return tuple(_fitting(held, tuple) for held in value)
+        return tuples(value)
     if isinstance(value, int) and not isinstance(value, bool) and float in kinds and int not in kinds:
         return float(value)
     if isinstance(value, float) and value.is_integer() and int in kinds and float not in kinds:
