@@ -25,6 +25,10 @@ class ShapeError(UserError, TypeError):
     """A tensor function was called with a tensor of another shape or type than it takes."""
 
 
+class MissingLibrary(UserError, ImportError):
+    """An optional library is not installed; the message names the extra that brings it."""
+
+
 class TrainingError(RuntimeError):
     """Training cannot go on (a loss that is not finite, a checkpoint that is not whole)."""
 
@@ -50,13 +54,13 @@ def require(module: str, extra: str) -> ModuleType:
     """Import an optional library, or say which extra installs it.
 
     Raises:
-        ImportError: the library is not installed; the message names the extra.
+        MissingLibrary: the library is not installed; the message names the extra.
     """
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name is not None and not module.startswith(error.name):
             raise
-        raise ImportError(
+        raise MissingLibrary(
             f"{module.split('.')[0]} is needed here and is not installed: pip install 'vantage[{extra}]'"
         ) from error

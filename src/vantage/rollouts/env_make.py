@@ -7,9 +7,9 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from vantage.core.errors import UserError, nearest, require
+from vantage.core.errors import MissingLibrary, UserError, nearest, require
 
-EXTRAS = {"mujoco": "control", "pygame": "control", "ale_py": "atari", "cv2": "atari"}
+EXTRAS = {"mujoco": "control", "box2d": "control", "pygame": "control", "ale_py": "atari", "cv2": "atari"}
 
 
 def make_env(env_id: str, options: Mapping[str, Any]) -> Any:
@@ -17,7 +17,7 @@ def make_env(env_id: str, options: Mapping[str, Any]) -> Any:
 
     Raises:
         UserError: there is none of this id (the message has the nearest ones), or it takes no such options.
-        ImportError: a library that it needs is not installed; the message names the extra.
+        MissingLibrary: a library that it needs is not installed; the message names the extra.
     """
     gymnasium = require("gymnasium", "control")
     if env_id.startswith("ALE/"):
@@ -56,7 +56,7 @@ def _make(gymnasium: Any, env_id: str, options: Mapping[str, Any]) -> Any:
     except (gymnasium.error.DependencyNotInstalled, ModuleNotFoundError) as error:
         missing = next((extra for module, extra in EXTRAS.items() if module in str(error).lower()), None)
         remedy = f": pip install 'vantage[{missing}]'" if missing else ""
-        raise ImportError(f"{env_id} needs a library that is not installed ({error}){remedy}") from error
+        raise MissingLibrary(f"{env_id} needs a library that is not installed ({error}){remedy}") from error
     except gymnasium.error.Error as error:
         raise UserError(f"{env_id} cannot be made: {error}") from None
     except TypeError as error:

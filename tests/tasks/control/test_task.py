@@ -142,6 +142,11 @@ def test_a_missing_library_is_named_with_its_extra(monkeypatch: pytest.MonkeyPat
     with pytest.raises(ImportError, match=r"Hopper-v5 needs a library .*pip install 'vantage\[control\]'"):
         ControlTask("hopper")
     monkeypatch.setitem(sys.modules, "ale_py", None)
+    monkeypatch.setitem(sys.modules, "Box2D", None)
+    for name in [name for name in sys.modules if name.startswith("gymnasium.envs.box2d")]:
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(UserError, match=r"LunarLander-v3 needs a library .*pip install 'vantage\[control\]'"):
+        ControlTask("LunarLander-v3")
     with pytest.raises(ImportError, match=r"vantage\[atari\]"):
         ControlTask("ALE/Pong-v5")
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vantage.core.context import Context
-from vantage.core.errors import UserError, require
+from vantage.core.errors import MissingLibrary, UserError, require
 from vantage.core.protocols import Prompts
 from vantage.core.trajectories import Trajectories
 from vantage.policies.control import ControlPolicy
@@ -58,7 +58,7 @@ class ControlTask:
 
     Raises:
         UserError: the environment is not known or its spaces are not supported.
-        ImportError: a library that it needs is not installed; the message names the extra.
+        MissingLibrary: a library that it needs is not installed; the message names the extra.
     """
 
     size = 0
@@ -92,6 +92,8 @@ class ControlTask:
             probe = envpool_spec(self.env_id, options) if self.pooled else make(self.env_id, options)
             self.observations = Observations.of(probe.observation_space)
             self.actions = Actions.of(probe.action_space)
+        except MissingLibrary:
+            raise
         except UserError as error:
             raise UserError(f"task {env}: {error}") from None
         limit = probe.max_episode_steps if self.pooled else getattr(probe.spec, "max_episode_steps", None)
