@@ -310,7 +310,8 @@ def _run(
             report(f"resumed from step {step} of {trainer.context.total_steps}")
         else:
             report("the run was stopped before its first checkpoint: it begins again")
-    report(outlook(trainer.context))
+    if not trainer.context.step:
+        report(outlook(trainer.context))
     with contextlib.ExitStack() as stack:
         for listener in (*writers, *listeners):
             if hasattr(listener, "__enter__"):
