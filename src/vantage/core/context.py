@@ -1,23 +1,110 @@
-"""What a part may ask for besides the batch."""
+"""Run-wide state passed to every component: policy, engine, task, progress, randomness, metrics; and what engine and task offer.
+
+Engines and tasks are structural: nothing inherits from them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from vantage.core.costs import Budget
 from vantage.core.errors import UserError
-from vantage.core.protocols import Engine, Evaluation, Policy, Prompts, Task
+from vantage.core.method import Method
+from vantage.core.protocols import Evaluation, Policy, Prompts
 from vantage.core.trajectories import Trajectories
 from vantage.core.walk import walk
 from vantage.metrics import Metrics
 
-if TYPE_CHECKING:
-    from vantage.core.method import Method
+
+class Engine(Protocol):
+    """Gathers decisions of the policy in the task."""
+
+    def sample(self, prompts: Prompts, count: int, context: Context, *, greedy: bool = False) -> Trajectories:
+        """Run `count` whole episodes from each prompt; rows of a prompt stand side by side and share `group`.
+
+        `greedy` takes the most likely decision at each step instead of a draw.
+        """
+        ...
+
+    def advance(self, rows: int, steps: int, context: Context) -> Trajectories:
+        """Take `steps` more decisions in each of `rows` streams that go on from call to call."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what is needed to go on."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state_dict` returned."""
+        ...
+
+
+class PrefixEngine(Engine, Protocol):
+    """An engine that can also go on from any prefix and say what a row holds. A plan asks for it by `prefix_engine`."""
+
+    max_length: int
+    """Decisions that a row can have at most."""
+
+    def sample(
+        self, prompts: Prompts, count: int, context: Context, *, greedy: bool = False, limit: int | None = None
+    ) -> Trajectories:
+        """As `Engine.sample`; a row that has not ended after `limit` decisions stops there, truncated."""
+        ...
+
+    def resume(
+        self,
+        batch: Trajectories,
+        rows: Tensor,
+        positions: Tensor,
+        count: int,
+        context: Context,
+        *,
+        limit: int | None = None,
+    ) -> Trajectories:
+        """Run on `count` times from row `rows[i]` of a batch, of which the first `positions[i]` decisions are kept; both [K].
+
+        No row has ended at its position. `limit` bounds the new decisions of each.
+
+        Returns:
+            K * count whole rows: kept decisions first, with their `logp_old`; `length` counts both, `mask` holds the new ones
+            alone. Rows of one start share `group`, and `parent` [K * count] is the row that they branched from.
+        """
+        ...
+
+    def texts(self, batch: Trajectories) -> list[Any]:
+        """Return what each row holds, in the form in which a prompt can hold it: text where the policy speaks."""
+        ...
+
+
+class Task(Protocol):
+    """Where prompts come from, what is a good outcome, and how a policy is judged.
+
+    It may offer `fields(ids)`: what the data says of each prompt besides prompt and answer (hints, a difficulty), a mapping each;
+    and `observe(batch, context)`, which records metrics of rows (their length) besides their rewards. A task whose `unit` is
+    "environment steps" has runs whose length is counted in them; its engine counts them in `taken`. `episode_length` is the
+    number of decisions of every episode where all have as many, `episode_limit` the largest that one can have.
+    """
+
+    name: str
+    size: int
+    """Number of training prompts; 0 when initial states are drawn by seed and never run out."""
+
+    def prompts(self, ids: Tensor) -> Prompts:
+        """Return the training prompts with these ids [B]."""
+        ...
+
+    def score(self, batch: Trajectories, context: Context) -> dict[str, Tensor]:
+        """Return the named rewards [N] of finished rows; empty when rewards came with the decisions."""
+        ...
+
+    def evaluate(self, policy: Any, *, samples: int, seed: int) -> dict[str, float]:
+        """Judge the policy on what it was not trained on."""
+        ...
 
 
 @dataclass
@@ -140,3 +227,15 @@ class Context:
         observe = getattr(self.task, "observe", None)
         if observe is not None:
             observe(batch, self)
+
+
+def prefix_engine(context: Context, who: str) -> PrefixEngine:
+    """Return the run's engine as one that goes on from prefixes.
+
+    Raises:
+        UserError: it cannot; the message names the part that asked.
+    """
+    engine: Any = context.engine
+    if not hasattr(engine, "resume") or not hasattr(engine, "texts"):
+        raise UserError(f"{who} goes on from the middle of a row, which {type(engine).__name__} cannot")
+    return engine

@@ -20,11 +20,11 @@ from torch import Tensor
 from vantage.annotations import at_least
 from vantage.core import checkpoint, columns
 from vantage.core.component import component
-from vantage.core.context import Context
+from vantage.core.context import Context, Engine, Task
 from vantage.core.costs import ENVIRONMENT_STEPS, Budget, cost
 from vantage.core.errors import CheckpointError, TrainingError
 from vantage.core.method import Method
-from vantage.core.protocols import Engine, Policy, Task
+from vantage.core.protocols import Policy
 from vantage.core.runlog import RunLog
 from vantage.core.scoring import scored
 from vantage.core.trajectories import Trajectories

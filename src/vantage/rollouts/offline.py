@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from vantage.core import at_least, component
-from vantage.core.context import Context
+from vantage.core.context import Context, Engine
 from vantage.core.costs import Cost
 from vantage.core.errors import UserError
-from vantage.core.protocols import Engine
 from vantage.core.trajectories import Trajectories
 
 

@@ -9,9 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vantage.core import at_least, checked_by, component, one_of
-from vantage.core.context import Context
+from vantage.core.context import Context, prefix_engine
 from vantage.core.costs import Cost
-from vantage.core.protocols import prefix_engine
 from vantage.core.trajectories import Trajectories, concatenate, declare
 from vantage.functions.groups import rank_within
 from vantage.rollouts.plans import Groups

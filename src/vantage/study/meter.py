@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from vantage.core.context import Context
+from vantage.core.context import Context, Engine
 from vantage.core.errors import UserError
-from vantage.core.protocols import Engine, Prompts
+from vantage.core.protocols import Prompts
 from vantage.core.trajectories import Trajectories
 
 

@@ -23,10 +23,10 @@ import torch
 from vantage.advantages.groups import GroupStandardized
 from vantage.annotations import at_least
 from vantage.core.component import component
-from vantage.core.context import Context
+from vantage.core.context import Context, prefix_engine
 from vantage.core.costs import Cost, episodes
 from vantage.core.method import Method
-from vantage.core.protocols import Prompts, prefix_engine
+from vantage.core.protocols import Prompts
 from vantage.core.scoring import scored
 from vantage.core.trajectories import Trajectories
 from vantage.methods.claim import Claim

@@ -30,10 +30,9 @@ from vantage.advantages.critic import FittedCritic
 from vantage.advantages.estimators import GAE
 from vantage.annotations import at_least
 from vantage.core.component import component, memory
-from vantage.core.context import Context
+from vantage.core.context import Context, prefix_engine
 from vantage.core.costs import Cost
 from vantage.core.method import Method
-from vantage.core.protocols import prefix_engine
 from vantage.core.trajectories import Trajectories, concatenate, credit_flows, own
 from vantage.functions.returns import gae
 from vantage.methods.claim import Claim

@@ -23,9 +23,9 @@ from torch import Tensor
 
 from vantage.annotations import at_least
 from vantage.core.component import component
-from vantage.core.context import Context
+from vantage.core.context import Context, prefix_engine
 from vantage.core.method import Method
-from vantage.core.protocols import Evaluation, prefix_engine
+from vantage.core.protocols import Evaluation
 from vantage.core.scoring import scored
 from vantage.core.trajectories import Trajectories
 from vantage.functions.divergences import divergence
