@@ -66,7 +66,7 @@ def batch_of_everything() -> Trajectories:
         turn=torch.zeros(ROWS, STEPS, dtype=torch.int64),
         segment=torch.zeros(ROWS, STEPS, dtype=torch.int64),
         source=torch.zeros(ROWS, dtype=torch.int64),
-        target_ratio=torch.ones(ROWS, 1),
+        target_ratio=torch.ones(ROWS),
     )
 
 
@@ -78,7 +78,7 @@ def loss_of(method: Method, batch: Trajectories, outputs: dict[str, Tensor]) -> 
     where.named = lambda name: name
     where.evaluate = lambda *given, **named: draw(STEPS, WIDTH, seed=9)  # what a frozen policy would say
     ready = weighted(batch, method.averaging)
-    return method_loss(Evaluation(**plain, extras=extras), ready, where, len(batch))
+    return method_loss(Evaluation(**plain, extras=extras), ready, where, ready)
 
 
 def outputs_of(batch: Trajectories, logp: Tensor) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.harness import context, random_batch
-from vantage.advantages.groups import GroupStandardized, LeaveOneOut
+from vantage.advantages.groups import GroupStandardized, LeaveOneOut, ScoreLessBaseline
 from vantage.functions.groups import group_mean, group_moments, leave_one_out_mean
 
 
@@ -56,3 +56,15 @@ def test_the_spread_of_the_batch_is_that_of_its_scores() -> None:
     std = score[~score.isnan()].std() + 1e-4
     expected = torch.tensor([0.5, -0.5, 0.5, -0.5, 0.0, 0.0]) / std
     torch.testing.assert_close(found[:, 0].float(), expected)
+
+
+def test_score_less_baseline_reads_a_row_or_its_last_decision_and_gives_zero_for_what_is_missing() -> None:
+    score = torch.tensor([1.0, 0.0, torch.nan, 0.5])
+    value = torch.tensor([0.25, 0.5, 0.1, torch.nan])
+    batch = random_batch(4, 3).replace(score=score, held=value, value=value.unsqueeze(-1).expand(4, 3).clone())
+    expected = torch.tensor([0.75, -0.5, 0.0, 0.0])
+    for part in (ScoreLessBaseline(), ScoreLessBaseline("held")):
+        assert torch.equal(part(batch, context()), torch.where(batch.mask, expected.unsqueeze(-1), 0.0))
+    white = ScoreLessBaseline(whiten=True)(batch, context())[:, 0]
+    half = 0.5 * 2**0.5  # two rows: their distance to the mean over the sample deviation
+    assert white.tolist() == pytest.approx([half, -half, 0.0, 0.0], abs=1e-6)

@@ -16,8 +16,8 @@ from vantage.core import at_least, component
 from vantage.core.context import Context
 from vantage.core.trajectories import Trajectories
 from vantage.functions.groups import group_moments, leave_one_out_mean
-from vantage.functions.rows import per_decision
-from vantage.functions.whitening import masked_moments, standardize
+from vantage.functions.rows import per_decision, value_at_last
+from vantage.functions.whitening import masked_moments, standardize, whiten
 
 
 @component
@@ -61,6 +61,29 @@ class LeaveOneOut:
         record_groups(std, batch.group, context)
         centred = torch.nan_to_num(batch.score - leave_one_out_mean(batch.score, batch.group), nan=0.0)
         return per_decision(centred, batch.mask)
+
+
+@component
+class ScoreLessBaseline:
+    """Advantage score - baseline of a row, the same for all its decisions; 0 where either is missing (NaN). No gradient.
+
+    Attributes:
+        column: of the baseline: [N], or [N, T] with one value a row, which is read at its last decision.
+        whiten: standardise over the batch's rows, as `functions.whitening.whiten`.
+    """
+
+    column: str = "value"
+    whiten: bool = False
+
+    def __call__(self, batch: Trajectories, context: Context) -> Tensor:
+        """Return the advantage [N, T]."""
+        record_groups(group_moments(batch.score, batch.group)[1], batch.group, context)
+        baseline: Tensor = batch[self.column]
+        excess = batch.score - (baseline if baseline.dim() == 1 else value_at_last(baseline, batch.length))
+        context.record("advantage/zero", (excess.abs() < 1e-6).float().mean())
+        if self.whiten:
+            excess = whiten(excess.unsqueeze(-1), ~torch.isnan(excess).unsqueeze(-1)).squeeze(-1)
+        return per_decision(torch.nan_to_num(excess, nan=0.0), batch.mask)
 
 
 def record_groups(std: Tensor, group: Tensor, context: Context) -> None:

@@ -12,9 +12,9 @@ import vantage
 from tests.core.toy import STEPS
 from tests.harness import context, random_batch
 from tests.methods.toys import assert_resumes, gain, trainer
-from vantage.advantages.groups import LeaveOneOut
+from vantage.advantages.groups import LeaveOneOut, ScoreLessBaseline
 from vantage.core import Schedule, Trainer, Trajectories, UserError
-from vantage.methods.credit.poise import CHUNK, HiddenProbe, Ridge, ScoreLessValue
+from vantage.methods.credit.poise import CHUNK, HiddenProbe, Ridge
 from vantage.tasks.registry import make_task
 
 
@@ -31,7 +31,7 @@ class Given(HiddenProbe):
 
 
 def credit(part: HiddenProbe, rows: Trajectories) -> list[float]:
-    return ScoreLessValue()(part(rows, context()), context())[:, 0].tolist()
+    return ScoreLessBaseline()(part(rows, context()), context())[:, 0].tolist()
 
 
 def constant(value: float, size: int = 4) -> Ridge:
@@ -73,7 +73,7 @@ def test_before_the_first_fit_it_is_rloo() -> None:
     rows = pairs([1.0, 0.0, 1.0, 1.0]).replace(given=torch.zeros(4, 4))
     assert credit(Given(), rows) == [1.0, -1.0, 0.0, 0.0]
     torch.testing.assert_close(
-        ScoreLessValue()(HiddenProbe(memory=0)(rows, context()), context()), LeaveOneOut()(rows, context())
+        ScoreLessBaseline()(HiddenProbe(memory=0)(rows, context()), context()), LeaveOneOut()(rows, context())
     )
 
 

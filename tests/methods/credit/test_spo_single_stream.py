@@ -12,8 +12,9 @@ import vantage
 from tests.core.toy import ToyEngine, ToyPolicy, ToyTask
 from tests.harness import context, random_batch
 from tests.methods.toys import assert_resumes, gain, trainer
+from vantage.advantages.groups import ScoreLessBaseline
 from vantage.core import Trajectories, UserError
-from vantage.methods.credit.spo_single_stream import BatchStandardized, OpenPrompts, SuccessTracker
+from vantage.methods.credit.spo_single_stream import OpenPrompts, SuccessTracker
 from vantage.rewards.mixing import Total
 
 
@@ -154,7 +155,7 @@ def test_baseline_comes_from_before_the_answer_and_one_prompt_alone_teaches() ->
     assert batch.value[:, 0].tolist() == pytest.approx([0.75, 0.5, 0.5])
     excess = torch.tensor([0.25, 0.5, -0.5])
     expected = (excess - excess.mean()) / (excess.std() + 1e-8)
-    advantage = BatchStandardized()(batch, context())
+    advantage = ScoreLessBaseline(whiten=True)(batch, context())
     for row in range(3):
         assert advantage[row][batch.mask[row]].tolist() == pytest.approx(
             [float(expected[row])] * int(batch.length[row])
@@ -233,7 +234,6 @@ def test_a_missing_score_is_no_visit() -> None:
     held = tracker._records.read(torch.tensor([3, 4]))
     assert held["alpha"].tolist() == [0.5 * 0.5 + 1, 0.5]
     assert held["beta"].tolist() == [0.5 * 0.5, 0.5]
-    credit = BatchStandardized()(
-        batch_of([1.0, float("nan"), 0.0], [3, 3, 4]).replace(value=torch.zeros(3, 2)), context()
-    )
+    batch = batch_of([1.0, float("nan"), 0.0], [3, 3, 4])
+    credit = ScoreLessBaseline(whiten=True)(batch.replace(value=torch.zeros(batch.mask.shape)), context())
     assert credit[:, 0].tolist() == pytest.approx([0.7071068, 0.0, -0.7071068], abs=1e-6)

@@ -25,13 +25,13 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from vantage.advantages.groups import record_groups
+from vantage.advantages.groups import ScoreLessBaseline
 from vantage.annotations import above, at_least
 from vantage.core.component import component
 from vantage.core.context import Context
 from vantage.core.method import Method
 from vantage.core.trajectories import Trajectories
-from vantage.functions.groups import group_moments, leave_one_out_mean
+from vantage.functions.groups import leave_one_out_mean
 from vantage.functions.rows import per_decision
 from vantage.methods.claim import Claim
 from vantage.methods.objectives.grpo import grpo
@@ -182,16 +182,6 @@ class HiddenProbe:
         self._memory["probe"] = Ridge(*state["probe"]) if state["probe"] is not None else None
 
 
-@dataclass(frozen=True)
-class ScoreLessValue:
-    """Advantage of a row: score less value, the same for all decisions; no gradient."""
-
-    def __call__(self, batch: Trajectories, context: Context) -> Tensor:
-        """Return the advantage [N, T]."""
-        record_groups(group_moments(batch.score, batch.group)[1], batch.group, context)
-        return torch.where(batch.mask, batch.score.unsqueeze(-1) - batch.value, 0.0)
-
-
 @method(
     id="S246",
     papers=PAPER,
@@ -215,7 +205,7 @@ def poise(
     regression; memory: steps whose answers the probe is fitted to, 0 for no probe; eps_low, eps_high: clip range."""
     return base.replace(
         values=HiddenProbe(pool, penalty, memory),
-        advantage=ScoreLessValue(),
+        advantage=ScoreLessBaseline(),
         objective=Clip(eps_low, eps_high),
     )
 

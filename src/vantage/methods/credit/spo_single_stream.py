@@ -24,6 +24,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
+from vantage.advantages.groups import ScoreLessBaseline
 from vantage.annotations import above, at_least, at_most, below
 from vantage.core.component import component, memory
 from vantage.core.context import Context
@@ -33,8 +34,6 @@ from vantage.core.protocols import Prompts
 from vantage.core.scoring import scored
 from vantage.core.trajectories import Trajectories, declare
 from vantage.functions.groups import group_sums
-from vantage.functions.rows import per_decision
-from vantage.functions.whitening import whiten
 from vantage.methods.claim import Claim
 from vantage.methods.objectives.grpo import grpo
 from vantage.methods.registry import Paper, method
@@ -193,17 +192,6 @@ class OpenPrompts:
         return Prompts(found.ids[chosen], [found.items[i] for i in chosen.tolist()])
 
 
-@component
-class BatchStandardized:
-    """Advantage of a row: score less value, standardised over the batch's rows (sample std, eps 1e-8); no gradient."""
-
-    def __call__(self, batch: Trajectories, context: Context) -> Tensor:
-        """Return the advantage [N, T]."""
-        excess = (batch.score - batch.value[:, 0]).unsqueeze(-1)
-        context.record("advantage/zero", (excess.abs() < 1e-6).float().mean())
-        return per_decision(whiten(excess, ~torch.isnan(excess)).squeeze(-1), batch.mask)
-
-
 @method(
     id="S066", papers=PAPER, needs=("episodes", "finite-prompts", "unit-scores"), base=grpo,
     without=("group_size", "eps", "beta", "epochs"), group_size=1, beta=0.0, prompts=1024, minibatches=8,
@@ -228,7 +216,7 @@ def spo_single_stream(
     return base.replace(
         prompts=OpenPrompts(pool, explore),
         values=SuccessTracker(half, least, most, samples, constant),
-        advantage=BatchStandardized(),
+        advantage=ScoreLessBaseline(whiten=True),
         objective=Clip(eps_low, eps_high, dual),
         averaging="token-mean",
     )
