@@ -59,6 +59,7 @@ def adapt(model: Any, settings: LoraSettings) -> Any:
     with warnings.catch_warnings():
         # Output layer and embedding become two weights when adapters on the one are merged: `head_unties`.
         warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
         return peft.get_peft_model(model, config)
 
 
