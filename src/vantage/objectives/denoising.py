@@ -12,7 +12,7 @@ from vantage.core import at_least, component
 from vantage.core.context import Context
 from vantage.core.protocols import Evaluation
 from vantage.core.trajectories import Trajectories
-from vantage.functions.ratios import log_ratio
+from vantage.functions.ratios import bounded, log_ratio
 from vantage.objectives.surrogates import recorded_clip
 
 
@@ -54,3 +54,28 @@ def clipped_step(log: Tensor, eps: float, batch: Trajectories, context: Context)
             context.record_total(f"clip_fraction/{name}", (side & beyond).sum(), side.sum())
         context.derive("clip_balance", float.__sub__, "clip_fraction/positive", "clip_fraction/negative")
     return recorded_clip(log, batch, 1 - eps, 1 + eps, None, context)
+
+
+@component
+class GuardedClip:
+    """The page's loss per decision [N, T]; gradient flows through the step's mean.
+
+    Attributes:
+        eps: clip range on both sides, at least 0.
+        by_length: divide a step's loss by -dt.
+    """
+
+    eps: Annotated[float, at_least(0)] = 1e-4
+    by_length: bool = True
+    wants = frozenset({"mean"})
+    columns = frozenset({"mean_old"})
+
+    def __call__(self, evaluation: Evaluation, batch: Trajectories, context: Context) -> Tensor:
+        """Return the loss."""
+        seen, old = batch.observation, batch["mean_old"]
+        length = seen["time"] - seen["next_time"]
+        std = seen["sigma"] * length.sqrt()
+        moved = ((evaluation.extras["mean"] - old) * (batch.action - old)).flatten(2).mean(-1)
+        log = bounded(torch.where(batch.mask & (std > 0), moved / torch.where(std > 0, std, 1.0), 0.0))
+        loss = clipped_step(log, self.eps, batch, context)
+        return loss / length if self.by_length else loss

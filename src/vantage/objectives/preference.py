@@ -99,3 +99,20 @@ class PairLogistic:
                 context.record("pairs/chosen", self.beta * implicit[first].mean(), count)
                 context.record("pairs/rejected", self.beta * implicit[second].mean(), count)
         return on_both(loss, first, second, len(batch))
+
+
+@component
+class ChosenLikelihood:
+    """coefficient (at least 0) * mean of -logp over all decisions of the chosen rows, a scalar over the whole minibatch."""
+
+    coefficient: Annotated[float, at_least(0)]
+    wants = frozenset({"logp"})
+    unit = "batch"
+    label = "sft"
+
+    def __call__(self, evaluation: Evaluation, batch: Trajectories, context: Context) -> Tensor:
+        """Return the term."""
+        chosen, _ = pair_rows(batch)
+        mask = batch.mask[chosen]
+        total = torch.where(mask, evaluation.logp[chosen], 0.0).sum()
+        return -self.coefficient * total / mask.sum().clamp(min=1)

@@ -17,7 +17,7 @@ from vantage.core.protocols import Prompts
 from vantage.core.trajectories import Trajectories
 from vantage.policies.routing import RoutingPolicy
 from vantage.policies.routing_rules import Situation, Tours, edges, start_nodes
-from vantage.rollouts.plans import set_temperature
+from vantage.rollouts.plans import Groups, set_temperature
 
 BELOW_ONE = 1 - 2.0**-20
 
@@ -275,3 +275,29 @@ class RoutingEngine:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take nothing back."""
+
+
+@component
+class SharedTours(Groups):
+    """`size` tours of each of `prompts` instances, which choose their first node too.
+
+    Attributes:
+        cached: whether an instance is encoded once for all decisions, or once for each.
+    """
+
+    cached: bool = True
+    needs = frozenset({"tours"})
+
+    def prepare(self, context: Context) -> None:
+        """Tell the policy.
+
+        Raises:
+            UserError: the policy has no encoder to be cached.
+        """
+        super().prepare(context)
+        policy: Any = context.policy
+        if not hasattr(policy, "cached"):
+            raise UserError(
+                "rlor caches the encoder of a routing policy: it needs a routing task, such as --task tsp:nodes=20"
+            )
+        policy.cached = self.cached

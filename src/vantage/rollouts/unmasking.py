@@ -135,3 +135,39 @@ class UnmaskingEngine:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Nothing."""
+
+
+@component
+class WorkedAnswers:
+    """Rollout: the worked answers of the next `batch` training problems; nothing is sampled."""
+
+    batch: Annotated[int, at_least(1)] = 64
+    needs = frozenset({"masked"})
+
+    def cost(self, episode: int | None = None) -> Cost:
+        """What a step takes."""
+        return Cost(self.batch, self.batch)
+
+    def __call__(self, context: Context) -> Trajectories:
+        """Return the next batch."""
+        task: Any = context.task
+        policy: Any = context.policy
+        if not hasattr(task, "solutions"):
+            raise UserError(
+                f"masked diffusion needs a task with worked answers; {task.name} has none (masked:addition:digits=2)"
+            )
+        prompts = context.next_prompts(self.batch)
+        action = policy.encode(task.solutions(prompts.ids), answers=True)
+        rows = torch.arange(len(action))
+        return Trajectories(
+            {
+                "observation": {"tokens": policy.encode(prompts.items)},
+                "action": action,
+                "mask": torch.ones_like(action, dtype=torch.bool),
+                "length": torch.full((len(action),), action.shape[1]),
+                "group": rows,
+                "prompt": prompts.ids,
+                # Nothing is to be verified.
+                "rewards": {},
+            }
+        ).to(context.device)

@@ -12,14 +12,14 @@ from tests.core.toy import ToyTask
 from tests.harness import context
 from tests.methods.generative.flows import assert_resumes
 from vantage.core import UserError
-from vantage.methods.generative.flow_matching import Pairs
+from vantage.rollouts.interpolated import Interpolated
 from vantage.tasks.generative.task import task_from_spec
 
 
 def test_pairs_lie_on_lines_from_noise_to_data() -> None:
     task = task_from_spec("flow2d:ring,std=0.01")
     where = context(task=task, device=torch.device("cpu"))
-    batch = Pairs(64)(where)
+    batch = Interpolated(64)(where)
     x, time, direction = batch.observation["x"], batch.observation["time"].unsqueeze(-1), batch.action
     data = x - time * direction
     assert torch.cdist(data[:, 0], task.data.means()).amin(1).max() < 0.06
@@ -31,13 +31,13 @@ def test_the_loss_is_the_mean_squared_error_of_the_velocity() -> None:
     task = task_from_spec("flow2d:ring", {"hidden": [8]})
     policy = task.make_policy()
     where = context(task=task, device=torch.device("cpu"))
-    batch = Pairs(16)(where)
+    batch = Interpolated(16)(where)
     method = vantage.method("flow-matching")
     loss = method.objective(policy.evaluate(batch, method.wants), batch, where)
     velocity = policy.velocity(batch.observation["x"], batch.observation["time"])
     torch.testing.assert_close(loss, (velocity - batch.action).square().mean(-1))
     with pytest.raises(UserError, match="data to match"):
-        Pairs(4)(context(task=ToyTask()))
+        Interpolated(4)(context(task=ToyTask()))
 
 
 def test_it_learns_and_its_model_is_loaded_again(tmp_path: Path) -> None:

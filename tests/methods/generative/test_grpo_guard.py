@@ -11,7 +11,7 @@ import vantage
 from tests.harness import context
 from tests.methods.generative.flows import assert_resumes, credited, loss_and_gradient, moved, trainer
 from vantage.core import Evaluation, Trajectories, UserError
-from vantage.methods.generative.grpo_guard import GuardedClip
+from vantage.objectives.denoising import GuardedClip
 from vantage.policies.flow import normal_logp
 from vantage.selection.steps import RandomSteps
 

@@ -13,7 +13,7 @@ from tests.harness import context
 from vantage.core import Evaluation, Trajectories, UserError
 from vantage.core.loss import backward
 from vantage.core.trajectories import FRESH, STORED
-from vantage.methods.preference.hypo import OnlineKL
+from vantage.regularizers.penalties import OnlineKL
 from vantage.rollouts.pairs import PairsAndFresh, StoredPairs
 
 

@@ -11,7 +11,7 @@ import vantage
 from tests.harness import context, loss_of, new_logp, random_batch
 from tests.methods.preference.peers import trl_simpo_loss
 from vantage.core import Evaluation, Trajectories, UserError
-from vantage.methods.preference.simpo import ChosenLikelihood
+from vantage.objectives.preference import ChosenLikelihood
 
 
 def pair(chosen: list[float], rejected: list[float]) -> tuple[Trajectories, torch.Tensor]:

@@ -73,19 +73,12 @@ def wanda(
 
 claim = (
     Claim(
-        arena="prune-text",
-        against="magnitude",
-        direction="lower",
-        name="published",
+        name="published", arena="prune-text", against="magnitude", direction="lower",
         note="The authors, whose magnitude pruning compares within layers: LLaMA-7B at 50 % sparsity has perplexity 7.26 by Wanda"
         " and 17.29 by magnitude. Models of this size lack the few large inputs that the paper is about.",
     ),
     Claim(
-        arena="prune-text",
-        against="magnitude",
-        against_settings={"scope": "row"},
-        direction="lower",
-        name="same-comparison",
+        name="same-comparison", arena="prune-text", against="magnitude", direction="lower", against_settings={"scope": "row"},
         note="Magnitudes compared within outputs, as Wanda's scores are: what the inputs' norms add.",
     ),
-)
+)  # fmt: skip

@@ -13,21 +13,17 @@ models.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
-
-import torch
 from torch import Tensor
 
-from vantage.annotations import at_least
 from vantage.core.component import component
 from vantage.core.context import Context
-from vantage.core.costs import Cost
 from vantage.core.errors import UserError
 from vantage.core.method import Method
 from vantage.core.protocols import Evaluation
 from vantage.core.trajectories import Trajectories
 from vantage.methods.registry import Paper, method
 from vantage.objectives.likelihood import NoCredit
+from vantage.rollouts.interpolated import Interpolated
 from vantage.rollouts.plans import Shuffled
 from vantage.updates.gradient import GradientUpdate
 from vantage.updates.optimizers import Adam, Cosine
@@ -44,44 +40,6 @@ STRAIGHT = Paper(
     2022,
     arxiv="2209.03003",
 )
-
-
-@component
-class Pairs:
-    """Rollout: `batch` points on lines from noise to the task's data, rows of one decision whose action is the line's direction."""
-
-    batch: Annotated[int, at_least(1)] = 256
-    needs = frozenset({"flow"})
-
-    def cost(self, episode: int | None = None) -> Cost:
-        """What a step takes."""
-        return Cost(self.batch, self.batch, self.batch)
-
-    def __call__(self, context: Context) -> Trajectories:
-        """Draw the next pairs."""
-        data: Any = getattr(context.task, "data", None)
-        if not hasattr(data, "draw"):
-            raise UserError(
-                f"flow matching needs a task with data to match; {context.task.name} has none (flow2d, digits)"
-            )
-        sample, label = data.draw(self.batch, context.generator)
-        noise = torch.randn(sample.shape, generator=context.generator)
-        time = torch.rand(self.batch, 1, generator=context.generator)
-        shaped = time.reshape(-1, *[1] * (sample.dim() - 1))
-        seen = {"x": ((1 - shaped) * sample + shaped * noise).unsqueeze(1), "time": time}
-        if label is not None:
-            seen["label"] = label.unsqueeze(1)
-        rows = torch.arange(self.batch)
-        return Trajectories(
-            {
-                "observation": seen,
-                "action": (noise - sample).unsqueeze(1),
-                "mask": torch.ones(self.batch, 1, dtype=torch.bool),
-                "length": torch.ones(self.batch, dtype=torch.int64),
-                "group": rows,
-                "prompt": rows,
-            }
-        ).to(context.device)
 
 
 @component
@@ -105,7 +63,7 @@ def flow_matching(
     its cosine; max_grad_norm: bound of the gradient's norm."""
     return Method(
         prompts=Shuffled(),
-        rollout=Pairs(batch),
+        rollout=Interpolated(batch),
         rewards=(),
         values=None,
         advantage=NoCredit(),

@@ -17,24 +17,13 @@ sample trains a random int(0.6 (T - 1)) = 14 of its own, and all of a sample's a
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import torch
-from torch import Tensor
-
 from vantage.advantages.clamped import Clamped
 from vantage.advantages.groups import GroupStandardized
-from vantage.annotations import at_least
-from vantage.core.component import component
-from vantage.core.context import Context
 from vantage.core.method import Method
-from vantage.core.protocols import Evaluation
-from vantage.core.trajectories import Trajectories
-from vantage.functions.ratios import bounded
 from vantage.methods.claim import Claim
 from vantage.methods.generative.flow_grpo import flow_grpo
 from vantage.methods.registry import Paper, method
-from vantage.objectives.denoising import clipped_step
+from vantage.objectives.denoising import GuardedClip
 from vantage.selection.steps import NoisySteps, RandomSteps
 
 PAPER = Paper(
@@ -43,31 +32,6 @@ PAPER = Paper(
     2025,
     arxiv="2510.22319",
 )
-
-
-@component
-class GuardedClip:
-    """The page's loss per decision [N, T]; gradient flows through the step's mean.
-
-    Attributes:
-        eps: clip range on both sides, at least 0.
-        by_length: divide a step's loss by -dt.
-    """
-
-    eps: Annotated[float, at_least(0)] = 1e-4
-    by_length: bool = True
-    wants = frozenset({"mean"})
-    columns = frozenset({"mean_old"})
-
-    def __call__(self, evaluation: Evaluation, batch: Trajectories, context: Context) -> Tensor:
-        """Return the loss."""
-        seen, old = batch.observation, batch["mean_old"]
-        length = seen["time"] - seen["next_time"]
-        std = seen["sigma"] * length.sqrt()
-        moved = ((evaluation.extras["mean"] - old) * (batch.action - old)).flatten(2).mean(-1)
-        log = bounded(torch.where(batch.mask & (std > 0), moved / torch.where(std > 0, std, 1.0), 0.0))
-        loss = clipped_step(log, self.eps, batch, context)
-        return loss / length if self.by_length else loss
 
 
 @method(id="S040", papers=PAPER, base=flow_grpo, group_size=16, lr=1e-5, beta=0.0, steps=25)

@@ -12,20 +12,13 @@ settings are ours.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Literal
 
-import torch
-
-from vantage.annotations import at_least
-from vantage.core.component import component
-from vantage.core.context import Context
-from vantage.core.costs import Cost
-from vantage.core.errors import UserError
 from vantage.core.method import Method
-from vantage.core.trajectories import Trajectories
 from vantage.methods.registry import Paper, method
 from vantage.objectives.likelihood import NegativeLogLikelihood, NoCredit
 from vantage.rollouts.plans import Shuffled
+from vantage.rollouts.unmasking import WorkedAnswers
 from vantage.selection.masks import MonteCarloMasks
 from vantage.updates.gradient import GradientUpdate
 from vantage.updates.optimizers import Adam, Cosine
@@ -37,42 +30,6 @@ PAPER = Paper(
     2025,
     arxiv="2502.09992",
 )
-
-
-@component
-class Answers:
-    """Rollout: the worked answers of the next `batch` training problems; nothing is sampled."""
-
-    batch: Annotated[int, at_least(1)] = 64
-    needs = frozenset({"masked"})
-
-    def cost(self, episode: int | None = None) -> Cost:
-        """What a step takes."""
-        return Cost(self.batch, self.batch)
-
-    def __call__(self, context: Context) -> Trajectories:
-        """Return the next batch."""
-        task: Any = context.task
-        policy: Any = context.policy
-        if not hasattr(task, "solutions"):
-            raise UserError(
-                f"masked diffusion needs a task with worked answers; {task.name} has none (masked:addition:digits=2)"
-            )
-        prompts = context.next_prompts(self.batch)
-        action = policy.encode(task.solutions(prompts.ids), answers=True)
-        rows = torch.arange(len(action))
-        return Trajectories(
-            {
-                "observation": {"tokens": policy.encode(prompts.items)},
-                "action": action,
-                "mask": torch.ones_like(action, dtype=torch.bool),
-                "length": torch.full((len(action),), action.shape[1]),
-                "group": rows,
-                "prompt": prompts.ids,
-                # Nothing is to be verified.
-                "rewards": {},
-            }
-        ).to(context.device)
 
 
 @method(kind="recipe", papers=PAPER, needs="masked")
@@ -92,7 +49,7 @@ def masked_diffusion(
     whose graphs are held at once, none for all."""
     return Method(
         prompts=Shuffled(),
-        rollout=Answers(batch),
+        rollout=WorkedAnswers(batch),
         rewards=(),
         values=None,
         advantage=NoCredit(),

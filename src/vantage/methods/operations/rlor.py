@@ -19,16 +19,12 @@ model, encoding at every decision in the rollout and in the update.
 from __future__ import annotations
 
 import math
-from typing import Any
 
-from vantage.core.component import component
-from vantage.core.context import Context
-from vantage.core.errors import UserError
 from vantage.core.method import Method
 from vantage.methods.claim import Claim
 from vantage.methods.control.ppo import ppo
 from vantage.methods.registry import Paper, method
-from vantage.rollouts.plans import Groups
+from vantage.rollouts.routing import SharedTours
 
 PAPER = Paper(
     "RLOR: A Flexible Framework of Deep Reinforcement Learning for Operation Research",
@@ -36,32 +32,6 @@ PAPER = Paper(
     2023,
     arxiv="2303.13117",
 )
-
-
-@component
-class SharedTours(Groups):
-    """`size` tours of each of `prompts` instances, which choose their first node too.
-
-    Attributes:
-        cached: whether an instance is encoded once for all decisions, or once for each.
-    """
-
-    cached: bool = True
-    needs = frozenset({"tours"})
-
-    def prepare(self, context: Context) -> None:
-        """Tell the policy.
-
-        Raises:
-            UserError: the policy has no encoder to be cached.
-        """
-        super().prepare(context)
-        policy: Any = context.policy
-        if not hasattr(policy, "cached"):
-            raise UserError(
-                "rlor caches the encoder of a routing policy: it needs a routing task, such as --task tsp:nodes=20"
-            )
-        policy.cached = self.cached
 
 
 @method(

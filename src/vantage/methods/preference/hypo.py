@@ -14,22 +14,11 @@ reconstructions.
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import torch
-from torch import Tensor
-
-from vantage.annotations import above, at_least
-from vantage.core.component import component
-from vantage.core.context import Context
 from vantage.core.method import Method
-from vantage.core.protocols import Evaluation
-from vantage.core.trajectories import FRESH, Trajectories
-from vantage.functions.groups import leave_one_out_mean
-from vantage.functions.rows import row_logp
 from vantage.methods.claim import Claim
 from vantage.methods.preference.dpo import dpo
 from vantage.methods.registry import Paper, method
+from vantage.regularizers.penalties import OnlineKL
 from vantage.rollouts.pairs import PairsAndFresh, StoredPairs
 
 PAPER = Paper(
@@ -38,37 +27,6 @@ PAPER = Paper(
     2024,
     arxiv="2406.01462",
 )
-
-
-@component
-class OnlineKL:
-    """coefficient * leave-one-out score-function estimate of KL(policy || reference) on the fresh rows, [N]; 0 on stored ones.
-
-    Attributes:
-        coefficient: lam, at least 0.
-        clip: bound of the log-ratio, above 0; None for none.
-    """
-
-    coefficient: Annotated[float, at_least(0)] = 1e-2
-    clip: Annotated[float, above(0)] | None = None
-    wants = frozenset({"logp"})
-    columns = frozenset({"logp_ref"})
-    unit = "group"
-    label = "kl"
-
-    def __call__(self, evaluation: Evaluation, batch: Trajectories, context: Context) -> Tensor:
-        """Return the term; gradient flows through the factor `logp` alone."""
-        fresh = batch.source == FRESH
-        logp = row_logp(evaluation.logp, batch.mask)
-        ratio = (logp - row_logp(batch.logp_ref, batch.mask)).detach()
-        if self.clip is not None:
-            ratio = ratio.clamp(-self.clip, self.clip)
-        with torch.no_grad():
-            count = int(fresh.sum())
-            if count:
-                context.record("kl/online", (ratio * fresh).sum() / count, count)
-            others = leave_one_out_mean(torch.where(fresh, ratio, 0.0), batch.group).to(ratio.dtype)
-        return self.coefficient * torch.where(fresh, (ratio - others) * logp, 0.0)
 
 
 @method(id="S062", papers=PAPER, base=dpo, without=("prompts",))

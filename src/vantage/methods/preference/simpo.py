@@ -12,21 +12,11 @@ of their 8B base model. arXiv 2405.14734, equation 6.
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import torch
-from torch import Tensor
-
-from vantage.annotations import at_least
-from vantage.core.component import component
-from vantage.core.context import Context
 from vantage.core.method import Method
-from vantage.core.protocols import Evaluation
-from vantage.core.trajectories import Trajectories
 from vantage.methods.claim import Claim
 from vantage.methods.preference.dpo import dpo
 from vantage.methods.registry import Paper, method
-from vantage.objectives.preference import PairLogistic, pair_rows
+from vantage.objectives.preference import ChosenLikelihood, PairLogistic
 from vantage.updates.optimizers import Cosine
 
 PAPER = Paper(
@@ -35,23 +25,6 @@ PAPER = Paper(
     2024,
     arxiv="2405.14734",
 )
-
-
-@component
-class ChosenLikelihood:
-    """coefficient (at least 0) * mean of -logp over all decisions of the chosen rows, a scalar over the whole minibatch."""
-
-    coefficient: Annotated[float, at_least(0)]
-    wants = frozenset({"logp"})
-    unit = "batch"
-    label = "sft"
-
-    def __call__(self, evaluation: Evaluation, batch: Trajectories, context: Context) -> Tensor:
-        """Return the term."""
-        chosen, _ = pair_rows(batch)
-        mask = batch.mask[chosen]
-        total = torch.where(mask, evaluation.logp[chosen], 0.0).sum()
-        return -self.coefficient * total / mask.sum().clamp(min=1)
 
 
 @method(id="S177", papers=PAPER, base=dpo, prompts=128, lr=6e-7, max_grad_norm=1.0)

@@ -81,22 +81,6 @@ _NOTE = (
     " of the start policy need the calculator, so that frugality and accuracy pull apart more than in the paper."
 )
 claim = (
-    Claim(
-        name="calls",
-        arena="calculator",
-        against="grpo",
-        metric="calls",
-        direction="lower",
-        against_settings={"beta": 0.0},
-        note=_NOTE,
-    ),
-    Claim(
-        name="accuracy",
-        arena="calculator",
-        against="grpo",
-        direction="no worse",
-        margin=0.03,
-        against_settings={"beta": 0.0},
-        note=_NOTE,
-    ),
+    Claim("calculator", "grpo", "calls", "lower", name="calls", against_settings={"beta": 0.0}, note=_NOTE),
+    Claim("calculator", "grpo", "", "no worse", 0.03, name="accuracy", against_settings={"beta": 0.0}, note=_NOTE),
 )
