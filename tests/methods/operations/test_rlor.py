@@ -123,5 +123,5 @@ def test_a_resumed_run_is_the_run(tmp_path: Path) -> None:
 
 def test_it_needs_a_routing_task() -> None:
     pytest.importorskip("gymnasium")
-    with pytest.raises(UserError, match="routing task"):
+    with pytest.raises(UserError, match="needs a policy that builds tours"):
         vantage.train("rlor", "cartpole", steps=10)
