@@ -29,19 +29,6 @@ def test_equal_scores_teach_nothing(value: float, size: int) -> None:
         assert found[size:].any()
 
 
-def test_missing_scores_are_left_out() -> None:
-    score = torch.tensor([torch.nan, 2.0, 2.0, torch.nan, 1.0])
-    group = torch.tensor([0, 0, 0, 1, 2])
-    mean, std = group_moments(score, group)
-    assert mean.tolist() == [2.0, 2.0, 2.0, 0.0, 1.0]
-    assert std.tolist() == [0.0] * 5
-    assert leave_one_out_mean(score, group).tolist() == [2.0, 2.0, 2.0, 0.0, 0.0]
-    # Further scores of a value of their own: a group is flat with them alone.
-    mean, std = group_moments(score, group, extra=(2.0, 2))
-    assert mean.tolist() == pytest.approx([2.0, 2.0, 2.0, 2.0, 5 / 3])
-    assert std.tolist() == pytest.approx([0.0, 0.0, 0.0, 0.0, (1 / 3) ** 0.5])
-
-
 @pytest.mark.parametrize("rows", [1, 4])
 def test_the_spread_of_a_batch_of_one_or_of_equal_scores_divides_nothing(rows: int) -> None:
     batch = random_batch(rows, 3).replace(score=torch.full((rows,), 0.7), group=torch.arange(rows))

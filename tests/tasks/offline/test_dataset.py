@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 
 import vantage
 from vantage.core import UserError
+from vantage.tasks.offline import task as offline
 from vantage.tasks.offline.dataset import Recorded, action_bound, read_minari, record, write_minari
 from vantage.tasks.offline.worlds import Point
 
@@ -163,3 +165,16 @@ def test_an_episode_without_steps_is_left_out(data: Recorded, tmp_path: Path) ->
         ):
             empty[key] = np.zeros(shape)
     assert len(read_minari(tmp_path / "d")) == len(data)
+
+
+def test_a_coordinate_that_never_changes_is_standardised_to_zero(
+    data: Recorded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = data.observation.clone()
+    seen[:, 0] = 1000.1
+    monkeypatch.setattr(offline, "record", lambda *given: dataclasses.replace(data, observation=seen))
+    made = offline.OfflineTask("offline", offline.Offline())
+    standard = (seen - made.mean) / made.std
+    assert not standard[:, 0].any()
+    expected = (seen[:, 1] - seen[:, 1].mean()) / (seen[:, 1].std(correction=0) + 1e-3)
+    torch.testing.assert_close(standard[:, 1], expected, rtol=1e-4, atol=1e-4)

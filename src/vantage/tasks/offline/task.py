@@ -81,8 +81,11 @@ class OfflineTask:
         if self.world is not None and widths != (self.world.observations, self.world.actions):
             raise UserError(f"task {name}: the data's widths {widths} are not those of the world {self.world.name!r}")
         seen = self.data.observation
-        self.mean = seen.mean(0) if settings.normalize else torch.zeros(widths[0])
-        self.std = seen.std(0, correction=0) + 1e-3 if settings.normalize else torch.ones(widths[0])
+        self.mean, self.std = torch.zeros(widths[0]), torch.ones(widths[0])
+        if settings.normalize:
+            low = seen.amin(0)  # measured from it, what never changes is standardised to exactly 0
+            std, mean = torch.std_mean(seen - low, 0, correction=0)
+            self.mean, self.std = low + mean, std + 1e-3
 
     def prompts(self, ids: Tensor) -> Prompts:
         """Transitions by number."""
