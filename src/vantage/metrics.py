@@ -29,6 +29,10 @@ class Metrics:
         total = total.detach() if isinstance(total, Tensor) else total
         self._records.setdefault(name, []).append((total, count))
 
+    def add(self, name: str, value: float) -> None:
+        """Add a value to the step's sum under `name`."""
+        self._records[name] = [(self._records.get(name, [(0.0, 1.0)])[0][0] + value, 1.0)]
+
     def record_mean(self, name: str, values: Tensor, mask: Tensor) -> None:
         """Add the values [N, T] of the decisions in the mask [N, T], each of which counts the same; no gradient.
 
@@ -99,6 +103,9 @@ class _Under(Metrics):
 
     def record_total(self, name: str, total: Tensor | float, count: Tensor | float) -> None:
         self._whole.record_total(f"{self._prefix}/{name}", total, count)
+
+    def add(self, name: str, value: float) -> None:
+        self._whole.add(f"{self._prefix}/{name}", value)
 
     def derive(self, name: str, function: Callable[..., float], *of: str) -> None:
         self._whole.derive(f"{self._prefix}/{name}", function, *(f"{self._prefix}/{part}" for part in of))

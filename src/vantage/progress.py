@@ -36,20 +36,22 @@ def outlook(context: Context) -> str:
     updates = getattr(method.update, "optimizer_steps", None)
     if budget is not None and budget.each is None:
         said = [f"{budget.size:,} environment steps: as many steps as these last"]
-        said += [f"{each.rows:,} episodes a step"] if each.rows else []
-        said += [f"{updates:g} optimiser steps a step"] if updates else []
-        return ", ".join(said)
-    last = ""
+        said += [f"{_count(each.rows, 'episode')} a step"] if each.rows else []
+        return ", ".join([*said, *([f"{_count(updates, 'optimiser step')} a step"] if updates else [])])
     if budget is not None:
         assert budget.each is not None
         rest = budget.size - (steps - 1) * budget.each
-        last = f" (the last of {rest:,})" if rest != budget.each else ""
-        said = [f"{budget.size:,} environment steps: {steps:,} steps of {budget.each:,}{last}"]
+        size = f"{rest:,}" if steps == 1 or rest == budget.each else f"{budget.each:,} (the last of {rest:,})"
+        said = [f"{budget.size:,} environment steps: {_count(steps, 'step')} of {size}"]
     elif each.samples is not None:
-        said = [f"{steps:,} steps of {each.samples:,} samples", f"{steps * each.samples:,} samples"]
+        said = [f"{_count(steps, 'step')} of {_count(each.samples, 'sample')}", f"{steps * each.samples:,} in all"]
     else:
-        said = [f"{steps:,} steps", "samples known only afterwards"]
-    return ", ".join([*said, *([f"{round(steps * updates):,} optimiser steps"] if updates else [])])
+        said = [_count(steps, "step"), "samples known only afterwards"]
+    return ", ".join([*said, *([_count(round(steps * updates), "optimiser step")] if updates else [])])
+
+
+def _count(number: float, what: str) -> str:
+    return f"{number:,g} {what}" if number == 1 else f"{number:,.10g} {what}s"
 
 
 class Progress:

@@ -129,6 +129,9 @@ def test_groups_of_episodes_end_with_the_prompt_that_spends_the_budget(name: str
     budget = run.context.budget
     assert budget is not None
     assert 2000 <= budget.taken < 2000 + 16 * 200
+    assert counted.history[-1]["environment_steps"] == budget.taken
+    ended = sum(line["episode/count"] * line["episode/length"] for line in counted.history[1:])
+    assert ended == pytest.approx(budget.taken)
     assert counted.status == "finished"
     if "prompts" in settings:
         assert budget.taken < 2000 + 4 * 500
@@ -207,7 +210,7 @@ def test_what_is_printed_before_the_first_step() -> None:
         evaluate_samples=0,
         report=said.append,
     )
-    assert said == ["64 environment steps: 1 steps of 64, 1 optimiser steps"]
+    assert said == ["64 environment steps: 1 step of 64, 1 optimiser step"]
     assert Every(3, GradientUpdate(epochs=2, minibatches=3)).optimizer_steps == 2
 
 

@@ -176,6 +176,8 @@ class Trainer:
             if getattr(controller, "every", "step") == "step":
                 controller(context)
         metrics = context.metrics.collect()
+        if context.budget is not None:
+            metrics["environment_steps"] = float(context.budget.taken)
         clock.lap("update")
         return metrics, clock.laps
 

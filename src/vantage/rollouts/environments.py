@@ -248,7 +248,7 @@ class EnvironmentEngine:
         if count:
             context.record("episode/return", float(returns.mean()), count)
             context.record("episode/length", float(lengths.mean()), count)
-        context.record("episode/count", float(count))
+        context.metrics.add("episode/count", count)
 
     # environments --------------------------------------------------------------------------------------------------
 
