@@ -17,6 +17,7 @@ advantage of SPO, which is in that code too.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -34,7 +35,6 @@ from vantage.methods.claim import Claim
 from vantage.methods.objectives.dapo import dapo
 from vantage.methods.registry import Paper, method
 from vantage.objectives.surrogates import Clip
-from vantage.rollouts.plans import Refill
 from vantage.rollouts.trees import Trees, path_keys
 
 PAPER = Paper(
@@ -118,7 +118,7 @@ def treepo(
         cut_path, share, share_temperature, cut, block,
     )  # fmt: skip
     return base.replace(
-        rollout=Refill(trees, groups=plan.prompts, rounds=rounds) if rounds > 1 else trees,
+        rollout=replace(base.rollout, plan=trees, rounds=rounds) if rounds > 1 else trees,
         advantage=TreeAdvantage(weights, differing),
         objective=Clip(eps_low, eps_high, dual),
     )
