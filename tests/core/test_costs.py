@@ -178,6 +178,10 @@ def test_a_budget_counts_on_from_what_the_engine_has_taken() -> None:
     engine = SimpleNamespace(taken=0)
     even, odd = Budget(100_000, engine, 512), Budget(1000, engine, None)
     assert (even.steps(0), odd.steps(0)) == (196, 100)
+    with pytest.raises(UserError, match="1 steps have taken no environment step"):
+        odd.steps(1)
+    with pytest.raises(UserError, match="object does not count environment steps"):
+        Budget(10, object(), None)
     engine.taken = 300
     assert odd.steps(2) == 2 + 5  # 150 a step
     engine.taken = 99_999

@@ -68,7 +68,8 @@ def total(**weights: float) -> Total:
 
 
 def test_remax_a_right_answer_whose_greedy_twin_is_right_has_advantage_0_under_a_weight() -> None:
-    method = vantage.method("remax", prompts=3, group_size=4).replace(rewards=(total(correct=0.5),))
+    parts = {"rewards.0.weights": {"correct": 0.5}}
+    method = vantage.method("remax", prompts=3, group_size=4, parts=parts)
     batch, metrics = learnt(trainer(method, Always()))
     assert batch.score.tolist() == batch["baseline"].tolist() == [0.5] * 12
     assert not batch.advantage.any()

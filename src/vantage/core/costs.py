@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from vantage.core.errors import UserError
+
 ENVIRONMENT_STEPS = "environment steps"
 
 
@@ -55,9 +57,17 @@ class Budget:
         size: environment steps.
         engine: what takes them.
         each: what a step of the loop takes, None where they differ.
+
+    Raises:
+        UserError: the engine does not count.
     """
 
     def __init__(self, size: int, engine: Any, each: int | None) -> None:
+        if not hasattr(engine, "taken"):
+            raise UserError(
+                f"{type(engine).__name__} does not count environment steps: it needs an attribute `taken`, or the task"
+                ' another unit than "environment steps"'
+            )
         self.size, self.engine, self.each = size, engine, each
         self.before = 0
         """Taken before the engine was made: by the part of the run that is resumed."""
@@ -73,6 +83,15 @@ class Budget:
         return max(self.size - self.taken, 0)
 
     def steps(self, done: int) -> int:
-        """Return how many steps of the loop the run will have, `done` of which are done; exact where they cost the same."""
+        """Return how many steps of the loop the run will have, `done` of which are done; exact where they cost the same.
+
+        Raises:
+            UserError: the steps that are done have taken nothing, so that the run would never end.
+        """
+        if done and not self.taken:
+            raise UserError(
+                f"{done} steps have taken no environment step, and the run is {self.size:,} of these long: its rollout reads"
+                " stored rows, which go with a task of the field offline"
+            )
         each = self.each or (self.taken / done if done else self.size / 100)
         return done + math.ceil(self.left / each)
