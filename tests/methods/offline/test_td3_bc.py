@@ -107,7 +107,7 @@ def test_settings_and_tasks_that_do_not_fit_are_refused() -> None:
     for settings in ({"alpha": -1.0}, {"gamma": 1.5}, {"noise": -0.1}, {"tau": 0.0}, {"every": 0}):
         with pytest.raises(UserError, match=str(next(iter(settings.values())))):
             vantage.method("td3-bc", **settings)
-    with pytest.raises(UserError, match="field offline"):
+    with pytest.raises(UserError, match="needs recorded transitions"):
         vantage.train("td3-bc", "cartpole", steps=1, evaluate_samples=0)
     with pytest.raises(UserError, match="family offline"):
         vantage.train("ppo", "offline:steps=200", steps=1, evaluate_samples=0)
