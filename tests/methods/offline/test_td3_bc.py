@@ -109,6 +109,6 @@ def test_settings_and_tasks_that_do_not_fit_are_refused() -> None:
             vantage.method("td3-bc", **settings)
     with pytest.raises(UserError, match="needs recorded transitions"):
         vantage.train("td3-bc", "cartpole", steps=1, evaluate_samples=0)
-    with pytest.raises(UserError, match="family offline"):
+    with pytest.raises(UserError, match=r"which the task .offline:steps=200. does not offer"):
         vantage.train("ppo", "offline:steps=200", steps=1, evaluate_samples=0)
     assert TwinQ(optimizer=Adam()).gamma == 0.99
