@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from typing import Any
 
 from vantage.core.averaging import canonical
@@ -133,7 +134,7 @@ class Method:
         options = {name: value for name, value in self.asked("engine_options").items() if name in known}
         return task.make_engine(policy, seed=seed, **options)
 
-    @property
+    @cached_property
     def wants(self) -> frozenset[str]:
         """What the policy is asked for in each evaluation of the loss."""
         return frozenset({"logp"}) | declared((self.objective, self.regularizers, self.values, self.update), "wants")

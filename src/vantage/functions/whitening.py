@@ -26,14 +26,19 @@ def masked_moments(values: Tensor, mask: Tensor, ddof: int = 1) -> tuple[Tensor,
         mask: [N, T].
         ddof: 1 for the sample variance, 0 for the population's; the variance of too few decisions is 0.
     """
+    centred, low, shift, variance = _moments(values, mask, ddof)
+    return centred, low.masked_fill(low == torch.inf, 0.0) + shift, variance
+
+
+def _moments(values: Tensor, mask: Tensor, ddof: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the centred values [N, T], the smallest one (inf of none), the mean's distance to it, and the variance."""
     values = values if values.dtype == torch.float64 else values.float()
+    low = values.detach().masked_fill(~mask, torch.inf).amin() if mask.numel() else values.new_full((), torch.inf)
+    above = torch.where(mask, values - low, 0.0)
     count = mask.sum()
-    low = values.detach().masked_fill(~mask, torch.inf).amin() if mask.numel() else values.new_zeros(())
-    above = torch.where(mask, values - torch.where(count > 0, low, 0.0), 0.0)
     shift = above.sum() / count.clamp(min=1)
     centred = torch.where(mask, above - shift, 0.0)
-    variance = centred.square().sum() / (count - ddof).clamp(min=1)
-    return centred, torch.where(count > 0, low, 0.0) + shift, variance
+    return centred, low, shift, centred.square().sum() / (count - ddof).clamp(min=1)
 
 
 @checked(values="float N T", mask="bool N T")
@@ -49,7 +54,7 @@ def whiten(values: Tensor, mask: Tensor, eps: float = 1e-8, ddof: int = 1) -> Te
         eps: added to the variance, above 0.
         ddof: 1 for the sample variance, 0 for the population's.
     """
-    centred, _, variance = masked_moments(values, mask, ddof)
+    centred, _, _, variance = _moments(values, mask, ddof)
     return (centred * (variance + eps).rsqrt()).to(values.dtype)
 
 
