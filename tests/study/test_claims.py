@@ -248,6 +248,7 @@ def test_a_result_says_before_which_changes_it_was_measured_until_it_is_run_agai
     first, second = Change("2031-02-01", "b" * 40, "the step is halved"), Change("2031-03-01", "c" * 40, "a mask")
     assert mark(folder, one.page, ("better", "same"), first) == ["better"]  # "same" has no result
     assert mark(folder, one.page, ("better",), second) == ["better"]
+    assert mark(folder, one.page, ("better",), second) == ["better"]  # said twice, noted once
     held = Results.of(folder, one.page).claims
     assert held["better"].measured == (
         "2031-01-02, aaaaaaa; measured before: the step is halved (2031-02-01, bbbbbbb); a mask (2031-03-01, ccccccc)"
@@ -333,6 +334,8 @@ def test_names_are_for_running_alone(capsys: pytest.CaptureFixture[str]) -> None
     assert main(["claims", "check", "ppo"]) == 2
     assert main(["claims", "run"]) == 2
     assert main(["claims", "show", "ppo", "--marked"]) == 2
+    assert main(["claims", "bless", "ppo"]) == 2
+    assert main(["claims", "run", "ppo", "--because", "x"]) == 2
     assert main(["claims", "run", "no-such-method"]) == 2
     assert "unknown method" in capsys.readouterr().err
 

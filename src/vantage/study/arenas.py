@@ -19,6 +19,9 @@
     [defaults]                              # settings that every method gets which has them, before the user's own
     lr = 1e-3
 
+    [probe]                                 # what a probe of it makes smaller (`Small`)
+    options = { max_new_tokens = 4 }
+
 A language arena starts from a model: `[model] path = "DIR"`, or one that is made and warm-started here (`Model`). A field
 without a rollout loop names a Python function instead of a task: `function = "module:function"` (see `vantage.study.jobs`).
 Paths are relative to the file.
@@ -113,6 +116,36 @@ class Calibration:
 
 
 @dataclass(frozen=True)
+class Small:
+    """What of an arena is made smaller for a probe (`vantage.study.probes`); no result depends on it.
+
+    Args:
+        task: stands instead of the arena's task or function.
+        options: stand over the arena's; those of a task that is given here stand alone.
+        settings: of every method that has them, over all others.
+        size, points: stand instead of the budget's and of the scoring's.
+    """
+
+    task: str = ""
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    size: float | None = None
+    points: int | None = None
+
+    def of(self, arena: Arena) -> Arena:
+        """Return the arena, smaller."""
+        arena = replace(
+            arena,
+            budget=replace(arena.budget, size=self.size or arena.budget.size),
+            scoring=replace(arena.scoring, points=self.points or arena.scoring.points),
+        )
+        if self.task:
+            budget = replace(arena.budget, unit=UNITS[0])
+            return replace(arena, task=self.task, function="", data="", options=dict(self.options), budget=budget)
+        return replace(arena, options={**arena.options, **self.options})
+
+
+@dataclass(frozen=True)
 class Arena:
     """Everything of a comparison but the method. See the module's text for the file."""
 
@@ -132,6 +165,7 @@ class Arena:
     imports: tuple[str, ...] = ()
     """Modules, beyond the task's and the function's, that a result depends on."""
     calibration: Calibration | None = None
+    probe: Small = dataclasses.field(default_factory=Small)
 
     def __post_init__(self) -> None:
         where = f"arena {self.name!r}"
@@ -155,10 +189,11 @@ class Arena:
         from vantage.study.fingerprint import files_digest
         from vantage.study.schema import encode
 
-        held = encode(replace(self, description="", defaults={}, seeds=1, calibration=None, imports=()))
+        held = encode(replace(self, description="", defaults={}, seeds=1, calibration=None, imports=(), probe=Small()))
         scoring = held.pop("scoring")
         held["scoring"] = {name: scoring[name] for name in ("metric", "samples", "points")}
         held["name"] = held["field"] = ""
+        del held["probe"]
         name, _, settings = self.task.partition(":")
         if name.endswith(".py"):
             held["task"] = f"{Path(name).name}:{settings}"  # what it does is in the digest of its code

@@ -104,15 +104,18 @@ class Arenas:
 
 @dataclass
 class Claims:
-    """Run the claims of method pages, and look at their runs and records."""
+    """Run the claims of method pages, look at their runs and records, or accept that a change altered what they compute."""
 
-    action: tyro.conf.Positional[Literal["run", "show", "table", "check"]]
+    action: tyro.conf.Positional[Literal["run", "show", "table", "check", "bless"]]
     """run: run and store claims; show: how each finished run went, seed by seed; table: write tables of all systems, a file a
-    family; check: which results were measured before a change that altered them, and which are missing."""
+    family; check: which results were measured before a change that altered them, which are missing; bless: store probes as they
+    come out now, and note in each result that they altered that it was measured before (--because)."""
     names: Texts = ()
-    """For `run` and `show`: methods (ppo), single claims (ppo/hopper), or all."""
+    """For `run`, `show` and `bless`: methods (ppo), single claims (ppo/hopper), or all."""
     figures: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")] = ()
     """For `show`: diagnostics to print beside the score (length entropy ...); any unknown one lists them."""
+    because: str = ""
+    """For `bless`: what changed, in a sentence that goes into the results."""
     marked: bool = False
     """For `run`: those measured before a change that altered them."""
     seeds: int | None = None
@@ -130,7 +133,7 @@ class Claims:
         """Run the command."""
         if self.action in ("table", "check") and self.names:
             raise UserError(f"claims {self.action} takes no names; it looks at all results")
-        for name, action in (("figures", "show"), ("marked", "run")):
+        for name, action in (("figures", "show"), ("because", "bless"), ("marked", "run")):
             if getattr(self, name) and self.action != action:
                 raise UserError(f"--{name} goes with claims {action}, not with claims {self.action}")
         actions = {
@@ -138,6 +141,7 @@ class Claims:
             "show": self._show,
             "table": self._table,
             "check": self._check,
+            "bless": self._bless,
         }
         return actions[self.action]()
 
@@ -166,6 +170,17 @@ class Claims:
             with Live(label, contest.works, self.jobs) as live:
                 result = claims.run(one, contest, folder, jobs=self.jobs, fresh=self.fresh, out=out, watchers=[live])
             print(claims.sentence(label, result))
+        return 0
+
+    def _bless(self) -> int:
+        if not self.because.strip():
+            raise UserError('claims bless needs --because "...": what changed, for whoever reads the result')
+        from vantage.study import probes
+
+        pages = {one.page.name: one.page for one in self._chosen()}
+        for page in pages.values():
+            for line in probes.bless(Path(self.folder), page, self.because.strip()):
+                print(line)
         return 0
 
     def _show(self) -> int:

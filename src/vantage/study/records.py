@@ -157,10 +157,15 @@ def files(folder: Path) -> Iterator[Path]:
 
 
 def mark(folder: Path, page: registry.Page, labels: tuple[str, ...], change: Change) -> list[str]:
-    """Note in a page's results that they were measured before a change of the code; return the names of those."""
+    """Note in a page's results that they were measured before a change of the code; return the names of those.
+
+    Of two changes with the same reason the later one is kept.
+    """
     held = Results.of(folder, page)
     marked = {
-        name: replace(result, changes=(*result.changes, change)) if name in labels else result
+        name: replace(result, changes=(*(c for c in result.changes if c.reason != change.reason), change))
+        if name in labels
+        else result
         for name, result in held.claims.items()
     }
     if marked != held.claims:

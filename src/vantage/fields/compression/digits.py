@@ -16,12 +16,13 @@ TRAIN = 1200
 STEPS, BATCH, RATE = 800, 64, 3e-3
 
 
-def digits(hidden: Sequence[int] | str = (64, 64), seed: int = 0) -> Network:
+def digits(hidden: Sequence[int] | str = (64, 64), seed: int = 0, steps: int = STEPS) -> Network:
     """Return a perceptron 64-`hidden`-10 with rectifiers, trained on 1,200 digits; the other 597 judge it.
 
     Args:
         hidden: widths of the hidden layers; as text, 64x64.
         seed: of the split, the first weights and the order of training.
+        steps: of its training.
 
     Raises:
         UserError: there is no hidden layer, or one without neurons.
@@ -48,9 +49,9 @@ def digits(hidden: Sequence[int] | str = (64, 64), seed: int = 0) -> Network:
     )
     return trained(
         network,
-        {"hidden": widths, "seed": seed},
+        {"hidden": widths, "seed": seed, "steps": steps},
         (__file__,),
-        lambda: fit(network, steps=STEPS, batch=BATCH, lr=RATE, seed=seed, decay=1e-4),
+        lambda: fit(network, steps=steps, batch=BATCH, lr=RATE, seed=seed, decay=1e-4),
     )
 
 

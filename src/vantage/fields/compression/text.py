@@ -19,7 +19,9 @@ HELD = 0.1
 STEPS, BATCH, RATE = 400, 16, 3e-3
 
 
-def text(data: str = "", model: str = "", length: int = 64, seed: int = 0, steps: int = STEPS) -> Network:
+def text(
+    data: str = "", model: str = "", length: int = 64, seed: int = 0, steps: int = STEPS, characters: int = CHARACTERS
+) -> Network:
     """Return a causal language model with windows of a text.
 
     Args:
@@ -28,6 +30,7 @@ def text(data: str = "", model: str = "", length: int = 64, seed: int = 0, steps
         length: tokens of a window.
         seed: of the new model, its training and the made text.
         steps: of its training.
+        characters: of the text that the grammar makes.
 
     Raises:
         UserError: a file or folder cannot be read, or the text is too short.
@@ -38,7 +41,7 @@ def text(data: str = "", model: str = "", length: int = 64, seed: int = 0, steps
 
     if length < 2:
         raise UserError(f"length={length} is out of range: at least 2")
-    content = read_text(data) if data else made_text(CHARACTERS, seed)
+    content = read_text(data) if data else made_text(characters, seed)
     if model:
         chosen, tokenizer = read_pretrained(model)
     else:
