@@ -17,7 +17,8 @@ _NUMBER = re.compile(
     rf"(?<![\w.])(?:[$€£¥₹]\s?)?(?P<sign>[-+]?)\\?(?:[$€£¥₹]\s?)?(?:(?P<digits>{_DIGITS})"
     r"(?:[eE](?P<exponent>[-+]?[0-9]{1,3})(?![0-9])|\s?(?:[x*×]|\\times|\\cdot)\s?10\s?\^\s?\{?(?P<ten>[-+]?[0-9]{1,3})\}?|"
     r"\s?\^\s?\{?(?P<power>[-+]?[0-9]{1,3})\}?(?![0-9]))?)"
-    r"(?:\s?/\s?(?P<below>[0-9]+(?:\.[0-9]+)?)(?![0-9])|[ \t]+(?P<above>[0-9]+)\s?/\s?(?P<under>[0-9]+)(?![0-9./]))?"
+    r"(?:\s?/\s?(?P<below>[0-9]+(?:\.[0-9]+)?)(?![0-9])|"
+    r"[ \t]+(?P<above>[0-9]+)\s?/\s?(?P<under>[0-9]+)(?![0-9/]|\.[0-9]))?"
     r"(?:\s?(?P<percent>\\?%|per\s?cent\b|٪))?"
 )
 _LONGEST = 400
@@ -52,7 +53,7 @@ def _plain(text: str) -> str:
     text = re.sub(r"\^(\d)((?:\^\d)+)", lambda match: f"^{match[1]}{match[2].replace('^', '')}", text)
     text = re.sub(r"(?<=[0-9])(?:\{,\}|\\,|[\u00a0\u2009\u202f'’_])(?=[0-9]{3}(?![0-9]))", ",", text)
     text = re.sub(r"\\[dt]?frac\s*(?:\{\s*([0-9.]+)\s*\}|([0-9]))\s*(?:\{\s*([0-9.]+)\s*\}|([0-9]))", _fraction, text)
-    text = re.sub(r"^\s*([-+])\s+(?=\S+\s*$)", r"\1", text)
+    text = re.sub(r"^\s*([-+])\s+(?=\S+(?:[ \t]+[0-9]+/[0-9]+)?\s*$)", r"\1", text)
     return re.sub(
         r"([=:(<>≈]|\b(?:is|are|be|was|equals?|gives?|gets?)\b)([ \t]*[-+])[ \t]+(?=[$€£]?[0-9.])", r"\1\2", text
     )
