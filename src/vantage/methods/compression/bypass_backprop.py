@@ -1,6 +1,6 @@
 """Bypass back-propagation: masks drawn from a policy, whose means learn from the pruned model's loss. [S000]
 
-Each unit of the model (an attention head with its key-value group, a feed-forward channel, a neuron) stays with its own
+Each unit of the model (an attention head with its key-value group, a feed-forward channel, a neuron) is kept with its own
 probability s_i. The model is only ever run forward: K masks m^k on one mini-batch give losses L_k, and the means move by a
 score-function estimate, then back onto the budget:
 
@@ -8,11 +8,11 @@ score-function estimate, then back onto the budget:
     g_i = 1 / (K - 1) * sum_k (L_k - delta) (m_i^k - s_i) / sqrt((s_i + e) (1 - s_i + e)) + mu (log(1 - s_i + e) - log(s_i + e))
     s <- projection of s - lr g onto {0 <= s <= 1, sum s <= keep * n}  (one budget over all layers of a pool)
 
-At the end the most likely units stay. As parts of the road this is REINFORCE on the policy over masks of the task, a moving
-baseline, a transform of the gradient and a projection after each step. The gradient of log-probability has s (1 - s) below
-where the authors' code has the root: `RootScale` turns one into the other; whether the paper's text has the root was
-not checked. The weights of `initial` in the task are the code's initialisation. The projection is exact here and bisected to
-1e-3 there. A row whose loss is not a number is left out; where all are, the means stay, though the rate's schedule goes on.
+At the end the most likely units are kept. As components this is REINFORCE on the task's policy over masks, a moving baseline, a
+transform of the gradient and a projection after each step. The gradient of log-probability has s (1 - s) below where the authors'
+code has the root: `RootScale` converts one into the other; whether the paper's text has the root was not checked. The weights of
+`initial` in the task are the code's initialisation. The projection is exact here and bisected to 1e-3 there. A row whose loss is
+NaN is left out; where all are, the means do not change, but the learning rate's schedule advances.
 
 arXiv 2406.10576.
 """
@@ -73,7 +73,7 @@ class MovingBaseline:
                 valid = valid & ~torch.isnan(batch.rewards[name])
         mean = torch.where(valid, score, 0.0).sum() / valid.sum()
         held = self._state.get("baseline", score.new_tensor(torch.nan)).to(score.device)
-        # A mean of no row is NaN and moves nothing.
+        # The mean over no row is NaN: the baseline then does not change.
         moved = torch.where(held.isnan(), mean, (1 - 1 / self.window) * held + mean / self.window)
         self._state["baseline"] = torch.where(mean.isnan(), held, moved)
         context.record("baseline", self._state["baseline"])
@@ -83,7 +83,7 @@ class MovingBaseline:
 
 @component
 class RootScale:
-    """Turns d/ds of log-probability into (m - s) / sqrt((s + e)(1 - s + e)), and adds the penalty's gradient.
+    """Converts d/ds of log-probability into (m - s) / sqrt((s + e)(1 - s + e)), and adds the penalty's gradient.
 
     Attributes:
         penalty: mu; above 0 it drives the means towards 0 and 1.

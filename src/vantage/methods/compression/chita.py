@@ -12,19 +12,19 @@ regression: with the gradients of n mini-batches as the rows of X [n, p] and y =
     "bso"     the k largest |w0|, then the exact minimum on them; with `block` not 0, block by block of columns (CHITA-BSO)
 
 `stages` above 1 is CHITA++: the sparsity rises from s_0 to s, gradients are taken anew at each stage, around the weights of the
-last, and what is pruned stays out. At stage t = 0 .. T - 1, of T > 1,
+last, and pruned weights stay 0. At stage t = 0 .. T - 1, of T > 1,
 
     "poly"    s + (s_0 - s) (1 - t / (T - 1))^3          "exp"    s_0 + (s - s_0) (1 - 2^-t) / (1 - 2^-(T - 1))
 
 `prunes` above 1 is gradual pruning: as many such rounds with training between them. Their targets rise by "poly" from
-`gradual_level` to the sparsity asked for; the first round begins at s_0 = `first_level`, each other at what the one before it
-reached. After each round but the last the network is trained for `epochs`, after the last for `last_epochs`, by SGD with
-momentum 0.9 and a rate that falls from `lr` along half a cosine; after each step the pruned weights are set to 0 again.
+`gradual_level` to the requested sparsity; the first round begins at s_0 = `first_level`, each later one at the sparsity that the
+previous one reached. After each round but the last the network is trained for `epochs`, after the last for `last_epochs`, by SGD
+with momentum 0.9 and a rate that falls from `lr` along half a cosine; after each step the pruned weights are set to 0 again.
 
-arXiv 2302.14623, sections 2 and 3. Read in the authors' code: the factor 1 / B, that a column of X that is 0 takes its weight
-out under "iht", the active set of 1.5 k, that "bso" with a first-order term chooses its support after one step along it, and
+arXiv 2302.14623, sections 2 and 3. From the authors' code: the factor 1 / B, that under "iht" a zero column of X prunes its
+weight, the active set of 1.5 k, that "bso" with a first-order term chooses its support after one step along it, and
 gradual pruning, whose ResNet-20 runs have 7 rounds, 12 epochs between them and 28 after the last at lr 0.1 in batches of 256.
-There the momentum may go on from round to round, here it begins anew.
+There the momentum may continue from round to round, here it is reset.
 There the best new point of the active set's search is lost unless a worse one ends the search; here it is kept.
 """
 
@@ -59,12 +59,12 @@ Rise = Literal["poly", "exp"]
 
 @component(label="chita")
 class Tuning:
-    """Trains what is left of a pruned network: SGD on its training rows, pruned weights held at 0; biases are trained too.
+    """Trains the remaining weights of a pruned network: SGD on its training rows, pruned weights held at 0; biases are trained too.
 
     Attributes:
-        batch: rows a step, at least 1; what does not fill a batch at the end of an epoch is left out.
+        batch: rows a step, at least 1; an incomplete batch at the end of an epoch is dropped.
         lr: the first step's rate, above 0.
-        least_lr: what it falls to, along half a cosine.
+        least_lr: the rate at the end, reached along half a cosine.
         momentum, decay: of SGD.
     """
 
@@ -148,7 +148,7 @@ class Chita:
         ]
 
     def prune(self, network: Network, level: float, seed: int) -> float:
-        """Take one stage, in place, to the share `level` of weights that are 0, by gradients of now; return its Q."""
+        """Prune in place to the share `level` of zero weights, with gradients at the present weights; return Q."""
         names = weight_names(network.layers())
         rows = gradient_rows(network.model, names, batch_losses(network, self.samples, self.batch, seed))
         weights = flat_weights(network)
@@ -171,14 +171,14 @@ class Chita:
         for part in torch.arange(len(solved), device=solved.device).split(self.block):
             if support[part].any():
                 inner = problem.restrict(part)
-                # A block explains its own share of y, as if the others stayed at their weights.
+                # A block fits its own share of y, with the weights of the other blocks unchanged.
                 own = Quadratic(inner.rows, inner.rows @ inner.center, inner.center, inner.ridge, inner.linear)
                 solved[part] = refit(own, support[part])
         return solved
 
 
 def levels(sparsity: float, first: float, stages: int, schedule: str) -> list[float]:
-    """Return the sparsity of each stage, rising from `first` to `sparsity`; one stage goes there at once."""
+    """Return the sparsity of each stage, rising from `first` to `sparsity`; a single stage has `sparsity`."""
     if stages == 1:
         return [sparsity]
     first = min(first, sparsity)

@@ -1,8 +1,8 @@
-"""Magnitude pruning: the smallest weights go.
+"""Magnitude pruning: the smallest weights are set to 0.
 
-What a weight contributes is taken to be its size, |w|; no data is looked at. The comparison runs within each layer
+A weight's contribution is taken to be its size, |w|; no data is used. Weights are compared within each layer
 ("layer", as the published baselines of large models have it), within each output's row ("row") or over all layers ("global").
-`kept:of` (2:4) keeps that many of each `of` weights that stand side by side in a row.
+`kept:of` (2:4) keeps that many of each `of` neighbouring weights in a row.
 
 Han et al., Learning both Weights and Connections for Efficient Neural Networks (arXiv 1506.02626, section 3).
 """
@@ -44,5 +44,5 @@ class Magnitude:
 @method(papers=PAPER)
 def magnitude(scope: str = "layer", kept: int = 0, of: int = 0) -> Magnitude:
     """scope: what is compared, `layer`, `row` or `global`; kept: weights that stay of each `of`, whatever the
-    sparsity asked for; of: neighbours in a row, 0 for none."""
+    requested sparsity; of: neighbours in a row, 0 for none."""
     return Magnitude(Scope(scope, kept, of))

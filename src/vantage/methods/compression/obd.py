@@ -1,9 +1,9 @@
-"""Optimal Brain Damage: the weights go whose removal a diagonal second-order model of the loss says costs least.
+"""Optimal Brain Damage: prunes the weights whose removal costs least by a diagonal second-order model of the loss.
 
     saliency_i = 1/2 F_ii w_i^2,      F_ii = mean over mini-batches of (d loss / d w_i)^2
 
 The Hessian's diagonal is taken to be that of the empirical Fisher information, as the baselines of second-order pruning do;
-what stays is not changed. LeCun, Denker and Solla, Optimal Brain Damage (NIPS 1989), equation 5.
+the kept weights are not changed. LeCun, Denker and Solla, Optimal Brain Damage (NIPS 1989), equation 5.
 """
 
 from __future__ import annotations

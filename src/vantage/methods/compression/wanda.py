@@ -1,14 +1,14 @@
-"""Wanda: the smallest products of weight and input go, output by output.
+"""Wanda: prunes the smallest products of weight and input norm, output by output.
 
-A weight that meets large inputs matters more than its size says. Each weight's score is its magnitude times the norm of its
+A weight with large inputs matters more than its size alone shows. Each weight's score is its magnitude times the norm of its
 input over a few calibration rows, and scores are compared within the weights of one output:
 
     S_ij = |W_ij| * ||X_j||_2,      the floor(sparsity * inputs) smallest of each row i become 0; nothing else changes
 
 Blocks are pruned in the order in which they run, each on inputs that the pruned blocks before it make (`sequential`). The
-statistics are streamed, and a run over the calibration rows ends at the block in question: no activation is kept, at the
-price of running the earlier blocks again, L^2 / 2 block passes for L blocks. `kept:of` (2:4) compares within groups of
-`of` weights that stand side by side, and overrides the sparsity asked for: what goes is 1 - kept / of.
+statistics are accumulated, and a pass over the calibration rows ends at the block that is pruned: no activation is stored, but
+the earlier blocks run again, L^2 / 2 block passes for L blocks. `kept:of` (2:4) compares within groups of `of` neighbouring
+weights, and overrides the requested sparsity: the share pruned is 1 - kept / of.
 
 A Simple and Effective Pruning Approach for Large Language Models (arXiv 2306.11695, equation 1 and section 3).
 """
@@ -67,7 +67,7 @@ def wanda(
 ) -> Wanda:
     """samples: calibration rows; rows: of them that run at once; sequential: each block sees the inputs that the
     pruned blocks before it make; scope: what scores are compared within; kept: weights that stay of each `of`,
-    whatever the sparsity asked for; of: neighbours in a row, 0 for none."""
+    whatever the requested sparsity; of: neighbours in a row, 0 for none."""
     return Wanda(samples, rows, sequential, Scope(scope, kept, of))
 
 
@@ -75,7 +75,7 @@ claim = (
     Claim(
         name="published", arena="prune-text", against="magnitude", direction="lower",
         note="The authors, whose magnitude pruning compares within layers: LLaMA-7B at 50 % sparsity has perplexity 7.26 by Wanda"
-        " and 17.29 by magnitude. Models of this size lack the few large inputs that the paper is about.",
+        " and 17.29 by magnitude. Models of this size lack the few large inputs that the paper describes.",
     ),
     Claim(
         name="same-comparison", arena="prune-text", against="magnitude", direction="lower", against_settings={"scope": "row"},

@@ -1,8 +1,8 @@
-"""DPPO: PPO on the single denoising steps of a diffusion policy, of which only the last few learn. (S021)
+"""DPPO: PPO on the denoising steps of a diffusion policy, of which only the last few are trained. (S021)
 
 The likelihood of a diffusion policy's action is intractable, but each denoising step is a Gaussian. The chain is a decision
 process inside the environment's: every inner step i = 0 .. K' - 1 (the last one is K' - 1) of a decision gets the decision's
-advantage, discounted by how early it is, and is clipped the tighter the earlier:
+advantage, discounted by how early it is, and earlier steps have a narrower clip range:
 
     A_i = gamma_den^(K' - 1 - i) * standardised A
     eps_i = eps_base + (eps - eps_base) (e^(k u) - 1) / (e^k - 1),  u = i / (K' - 1)
@@ -11,15 +11,15 @@ advantage, discounted by how early it is, and is clipped the tighter the earlier
 with ratio_i = exp of the mean over coordinates of the Gaussian log-ratios. GAE runs over the environment's decisions (chunks
 of actions) with a value of the observation alone. The first K - K' steps are a frozen copy's: pretrain, then
 `policy.settle()`, as the task's option `warm_start` does. With K' = 1 the authors' u is 0 / 0; the width is then eps. The
-critic is fitted on its own (the authors have a second optimiser); the first `critic_warmup` iterations leave the actor, and a
-learnt eta, as they are. `target_kl` is compared after a whole pass with the pass's mean, and ends the actor's passes alone: the
-critic always runs all of its own. The authors look after every minibatch, and stop both.
+critic is fitted separately (the authors have a second optimiser); the first `critic_warmup` iterations do not change the actor or
+a learnt eta. `target_kl` is compared after a whole pass with the pass's mean, and ends the actor's passes alone: the critic
+always runs all of its own. The authors check after every minibatch, and stop both.
 
 `ddim_steps` takes fewer steps of the same pretrained network, by DDIM, with `eta` times DDPM's noise; `learn_eta` learns eta
-between bounds, and `eta_coefficient` * mean eta is then taken off the loss, so that noise is not given up too soon. It is
+between bounds, and `eta_coefficient` * mean eta is then subtracted from the loss, so that noise does not vanish too soon. It is
 one number for all states and learns with the actor's optimiser; the authors' modules for it have an optimiser of their own, and
-variants by state and by coordinate. Their variant of one number is read out in a way that cuts its gradient, and begins
-on a bound, where the slope is 0; here it begins inside and learns. arXiv 2409.00588.
+variants by state and by coordinate. Their variant of one number is read in a way that cuts its gradient, and starts
+on a bound, where the slope is 0; here it starts inside the bounds and learns. arXiv 2409.00588.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ PAPER = Paper(
 
 @component
 class DiffusionRollout(Steps):
-    """`Steps` with a policy that acts by a diffusion: `denoising_steps` of DDPM or `ddim_steps` of DDIM, the last `tuned` learn."""
+    """`Steps` with a diffusion policy: `denoising_steps` of DDPM or `ddim_steps` of DDIM, the last `tuned` are trained."""
 
     denoising_steps: int = 20
     tuned: int = 10
@@ -71,7 +71,7 @@ class DiffusionRollout(Steps):
 
     @property
     def policy_options(self) -> frozenset[tuple[str, object]]:
-        """What the task should make the policy of, where the user does not say."""
+        """Options of the task's policy where the user gives none."""
         options = {"policy": "diffusion", "steps": self.denoising_steps, "tuned": self.tuned, "noise": self.noise}
         if self.ddim_steps or self.learn_eta or self.eta != 1:
             options |= {"ddim_steps": self.ddim_steps, "eta": self.eta, "learn_eta": self.learn_eta}
@@ -91,7 +91,7 @@ def _process(context: Context) -> Diffusion:
 
 @component
 class InnerSteps:
-    """Each decision becomes K' decisions, its denoising steps: `action` [x^t, x^{t-1}], `inner` their index, the rest repeated."""
+    """Makes K' decisions of each, its denoising steps: `action` [x^t, x^{t-1}], `inner` their index, other columns repeated."""
 
     def __call__(self, batch: Trajectories, context: Context) -> Trajectories:
         """Return a batch of [N, T * K'] decisions, with `logp_old` of the single steps under the present policy."""
@@ -111,10 +111,10 @@ class InnerSteps:
 
 @component
 class InnerClip:
-    """The clipped surrogate with the inner step's own discount and width.
+    """PPO's clipped surrogate with the discount and clip range of the denoising step.
 
     Attributes:
-        eps, base, curve: widths of the last and of the first step, and k, how late the width grows.
+        eps, base, curve: clip ranges of the last and of the first step, and k, how late the range widens.
         discount: gamma_den, 0 to 1.
         warmup: iterations in which only the critic learns.
     """
@@ -193,13 +193,13 @@ def dppo(
     learn_eta: bool = False,
     eta_coefficient: float = 0.0,
 ) -> Method:
-    """rows: environments side by side; length: steps of each before an update; epochs: passes over a batch, of
+    """rows: parallel environments; length: steps of each before an update; epochs: passes over a batch, of
     actor and critic; minibatches: optimiser steps a pass; lr: the actor's; critic_lr: the critic's;
     critic_minibatch: decisions of one of its steps; gamma: discount; lam: lambda of GAE; eps: clip range of the
-    last inner step; eps_base: of the first; curve: k, how late the range grows; denoising_discount: gamma_den;
+    last inner step; eps_base: of the first; curve: k, how late the range widens; denoising_discount: gamma_den;
     denoising_steps: K of DDPM; tuned: K', the last steps that learn; noise: least standard deviation of a step;
     critic_warmup: iterations in which only the critic learns; target_kl: divergence that ends the passes, none
-    never does; ddim_steps: of DDIM, 0 takes DDPM's; eta: of DDIM; learn_eta: eta is learnt; eta_coefficient: weight
+    for no limit; ddim_steps: of DDIM, 0 takes DDPM's; eta: of DDIM; learn_eta: eta is learnt; eta_coefficient: weight
     of the bonus for eta. The defaults are those of the Gym experiments, which take DDPM's steps and one clip range
     for all of them."""
     return Method(
@@ -237,7 +237,7 @@ claim = (
         against="ppo",
         settings=_OURS,
         against_settings=_THEIRS,
-        note="Both start from policies cloned from the same slow demonstrations of two routes; the return pays arriving and speed."
+        note="Both start from policies cloned from the same slow demonstrations of two routes; arriving and speed are rewarded."
         + _RATES
         + " (DPPO: 0.763, 0.777, 0.751; PPO: 0.755, 0.761, 0.778).",
     ),

@@ -1,14 +1,14 @@
-"""Dynamic policy gradient: with a finite horizon the last step is trained first, frozen, and then the one before it. (S096)
+"""Dynamic policy gradient: trains the last step of a finite horizon first, freezes it, then trains the one before. (S096)
 
-Trained all at once, early steps chase the returns of later ones that are still changing. Going backwards, each step is a bandit
-problem with a fixed answer, and its episodes begin where it stands, from any law of the state that one likes.
+Trained together, early steps learn from returns of later steps that still change. Trained backwards, each step is a bandit
+problem with a fixed solution, and its episodes begin at that step, from any distribution over states.
 
     for h = H-1 down to 0:   repeat N_h times
         s_h ~ mu_h,  a_h ~ pi_h,  then the frozen pi_{h+1}, ..                   (H - h steps an episode)
         theta_h(s, .) <- theta_h(s, .) + eta_h (1/K) sum_i 1{s_h^i = s} (1{a_h^i = .} - pi_h) G_h^i
 
 arXiv 2310.02671, with mu_h uniform and eta_h = 1 / (2 (H - h) R), one over the smoothness of step h; `scale` multiplies it. Every
-step gets the same number of updates, as many as the budget of environment steps allows; what is left goes to step 0.
+step gets the same number of updates, as many as the budget of environment steps allows; the remainder is spent on step 0.
 Reconstructed: step sizes and K.
 """
 
@@ -49,7 +49,7 @@ class DynamicGradient:
         return known.budget // (self.episodes * steps * (steps + 1) // 2)
 
     def __call__(self, known: Known) -> Learner:
-        """Learn backwards; raises a UserError where the budget is too small for one update of each step."""
+        """Train from the last step to the first; raises a UserError where the budget is too small for one update of each step."""
         steps, states, _ = known.shape
         count = self.updates(known)
         if not count:

@@ -1,24 +1,24 @@
-"""FPO: PPO for flow policies, with the drop of the flow-matching loss where PPO has the log-likelihood ratio. (S091)
+"""FPO: PPO for flow policies, with the decrease of the flow-matching loss in place of the log-likelihood ratio. (S091)
 
 A policy that integrates a flow has no cheap likelihood, but its conditional flow-matching loss on an action bounds the negative
-log-likelihood. On the noise draws that were kept with the decision,
+log-likelihood. On the noise draws that were stored with the decision,
 
     ratio = exp(mean_j l_j(old) - mean_j l_j(theta)),      loss = -mean min(ratio A, clip(ratio, 1 - eps, 1 + eps) A)
             + c_v mean (V_target - V)^2
 
-or with `per_draw` a ratio for each draw, each a sample of its own (its log clamped to +-3). The policy says that its `logp`
-(minus the mean loss) is a proxy. No entropy, no likelihood, no gradient clip.
+or with `per_draw` a ratio for each draw, each a separate sample (its log clamped to +-3). The policy marks its `logp`
+(minus the mean loss) as a proxy. No entropy, no likelihood, no gradient clip.
 
 Values and advantages are computed anew in every minibatch of whole unrolls: with delta = r + gamma V' - V and
 acc <- delta + gamma lam acc, V_target = V + acc and A = r + gamma V_target' - V, so that the first step is taken with lambda 1
 (Brax's form, not the textbook's); an advantage is 0 where a time limit cut. Then A is standardised (population std).
-Observations keep the normalisation that they were seen with, so that the first ratio is 1; in the authors' code the
-statistics move in between. There 2048 environments run 480 steps each, which are cut into 32 minibatches of 1024 unrolls of 30
-steps; here each unroll of a batch has an environment of its own (`rows`), and with fewer of them `minibatches` should go down
-alike. There rewards are multiplied by 10; here they are not. As advantages are standardised, only the critic sees that: its
-values are a tenth of theirs, and it gets there in fewer steps.
+Observations keep the normalisation of the rollout, so that the first ratio is 1; in the authors' code the
+statistics change in between. There 2048 environments run 480 steps each, which are cut into 32 minibatches of 1024 unrolls of 30
+steps; here each unroll of a batch has its own environment (`rows`), and with fewer of them `minibatches` should be reduced
+alike. There rewards are multiplied by 10; here they are not. As advantages are standardised, this affects only the critic: its
+values are a tenth of theirs, and it reaches them in fewer steps.
 
-The entropy is nowhere held up: from a saddle between two equal goals the flow went to one of them in the runs that this page was
+Nothing keeps the entropy up: from a saddle between two equal goals the flow went to one of them in the runs that this page was
 written with, at each of three learning rates; with 64 rows a batch a Gaussian policy trained by PPO kept both for longer.
 """
 
@@ -82,7 +82,7 @@ def target_advantage(batch: Trajectories, gamma: float, lam: float) -> tuple[Ten
 
 @component
 class FlowCritic:
-    """c_v * (V_target - V)^2, and the losses under the policy that acted, [N, T, J], which a ratio a draw is made of."""
+    """Value loss c_v * (V_target - V)^2; stores the losses under the acting policy, [N, T, J], for a ratio per draw."""
 
     coefficient: float = 0.25
     per_draw: bool = False
@@ -90,13 +90,13 @@ class FlowCritic:
     needs = frozenset({"critic"})
 
     def __call__(self, batch: Trajectories, context: Context) -> Trajectories:
-        """Keep what the values are computed from; fill `losses_old` where a draw has a ratio of its own."""
+        """Keep the columns that the values are computed from; fill `losses_old` where each draw has its own ratio."""
         if not self.per_draw:
             return batch
         return batch.replace(losses_old=context.evaluate(batch, LOSSES, read=lambda found, _: found.extras[LOSSES]))
 
     def loss(self, evaluation: Evaluation, batch: Trajectories, context: Context) -> Tensor:
-        """Return the value loss per decision [N, T]; a truncated one counts nothing."""
+        """Return the value loss per decision [N, T]; 0 for a truncated one."""
         return self.coefficient * (evaluation.value - batch.returns).square() * ~batch.truncated
 
 
@@ -127,7 +127,7 @@ class Refreshed(GradientUpdate):
     engine_options = DISCOUNT
 
     def step(self, part: Trajectories, context: Context) -> None:
-        """Give credit, then take the step."""
+        """Compute the advantages, then take the step."""
         value, next_value = context.policy.values(part)
         part = part.replace(value=value, next_value=next_value, last_observation=None, final_observation=None)
         advantage, target = target_advantage(part, self.gamma, self.lam)
@@ -146,9 +146,9 @@ class FlowRollout(Steps):
 
     @property
     def policy_options(self) -> frozenset[tuple[str, object]]:
-        """What the task should make the policy of, where the user does not say."""
+        """Options of the task's policy where the user gives none."""
         options = {"policy": "flow", "draws": self.draws, "steps": self.solver_steps, "target": self.target}
-        # A small output at first: the flow begins as the identity, whose actions are standard normal.
+        # A small initial output makes the flow the identity, whose actions are standard normal.
         return frozenset({**options, "output_scale": 0.25}.items())
 
     def prepare(self, context: Context) -> None:
@@ -173,7 +173,7 @@ def fpo(
     solver_steps: int = 10,
     target: str = "noise",
 ) -> Method:
-    """rows: environments side by side; length: steps of each before an update; epochs: passes over a batch;
+    """rows: parallel environments; length: steps of each before an update; epochs: passes over a batch;
     minibatches: optimiser steps a pass; lr: Adam's; gamma: discount; lam: lambda of GAE; eps: clip range of the
     ratio; value_coefficient: c_v; per_draw: a ratio for each draw in place of one for their mean; draws: J, noise
     draws of a decision's loss; solver_steps: of the flow that acts; target: what the network predicts, `noise` or

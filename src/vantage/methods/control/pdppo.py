@@ -1,4 +1,4 @@
-"""PDPPO: PPO with a second critic, on the state after the decision and before the randomness; the smaller one is baseline. (S012)
+"""PDPPO: PPO with a second critic on the post-decision state; the smaller of both values is the baseline. (S012)
 
 Where a transition is a known effect of the action followed by random demand, the post-decision state x = f(s, a) is easier to
 value than s, since two decisions that lead to the same x share one value:
@@ -7,18 +7,18 @@ value than s, since two decisions that lead to the same x share one value:
     A_t = G_t - min(V(s_t), V_x(x_t))                                      stored values, no gradient
     loss = -mean min(ratio A, clip(ratio) A) + 0.5 mean (min(V, V_x) - G)^2 - c_e * mean entropy
 
-The minimum sends gradient to the smaller critic alone. With several choices a decision (one a machine), ratio, clip and entropy
-are each choice's own, and the mean runs over choices too. The environment offers f: the rollout leaves `post_observation`, as
+The minimum sends gradient to the smaller critic alone. With several choices per decision (one per machine), ratio, clip and
+entropy are each choice's own, and the mean is over choices too. The environment offers f: it returns `post_observation`, as
 inventory systems and the lake do.
 
-Actor and critics share no weights, so the critics' K full-batch passes stand apart from the actor's K; what differs from one
+Actor and critics share no weights, so the critics' K full-batch passes are separate from the actor's K; the difference from one
 joint loss is that each side's gradient norm is clipped by itself. In the authors' frozen-lake code the stored V_x comes from
 the pre-decision critic, a slip that is not repeated. `critics`: "dual", "post" (V_x alone) or "pre" (V alone: Monte-Carlo PPO).
 
-V_x(f(s, a)) depends on the action, and a baseline that does is no longer free of bias: where V_x is exact, what is left of A is
-the noise after the decision and the decision's own cost. So the better V_x is, the less V_x alone can teach; the minimum with
-V keeps part of the signal. In lot sizing it is not enough: at each of three learning rates the most likely decisions got better
-for some thousand periods and then worse again, while the error of V, which the minimum leaves out wherever V is the larger,
+V_x(f(s, a)) depends on the action, and a baseline that does is biased: where V_x is exact, what remains of A is the noise
+after the decision and the decision's own cost. So the better V_x is, the less can be learnt from V_x alone; the minimum with
+V keeps part of the signal. In lot sizing it is not enough: at each of three learning rates the most likely decisions improved
+for some thousand periods and then got worse again, while the error of V, which the minimum leaves out wherever V is the larger,
 rose above 1, the variance of the returns; with V alone they came within 2 % of the best cost. arXiv 2504.05150.
 """
 
@@ -75,7 +75,7 @@ class DualCritic:
     """Fills `value` = V(s) and `value_post` = V_x(x), and after the actor's update fits the smaller one to the returns.
 
     Attributes:
-        critics: "dual", "post" or "pre": which ones the baseline is the minimum of.
+        critics: "dual", "post" or "pre": whose minimum the baseline is.
         epochs: full-batch steps a fit.
         lr, weight_decay, max_grad_norm: of Adam (L2 decay) and the clip.
     """
@@ -89,7 +89,7 @@ class DualCritic:
 
     @property
     def needs(self) -> frozenset[str]:
-        """A critic, a head for the second one, and what that one reads, where it is read."""
+        """A critic, and where the second one is read, a head for it and its column."""
         return frozenset({"critic", "heads"} if self.critics == "pre" else {"critic", "heads", "post-decision"})
 
     def prepare(self, context: Context) -> None:
@@ -121,7 +121,7 @@ class DualCritic:
         """Fill `value` (the smaller one) and the log-probabilities of the single choices; no gradient.
 
         Raises:
-            UserError: the environment does not say what a decision leads to before chance has its turn.
+            UserError: the environment does not return post-decision states.
         """
         if self.critics != "pre" and "post_observation" not in batch:
             raise UserError(
@@ -155,11 +155,11 @@ class DualCritic:
             context.record("error/critic", 2 * loss)
 
     def state_dict(self) -> dict[str, Any]:
-        """The optimiser's state."""
+        """Return the optimiser's state."""
         return dict(self._memory["optimizer"].state_dict())
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take it back."""
+        """Restore from `state_dict()`."""
         self._memory["optimizer"].load_state_dict(dict(state))
 
 
@@ -167,7 +167,7 @@ class DualCritic:
 class StandardReturns:
     """Monte-Carlo `returns`, standardised over the batch (`whiten`), and `advantage` = returns - value.
 
-    Rewards are discounted by `gamma` and summed to the episode's end. A row's end counts as one: nothing is bootstrapped.
+    Rewards are discounted by `gamma` and summed to the episode's end. A row's end counts as that: no bootstrap.
     """
 
     gamma: float = 0.99
@@ -246,10 +246,10 @@ def pdppo(
     max_grad_norm: float = 1.0,
     critics: Critics = "dual",
 ) -> Method:
-    """rows: environments side by side; length: steps of each before an update; epochs: full-batch steps of actor
+    """rows: parallel environments; length: steps of each before an update; epochs: full-batch steps of actor
     and critics; lr: the actor's; critic_lr: the critics'; gamma: discount; eps: clip range of the ratio;
-    entropy_coefficient: weight of the entropy; weight_decay: added to the gradients; max_grad_norm: bound of each
-    gradient's norm; critics: whose minimum the baseline is, `dual`, `post` or `pre`. The defaults are those of the
+    entropy_coefficient: weight of the entropy; weight_decay: added to the gradients; max_grad_norm: largest norm of
+    each gradient; critics: whose minimum the baseline is, `dual`, `post` or `pre`. The defaults are those of the
     lot-sizing experiments."""
     return Method(
         prompts=Shuffled(),

@@ -1,4 +1,4 @@
-"""PPO: several epochs of minibatch steps on one batch, kept honest by clipping the probability ratio. (S043)
+"""PPO: several epochs of minibatch steps on one batch, with clipped probability ratios. (S043)
 
 One batch of on-policy data is worth several passes if the objective stops rewarding a sample once its ratio has moved
 too far. The minimum of the plain and the clipped surrogate does that with first-order steps only:
@@ -60,11 +60,11 @@ def ppo(
 ) -> Method:
     """Compose PPO.
 
-    rows: environments side by side; length: steps of each before an update; epochs: passes over a batch; minibatches:
+    rows: parallel environments; length: steps of each before an update; epochs: passes over a batch; minibatches:
     optimiser steps a pass; lr: learning rate; anneal: let it fall to 0 over the run; gamma: discount; lam: lambda of GAE;
     eps: clip range of the ratio, and of the change of a value; clip_value: whether values are clipped; value_coefficient: c1,
     weight of half the squared error of values; entropy_coefficient: c2, weight of the entropy; max_grad_norm: largest
-    norm of a gradient; target_kl: divergence from the old policy that ends the passes, none never does;
+    norm of a gradient; target_kl: divergence from the old policy that ends the passes, none for no limit;
     micro_batch: rows evaluated at once, none for all of a minibatch.
     """
     return Method(

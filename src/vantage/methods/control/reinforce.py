@@ -1,8 +1,8 @@
-"""REINFORCE with a baseline: the score-function gradient of the expected return, and nothing else.
+"""REINFORCE with a baseline: the score-function gradient of the expected return.
 
     loss = -mean logp_t * (G_t - b),      G_t = sum_{k >= t} gamma^{k - t} r_k over whole episodes
 
-The baseline b takes variance away and no gradient: the mean of the batch's returns to go, which are then scaled to unit
+The baseline b reduces variance and carries no gradient: the mean of the batch's returns to go, which are then scaled to unit
 variance (`baseline="mean"`), a learned value of the state (`"critic"`), or none (`"none"`). Williams gives the
 estimator, and Sutton and Barto (2018, section 13.4) the form with a learned value.
 """
@@ -41,8 +41,8 @@ def reinforce(
     max_grad_norm: float = 0.5,
 ) -> Method:
     """episodes: whole episodes a step; lr: Adam's; gamma: discount; baseline: `mean` whitens the returns of the
-    batch, `critic` subtracts a fitted value, `none` neither; entropy_coefficient: weight of the entropy;
-    max_grad_norm: bound of the gradient's norm."""
+    batch, `critic` subtracts a fitted value, `none` does neither; entropy_coefficient: weight of the entropy;
+    max_grad_norm: largest norm of the gradient."""
     return Method(
         prompts=Shuffled(),
         rollout=Groups(episodes, 1),
@@ -61,5 +61,5 @@ claim = Claim(
     against="reinforce",
     settings={"lr": 1e-2},
     against_settings={"lr": 1e-2, "baseline": "none"},
-    note="A baseline takes variance away and leaves the expected gradient as it is.",
+    note="A baseline reduces variance and does not change the expected gradient.",
 )

@@ -4,9 +4,9 @@ An improvement bound penalises the largest KL between old and new policy; the pr
 
     maximise  mean exp(logp - logp_old) * A      subject to   mean KL(old || new) <= max_kl
 
-solved by a natural-gradient direction (conjugate gradients on Fisher-vector products) and a line search that checks
-both the surrogate and the KL and may refuse. The critic has its own fit to the TD(lambda) returns. Constants are those of
-openai/baselines: the accepted KL may reach 1.5 times the bound, the Fisher products see every fifth sample.
+solved by a natural-gradient direction (conjugate gradients on Fisher-vector products) and a line search that checks both the
+surrogate and the KL and may reject the step. The critic is fitted separately to TD(lambda) returns. Constants are those of
+openai/baselines: the accepted KL may reach 1.5 times the bound, the Fisher products use every fifth sample.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def trpo(
     value_lr: float = 1e-3,
     entropy_coefficient: float = 0.0,
 ) -> Method:
-    """rows: environments side by side; length: steps of each before an update; max_kl: radius of the trust region,
+    """rows: parallel environments; length: steps of each before an update; max_kl: radius of the trust region,
     in nats; cg_iterations: of conjugate gradients; damping: added to the Fisher matrix; gamma: discount; lam:
     lambda of GAE; value_epochs: passes of the critic over a batch; value_lr: its learning rate;
     entropy_coefficient: weight of the entropy. The defaults are those of the reference code for continuous control."""

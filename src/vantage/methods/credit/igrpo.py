@@ -1,16 +1,16 @@
-"""iGRPO: part of the answers are drafts, and the best one stands in the prompt of those that are learnt from. (S242)
+"""iGRPO: GRPO on prompts that contain the best of several drafts of an answer. (S242)
 
 GRPO discards its attempts. iGRPO samples N drafts, appends the best to the question, and trains on G completions of that
 prompt, so that the policy learns to improve on its strongest attempt; when it is used it answers the question alone.
 
-    d* = argmax_i R(d_i), the first of equals            o_1 .. o_G from pi(. | question, d*)
+    d* = argmax_i R(d_i), the first on ties            o_1 .. o_G from pi(. | question, d*)
     A_j = (R_j - mean) / std within the G,  0 where std = 0
     loss = mean over rows of mean over tokens of -min(ratio A, clip(ratio, 1 - eps, 1 + eps) A) + beta * k3(logp, logp_ref)
 
 arXiv 2602.09000, equations 2 to 6. N + G is the budget of GRPO's group. Reconstructed: the tie rule, eps 0.2, the divisor G - 1;
 the authors' template was not read, and `template` is ours. No gradient reaches the drafts. `drafts=0` is GRPO. The authors'
-rate falls along a cosine; here it stays, and `update.schedule` is where to give one. What is recorded of the drafts stands
-under `draft/`.
+rate falls along a cosine; here it is constant unless `update.schedule` is set. Metrics of the drafts are logged under
+`draft/`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ TEMPLATE = "{prompt}\n\nHere is a draft of a solution. It may be wrong.\n\n{draf
 
 @component
 class BestDraft(Groups):
-    """Groups, each of whose prompts holds the best of `drafts` answers to it.
+    """Groups of answers to prompts that contain the best of `drafts` earlier answers.
 
     Attributes:
         drafts: N, 0 for none.
@@ -57,7 +57,7 @@ class BestDraft(Groups):
             self.template.check("BestDraft.template", ("prompt", "draft"))
 
     def cost(self, episode: int | None = None) -> Cost:
-        """What a step takes, drafts included."""
+        """Return the cost of a step, drafts included."""
         return episodes(self.prompts * (self.size + self.drafts), episode, rows=self.prompts * self.size)
 
     def __call__(self, context: Context) -> Trajectories:
@@ -66,7 +66,7 @@ class BestDraft(Groups):
         if not self.drafts:
             return context.engine.sample(prompts, self.size, context)
         engine = prefix_engine(context, "BestDraft")
-        # The metrics of the step are those of the answers that are learnt from.
+        # The step's metrics are those of the answers that are trained on.
         aside = context.under("draft")
         drafted = scored(engine.sample(prompts, self.drafts, aside), aside)
         score = drafted.score.view(len(prompts), self.drafts)
@@ -93,6 +93,6 @@ def igrpo(base: Method, drafts: int = 4, template: str = TEMPLATE) -> Method:
 claim = Claim(
     arena="drafted", against="grpo", direction="no worse", margin=0.03, against_settings={"beta": 0.0},
     settings={"drafts": 4, "group_size": 4, "template": "{draft};{prompt}", "lr": 1e-4},
-    note="4 drafts and 4 answers against 8; the draft stands before the question, as the start policy has learnt to read it."
+    note="4 drafts and 4 answers against 8; the draft is placed before the question, as the start policy has learnt to read it."
     " Each side's rate is the better of two by pass@1 of one further seed.",
 )  # fmt: skip

@@ -1,7 +1,7 @@
-"""POISE: the policy's own hidden states say how likely it was to succeed; a ridge probe on them is the baseline. (S246)
+"""POISE: the baseline is a ridge regression of success on the policy's own hidden states. (S246)
 
-A critic costs a second model and a large group many answers. The states that the policy passes through, and its entropies, already
-hold an estimate of the prompt's success rate. A linear probe reads it off another answer to the same prompt, so that the
+A critic costs a second model and a large group many answers. The policy's hidden states and entropies already contain an
+estimate of the prompt's success rate. A linear probe reads it from another answer to the same prompt, so that the
 baseline is independent of the answer and the gradient stays unbiased:
 
     phi_i = [state that has read the prompt ; mean of the last 10 states of the answer ; mean, std, max of its entropies]
@@ -11,9 +11,9 @@ baseline is independent of the answer and the gradient stays unbiased:
 
 X is standardised, the intercept is not penalised: w = (X'X + 0.01 I)^-1 X'y. arXiv 2605.07579, with two answers to a prompt;
 for more, baseline and target are means over the others. Ours: before the first fit g(phi_j) is r_j (RLOO); which statistics of
-the entropy, and how many steps are remembered, is not stated. The states are those that the output layer reads: the paper's are
-of a middle layer (19), and for the prompt a mean over its last ten tokens. One forward pass, read at these places alone, gives
-them.
+the entropy, and how many steps are stored, is not stated. The states are those that the output layer reads: the paper's are
+of a middle layer (19), and for the prompt a mean over its last ten tokens. One forward pass, read at these positions alone,
+gives them.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ PAPER = Paper(
 
 
 CHUNK = 32
-"""Rows whose states stand at once where no micro-batch is set: the states of a whole batch are larger than a model."""
+"""Rows evaluated at once where no micro-batch is set: the states of a whole batch are larger than a model."""
 
 
 NOISE = 1e-6
@@ -73,7 +73,7 @@ class Ridge:
     def fit(cls, features: Tensor, target: Tensor, penalty: float) -> Ridge:
         """Fit to features [M, F] and targets [M], in float64, by whichever of the two closed forms is smaller."""
         features, target = features.double(), target.double()
-        low = features.amin(0)  # measured from the smallest value, a constant feature has exactly no spread
+        low = features.amin(0)  # measured from the smallest value, a constant feature has exactly zero spread
         std, mean = torch.std_mean(features - low, 0, correction=0)
         mean = low + mean
         std = torch.where(std <= NOISE * features.abs().amax(0), 1.0, std)
@@ -91,7 +91,7 @@ class Ridge:
         return intercept + ((features.double() - mean) / std) @ weight
 
     def parts(self) -> list[Tensor]:
-        """The four tensors."""
+        """Return the four tensors."""
         return [self.mean, self.std, self.weight, self.intercept]
 
 
@@ -115,7 +115,7 @@ class HiddenProbe:
 
     @property
     def needs(self) -> frozenset[str]:
-        """The hidden states, where there is a probe."""
+        """Hidden states, where there is a probe."""
         return frozenset({"hidden"} if self.memory else ())
 
     def __call__(self, batch: Trajectories, context: Context) -> Trajectories:
@@ -144,24 +144,24 @@ class HiddenProbe:
         return torch.cat([*torch.cat(states).unbind(1), torch.stack([mean, spread.sqrt(), entropy.amax(-1)], 1)], 1)
 
     def _states(self, batch: Trajectories, context: Context) -> Tensor:
-        """Return the first state and the mean of the last ones [n, 2, D] of rows that are judged at once."""
+        """Return the first state and the mean of the last ones [n, 2, D] of rows that are evaluated at once."""
         mask = batch.mask
         rank = mask.cumsum(1)
         count = rank[:, -1:]
-        # Numbers of the decisions that are read: the first, then the last ones; and where these stand in the row.
+        # Indices of the decisions that are read: the first, then the last ones; and their positions in the row.
         wanted = torch.cat([torch.zeros_like(count), count - 1 - torch.arange(self.pool, device=count.device)], 1)
         there = (wanted >= 0) & (count > 0)
         place = torch.argsort(~mask, dim=1, stable=True).gather(1, wanted.clamp(min=0))
         needed = batch.replace(mask=mask & ((rank == 1) | (rank > count - self.pool)))
         rows = torch.arange(len(batch), device=count.device).unsqueeze(1)
-        # The rest of what the policy gives, [n, T, D], is let go before the next rows come.
+        # The policy's other outputs, [n, T, D], are freed before the next rows are evaluated.
         found = context.evaluate(needed, "hidden", read=lambda judged, _: judged.hidden[rows, place]).float()
         found = torch.where(there.unsqueeze(-1), found, 0.0)
         mean = found[:, 1:].sum(1) / there[:, 1:].sum(1, keepdim=True).clamp(min=1)
         return torch.stack([found[:, 0], mean], 1)
 
     def fit(self, batch: Trajectories, context: Context) -> None:
-        """Remember this step's answers, and fit to all that are remembered."""
+        """Store this step's answers, and fit to all that are stored."""
         if not self.memory:
             return
         held: list[Any] = self._memory.setdefault("held", [])
@@ -172,12 +172,12 @@ class HiddenProbe:
         self._memory["probe"] = Ridge.fit(features, target, self.penalty)
 
     def state_dict(self) -> dict[str, Any]:
-        """What is remembered, and the probe."""
+        """Return the stored answers and the probe."""
         probe: Ridge | None = self._memory.get("probe")
         return {"held": list(self._memory.get("held", [])), "probe": probe.parts() if probe is not None else None}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take it back."""
+        """Restore from `state_dict()`."""
         self._memory["held"] = [dict(one) for one in state["held"]]
         self._memory["probe"] = Ridge(*state["probe"]) if state["probe"] is not None else None
 

@@ -1,4 +1,4 @@
-"""Prefix Grouper: the prompt of a group is encoded once, its gradient is the same. (S133)
+"""Prefix Grouper: GRPO that encodes the prompt of a group once, with the same gradient. (S133)
 
 All G answers of a group continue one prompt, and ordinary training encodes it G times. Causal attention lets it be computed once:
 prompt tokens see the prompt, each answer's tokens see the prompt and their own answer, and keys and values of the prompt are
@@ -8,9 +8,9 @@ read by all. Outputs and gradients are those of the repeated form up to rounding
     positions         0 .. P - 1 for the prompt, P + r in every answer
     first token       of every answer is predicted at the prompt's last position, once for all
 
-arXiv 2506.05433. The policy of this library computes so (`prefix_sharing`), by its own attention over packed tokens instead of the
-authors' padded pair of calls; rows share whatever prompt they have in common, in whatever group. Its default, "auto", shares
-where that leaves out a fifth of the tokens; this page says it outright, and measures it. The method is GRPO's. Models whose
+arXiv 2506.05433. The policy of this library computes so (`prefix_sharing`), by its own attention over packed tokens instead of
+the authors' padded pair of calls; rows share whatever prompt they have in common, in whatever group. Its default, "auto", shares
+where that saves a fifth of the tokens; this page always shares, and measures the effect. The method is GRPO. Models whose
 attention the policy does not compute itself are refused.
 """
 
@@ -38,7 +38,7 @@ PAPER = Paper(
 
 @component
 class SharedPrefixes(GradientUpdate):
-    """The ordinary update, on a policy that is told whether rows with one prompt share its computation.
+    """Gradient update on a policy whose rows with the same prompt share its computation.
 
     Attributes:
         sharing: whether they do; False repeats the prompt.
@@ -48,10 +48,10 @@ class SharedPrefixes(GradientUpdate):
     needs = frozenset({"text"})
 
     def prepare(self, context: Context) -> None:
-        """Tell the policy and its frozen copies; make the optimiser.
+        """Set sharing in the policy and its frozen copies; make the optimiser.
 
         Raises:
-            UserError: the policy computes no prompts, or its model is not of those whose attention it computes itself.
+            UserError: the policy has no prompts, or does not compute the attention of its model itself.
         """
         super().prepare(context)
         policies: list[Any] = [context.policy, *context.policies.values()]
@@ -70,9 +70,8 @@ class SharedPrefixes(GradientUpdate):
 
 @method(id="S133", papers=PAPER, needs=("episodes", "text"), base=grpo)
 def prefix_grouper(base: Method, sharing: bool = True) -> Method:
-    """sharing: rows with one prompt share its computation; what a minibatch does not hold together cannot be
-    shared."""
-    # Shuffled by groups, so that those who share a prompt stay together.
+    """sharing: rows with one prompt share its computation; rows in different minibatches cannot share."""
+    # Shuffled by groups, so that rows with the same prompt stay together.
     return base.replace(update=extended(base.update, SharedPrefixes, unit="group", sharing=sharing))
 
 
@@ -85,5 +84,5 @@ claim = Claim(
     against_settings={"group_size": 8, "beta": 0.0, "sharing": False},
     note="Forward and backward of a group of 8 answers of 16 tokens to a prompt of 256, timed in turn with the repeated form in"
     " one process: the ratio is 1 for the baseline by construction, and at least 3 is claimed. The gradients' largest relative"
-    " difference is recorded. No figure of the authors' is at hand.",
+    " difference is recorded. The authors' figure is not available.",
 )

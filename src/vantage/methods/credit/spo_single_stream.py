@@ -1,8 +1,8 @@
-"""SPO: one answer a prompt; its baseline is a memory of how often that prompt was solved. (S066)
+"""SPO: one answer per prompt, with the prompt's remembered success rate as baseline. (S066)
 
 Groups are wasted on prompts that are always or never solved. SPO keeps a Beta distribution of each prompt's success, whose
 memory shrinks as the policy moves away from the one that gave the evidence; its mean is the baseline, advantages are
-standardised over the batch, and prompts are drawn where the outcome is open:
+standardised over the batch, and prompts with uncertain outcomes are drawn more often:
 
     v = alpha / (alpha + beta),  before this answer          draw weight of a prompt  sqrt(v (1 - v)) + 0.05
     A = (a - mean a) / std a  over the batch,  a = r - v
@@ -11,7 +11,7 @@ standardised over the batch, and prompts are drawn where the outcome is open:
 D is the mean over the tokens of the answer from the prompt's last visit of |logp then - logp now|, both under the policy just
 updated at that visit and now; at a first visit rho is rho_max. A prompt starts from n0 answers of the start policy, k right:
 N0 = 1 / (1 - rho_min), alpha = N0 (k + 1/2) / (n0 + 1), beta = N0 (n0 - k + 1/2) / (n0 + 1); with n0 = 0 both are 1/2.
-Scores must lie in [0, 1]: one between counts as a part of a success.
+Scores must lie in [0, 1]: one between counts as part of a success.
 arXiv 2509.13232; constants and order as in the authors' recipe (which measures D by absolute differences, where the paper
 says KL). The size of the pool that prompts are drawn from is not stated; here four batches. Not SPO-segment.
 """
@@ -46,16 +46,16 @@ declare("logp_then", "[N, T]", "log-probability under the policy after the row's
 
 PAPER = Paper("Single-stream Policy Optimization", "Zhongwen Xu and Zihan Ding", 2025, arxiv="2509.13232")
 JUDGED = ("observation", "action", "mask", "length", "prompt", "turn")
-"""Columns by which a policy judges a row again."""
+"""Columns that a policy needs to evaluate a row again."""
 LARGEST = 100_000
 """Prompts that are answered before the first step, at most."""
 _ROUNDING = 1e-5
-"""By how much a sum of weighted rewards may miss the range of a score."""
+"""Tolerance by which a sum of weighted rewards may leave the range of a score."""
 
 
 @component
 class SuccessTracker:
-    """Fills `value` [N, T] with the prompt's v; after the update it takes in the batch's scores.
+    """Fills `value` [N, T] with the prompt's v; after the update adds the batch's scores to the tracker.
 
     Several answers to a prompt in one batch count as one visit. Scores outside of [0, 1] are refused: they are shares of a
     success, and others would make alpha or beta negative.
@@ -64,7 +64,7 @@ class SuccessTracker:
         half: D_half, drift in nats a token at which memory halves; above 0.
         least, most: bounds of rho, in (0, 1).
         samples: n0, answers to each prompt of the task before the first step; they are scored by the method's rewards. 0 for none.
-        constant: rho is this instead, and nothing is stored; above 0, and 1 never forgets.
+        constant: rho is this instead, and nothing is stored; above 0; at 1 nothing is forgotten.
     """
 
     half: Annotated[float, above(0)] = 0.06
@@ -77,7 +77,7 @@ class SuccessTracker:
 
     @property
     def needs(self) -> frozenset[str]:
-        """Scores that are shares of success, and prompts that can be answered before the first step."""
+        """Scores in [0, 1], and prompts that can be answered before the first step."""
         return frozenset({"unit-scores", "finite-prompts"} if self.samples else {"unit-scores"})
 
     def __post_init__(self) -> None:
@@ -100,7 +100,7 @@ class SuccessTracker:
                 f" step (at most {LARGEST}); samples=0 starts every prompt at 1/2"
             )
         scale = 1 / (1 - self.least) / (self.samples + 1)
-        # These are not the first step's answers, nor is their score its score.
+        # These answers and their scores are not the first step's.
         beside = context.under("start")
         for ids in torch.arange(size).split(chunk):
             batch = context.engine.sample(context.task.prompts(ids), self.samples, beside)
@@ -119,7 +119,7 @@ class SuccessTracker:
         return batch.replace(value=value)
 
     def fit(self, batch: Trajectories, context: Context) -> None:
-        """Forget by the drift since each prompt's last visit, take in the scores, and store the answers."""
+        """Discount by the drift since each prompt's last visit, add the scores, and store the answers."""
         batch = batch.select(~torch.isnan(batch.score))
         if not len(batch):
             return
@@ -149,7 +149,7 @@ class SuccessTracker:
 
 
 def _successes(score: Tensor) -> Tensor:
-    """Return the scores [N], of which none may be outside of [0, 1] by more than rounding; missing ones stay NaN."""
+    """Return the scores [N], none of which may be outside of [0, 1] by more than rounding; missing ones stay NaN."""
     outside = (score < -_ROUNDING) | (score > 1 + _ROUNDING)
     if bool(outside.any()):
         raise UserError(
@@ -163,13 +163,13 @@ def _successes(score: Tensor) -> Tensor:
 class OpenPrompts:
     """Prompts drawn from a chunk of the shuffled data with weight sqrt(v (1 - v)) + `explore`, v of the method's tracker.
 
-    No place of the chunk is drawn twice where it holds enough of them. A chunk that an epoch ends in can hold a prompt at two
-    places, and then both may be drawn.
+    No position of the chunk is drawn twice where it has enough of them. A chunk in which an epoch ends can contain a prompt
+    twice, and then both may be drawn.
 
     Attributes:
         pool: prompts a chunk, in batches; at least 1.
         explore: added to each weight, above 0: v may come to be 0 or 1, and weights must not vanish.
-        source: gives the chunks.
+        source: yields the chunks.
     """
 
     pool: Annotated[int, at_least(1)] = 4

@@ -1,8 +1,8 @@
-"""ST-PPO: ratios of whole turns, and steps that shrink when clipping has taken much away. (S189)
+"""ST-PPO: PPO with ratios of whole turns, and smaller steps where clipping removed much of the gradient. (S189)
 
-Token PPO collapses on conversations: a token's ratio does not fit what acts, which is a turn, and on stale data the clip removes
-a part of the gradient that grows as the critic errs. ST-PPO shares one ratio among the tokens of a turn, and divides the
-policy's gradient by the norm of what the clip removed from it:
+Token PPO collapses on conversations: a token's ratio does not match the action, which is a turn, and on stale data the clip
+removes a share of the gradient that grows with the critic's error. ST-PPO shares one ratio among the tokens of a turn, and
+divides the policy's gradient by the norm of what the clip removed from it:
 
     w_k  = exp( mean over the tokens of turn k of (logp - logp_old) )
     g    = gradient of  mean over rows of mean over tokens of min(w A, clip(w, 1 - eps, 1 + eps) A)
@@ -12,10 +12,10 @@ policy's gradient by the norm of what the clip removed from it:
 arXiv 2511.20718, read in reviews and a note: the division (their equations 7 and 8), the ratio, the surrogate with token
 advantages, the definition of C. Reconstructed: the floor c0 (what happens at C = 0 is not stated; 1 leaves PPO as it is until the
 bias exceeds 1) and C under turn ratios. No default is stated. `level="token"` is S-PPO, `floor=None` Turn-PPO, both are PPO. A
-second-hand note that subtracts C contradicts the reviews. One more forward and backward pass, for C. GAE passes over what the
-environment says; after an answer that the length limit cut nothing follows. No limit on the gradient's norm is stated, and by
-default there is none: the usual one of 1 shortens most the gradients that were not divided, and what the division sets apart comes
-out nearly alike (on small conversations mean norms of 0.74 and 1.52, divided or not, became 0.67 and 0.95).
+second-hand note that subtracts C contradicts the reviews. One more forward and backward pass, for C. GAE passes over tokens of
+the environment; an answer cut by the length limit is not bootstrapped. No limit on the gradient's norm is stated, and by default
+there is none: the usual one of 1 clips mostly the gradients that were not divided, so that divided and undivided ones become
+nearly alike (on small conversations mean norms of 0.74 and 1.52, divided or not, became 0.67 and 0.95).
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class TurnClip:
     Attributes:
         eps: width of the clip, at least 0.
         level: "turn", or "token" for each token's own ratio.
-        turn_advantage: the turn's mean advantage takes the place of its tokens': one decision of the clip for a turn.
+        turn_advantage: the turn's mean advantage replaces its tokens', so that the clip decides once per turn.
     """
 
     eps: Annotated[float, at_least(0)] = 0.2
@@ -77,7 +77,7 @@ class TurnClip:
         return recorded_clip(log, batch, 1 - self.eps, 1 + self.eps, None, context)
 
     def removed(self, evaluation: Evaluation, batch: Trajectories) -> Tensor:
-        """Return the unclipped loss [N, T] of the decisions whose gradient the clip takes away, 0 elsewhere."""
+        """Return the unclipped loss [N, T] of the decisions whose gradient the clip removes, 0 elsewhere."""
         log, batch = self._terms(evaluation, batch)
         ratio = log.exp()
         outside = torch.where(batch.advantage >= 0, ratio > 1 + self.eps, ratio < 1 - self.eps)
@@ -94,7 +94,7 @@ class TurnClip:
 
 @component
 class _Removed:
-    """What the clip of an objective takes away, as an objective."""
+    """The part of an objective that its clip removes, as an objective."""
 
     inner: TurnClip
 
@@ -115,9 +115,9 @@ class _Divided:
 
 @component
 class ClippingCorrected(GradientUpdate):
-    """The ordinary update, the policy's part of whose gradient is divided by max(|C|, floor) of the page.
+    """Gradient update whose policy gradient is divided by max(|C|, floor), as in the module's text.
 
-    The method's objective must say what its clip `removed`. |C| is recorded as `bias/norm`.
+    The method's objective must have a method `removed`, the loss that its clip removes. |C| is recorded as `bias/norm`.
 
     Attributes:
         floor: c0, above 0.
@@ -147,7 +147,7 @@ class ClippingCorrected(GradientUpdate):
 
 
 def _with(context: Context, method: Method) -> Any:
-    """The same context with another method."""
+    """Return the same context with another method."""
     twin = copy.copy(context)
     twin.method = method
     return twin
@@ -168,7 +168,7 @@ def st_ppo(
     max_grad_norm: float | None = None,
 ) -> Method:
     """level: of the ratio, `turn` or `token`; floor: c0, least divisor of the policy's gradient, none for no
-    correction; turn_advantage: the turn's mean advantage takes the place of its tokens'; gamma: discount; lam:
+    correction; turn_advantage: the turn's mean advantage replaces its tokens'; gamma: discount; lam:
     lambda of GAE; value_coefficient: weight of half the squared error of values; max_grad_norm: bound of what the
     correction left, none for none."""
     composed = base.replace(

@@ -1,1 +1,1 @@
-"""Generative models: flow matching and masked diffusion, fine-tuned by rewards on what they draw."""
+"""Generative models: flow matching and masked diffusion, fine-tuned by rewards on their samples."""

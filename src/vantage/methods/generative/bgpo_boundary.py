@@ -1,4 +1,4 @@
-"""BGPO: a linear lower bound lets the Monte Carlo samples of an ELBO be differentiated one by one. (S078)
+"""BGPO: a linear lower bound by which the Monte Carlo samples of an ELBO are differentiated one by one. (S078)
 
 For masked diffusion language models the likelihood inside the ratio is a Monte Carlo ELBO, whose gradient needs the graphs
 of all samples at once. BGPO maximises a lower bound that is a plain sum over samples, equal in value and gradient on-policy,
@@ -9,14 +9,14 @@ so that memory is that of one sample and many can be used:
     A <  0:  B = A (1/n) sum_j exp(d_j)                                      exp(mean d) <= mean exp(d)
     loss = -mean over answers of B
 
-Every (answer, sample) is a row of the batch and its bound a loss per row, which the road differentiates in micro-batches: by
-default as many rows at once as there are answers in a minibatch, whatever n. arXiv 2510.11683. Ours: the fixed count l_j ~
-U{1..L} of masked positions (`kind="bernoulli"` is the paper's independent one), the divisor G - 1 and 1e-6 of the advantage,
-`by_length` and `limit` (off). The paper's two updates a batch off-policy are `minibatches=2`; the old policy's e_j are then
-stored.
+Every (answer, sample) is a row of the batch and its bound a loss per row, which the training loop differentiates in
+micro-batches: by default as many rows at once as there are answers in a minibatch, whatever n. arXiv 2510.11683. Ours: the fixed
+count l_j ~ U{1..L} of masked positions (`kind="bernoulli"` is the paper's independent one), the divisor G - 1 and 1e-6 of the
+advantage, `by_length` and `limit` (off). The paper's two updates a batch off-policy are `minibatches=2`; the old policy's e_j are
+then stored.
 
-The paper has no KL term; `beta` above 0 adds ours, which keeps what the bound is for. A divergence to a reference is estimated from
-the gap u of the two policies' bounds on an answer, over the same sets M_j,
+The paper has no KL term; `beta` above 0 adds ours, which keeps the benefit of the bound. A divergence to a reference is estimated
+from the gap u of the two policies' bounds on an answer, over the same sets M_j,
 
     u = (1/n) sum_j ( e_j(theta_old) - e_j(reference) )          K = u^2 / 2   (`estimator`: k1, k2, k3 of log p = u, log p_ref = 0)
 
@@ -55,8 +55,8 @@ from vantage.objectives.elbo import LinearBound, sample_difference
 class ReferenceGap:
     """Selection: fills `reference_gap` [N], in nats, the page's u of each row's answer. No gradient.
 
-    The rows are samples (columns `answer` [N] and `masked_weight` [N, T], which both policies are judged with). The old policy is
-    read from `logp_old` where that is there, and is the present one otherwise.
+    The rows are samples (columns `answer` [N] and `masked_weight` [N, T], on which both policies are evaluated). The old policy is
+    read from `logp_old` where that exists, and is the present one otherwise.
     """
 
     policies = frozenset({"reference"})
@@ -112,8 +112,8 @@ def bgpo_boundary(
     beta: float = 0.0,
     estimator: Literal["k1", "k2", "k3"] = "k2",
 ) -> Method:
-    """by_length: d_j / T in place of d_j; limit: bound of d_j, none for none; beta: coefficient of the page's KL, 0
-    leaves the reference out; estimator: of that KL, k1, k2 or k3."""
+    """by_length: d_j / T in place of d_j; limit: bound of d_j, none for no bound; beta: coefficient of the page's KL, 0
+    needs no reference; estimator: of that KL, k1, k2 or k3."""
     penalty = LinearKL(beta, estimator, by_length)
     rows = base.rollout.prompts * base.rollout.size // base.update.minibatches
     composed = base.replace(objective=LinearBound(by_length, limit))

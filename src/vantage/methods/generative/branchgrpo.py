@@ -1,28 +1,28 @@
-"""BranchGRPO: one tree of denoising paths per prompt, with a credit of its own at every depth. (S125)
+"""BranchGRPO: one tree of denoising paths per prompt, with a separate advantage at every depth. (S125)
 
 Paths share their prefix and split in two at chosen steps, so that shared steps are computed once. The rewards of the leaves
-are fused upward, and every node is compared with the nodes of its depth, so that each step gets its own advantage; pruning
-drops edges from the update alone.
+are averaged upward, and every node is compared with the nodes of its depth, so that each step gets its own advantage; pruning
+removes edges from the update alone.
 
     value(node) = mean over its leaves of R          (or, bottom up, sum over children of softmax(child's logp) value(child))
-    A(node)     = (value - mean) / (std + 1e-8) over the nodes of this tree at this depth; 0 where they are one or alike
+    A(node)     = (value - mean) / (std + 1e-8) over the nodes of this tree at this depth; 0 for one node or equal ones
     loss        = mean over edges parent -> child of  max(-A ratio, -A clip(ratio, 1 - e, 1 + e)),   A(child) cut to [-5, 5]
 
 The sampler has a constant sigma (0.3) and shifted times; a split multiplies the children's noise by 4, which the recorded
-logp leaves out, as released; the reward is judged on the noise-free prediction of the last step. Pruning, as released and
+logp ignores, as released; the reward is computed on the noise-free prediction of the last step. Pruning, as released and
 off by default: a window of depths that slides one shallower every 30 updates; in width, of the edges after the last split,
 the better half of each leaf's (mode 1) or the best and worst quarter of all (mode 2). arXiv 2509.06040; constants from the
 authors' script.
 
 That script shuffles the edges of two trees on each of 8 GPUs and takes an optimiser step every 12 edges of each: with the
-default tree 37 steps of 96 edges a batch, all but the first against log-probabilities that are no longer the policy's, which
-is what the clip is for. The defaults are these. In one minibatch and one epoch every ratio is 1 and nothing is clipped. The
-number of minibatches does not follow the size of the trees, so that with other trees, or with pruning, it is to be set
-anew. The script divides the loss once more by a tree's edges (Adam does not feel it, the norm's clip hardly acts there), and
-the last step of a batch, of the 4 edges left over, is not clipped; here the minibatches are of one size.
+default tree 37 steps of 96 edges a batch, all but the first against log-probabilities of an older policy, for which the clip
+is needed. The defaults are these. In one minibatch and one epoch every ratio is 1 and nothing is clipped. The
+number of minibatches does not follow the size of the trees: with other trees, or with pruning, it must be set
+again. The script divides the loss once more by a tree's edges (no effect with Adam, hardly any on the norm's clip), and
+the last step of a batch, of the 4 remaining edges, is not clipped; here the minibatches have equal size.
 
-In a batch a tree is its leaves' rows: an edge that several leaves share stands in each of their rows, and `mask` is True in
-the first of them alone, so that it is judged and learnt from once.
+In a batch a tree is its leaves' rows: an edge that several leaves share is in each of their rows, and `mask` is True in
+the first of them alone, so that it is evaluated and trained on once.
 """
 
 from __future__ import annotations
@@ -85,11 +85,11 @@ class Tree:
             raise UserError(f"Tree.splits={self.splits} is out of range: ascending steps from 0 to {steps - 1}")
 
     def cost(self, episode: int | None = None) -> Cost:
-        """What a step takes; each split counts its branches as further samples."""
+        """Return the cost of a step; each split counts its branches as further samples."""
         return Cost(self.prompts * 2 ** len(self.splits))
 
     def __call__(self, context: Context) -> Trajectories:
-        """Grow the trees of the next prompts."""
+        """Sample the trees of the next prompts."""
         engine: Any = denoising_engine(context, "Tree")
         sampler, bounds = self.sampler, [*self.splits, self.sampler.steps]
         batch: Trajectories = engine.sample(
@@ -111,7 +111,7 @@ class Tree:
             tree = tree.repeat_interleave(2)
             older = (torch.arange(len(batch), device=batch.device) % 2 == 0).unsqueeze(-1)
             first = (first.repeat_interleave(2, 0) & older) | batch.mask
-        # Rows that share a step stand side by side, the first of them in `first`.
+        # Rows that share a step are adjacent; `first` is the first of them.
         edge = first.cumsum(0) - 1
         edge = edge + len(batch) * torch.arange(sampler.steps, device=batch.device)
         context.record("rollout/edges", first.sum() / len(batch))
@@ -131,7 +131,7 @@ class DepthStandardized:
     eps: float = 1e-8
 
     def __call__(self, batch: Trajectories, context: Context) -> Tensor:
-        """Return the advantage; edges that stand in several rows have it in each."""
+        """Return the advantage; an edge in several rows has it in each."""
         values = node_values(batch, self.weighted)
         rows, steps = values.shape
         tree = torch.unique(batch.group, return_inverse=True)[1]
@@ -143,7 +143,7 @@ class DepthStandardized:
 
 
 def first_rows(edge: Tensor) -> Tensor:
-    """Return [N, T], True in the first row of each edge; rows of an edge stand side by side."""
+    """Return [N, T], True in the first row of each edge; rows of an edge are adjacent."""
     return torch.cat([torch.ones_like(edge[:1], dtype=torch.bool), edge[1:] != edge[:-1]])
 
 
@@ -158,7 +158,7 @@ def node_values(batch: Trajectories, weighted: bool) -> Tensor:
     weighed = group_sums((score * below).flatten(), edge.flatten())[0].reshape(rows, steps)
     if not bool(torch.isnan(score).any()):
         return weighed
-    # A leaf without a score is left out: the shares of the others make up the whole.
+    # A leaf without a score is left out: the shares of the others are rescaled to sum to 1.
     there = below.masked_fill(torch.isnan(score), torch.nan)
     return weighed / group_sums(there.flatten(), edge.flatten())[0].reshape(rows, steps)
 
@@ -181,11 +181,11 @@ def branch_shares(batch: Trajectories, weighted: bool) -> Tensor:
 
 @component
 class PruneDepths:
-    """Selection: the edges into the nodes of some depths are not learnt from.
+    """Selection: masks the edges into the nodes of some depths.
 
     Attributes:
         depths: of the child nodes, 1 to T; none prunes nothing.
-        interval: updates after which the window slides one depth shallower; 0 leaves it where it is.
+        interval: updates after which the window slides one depth shallower; 0 never moves it.
         stop: the shallowest depth of the window at which it stops.
     """
 
@@ -194,7 +194,7 @@ class PruneDepths:
     stop: int = 9
 
     def __call__(self, batch: Trajectories, context: Context) -> Trajectories:
-        """Mask them."""
+        """Mask these edges."""
         if not self.depths:
             return batch
         slid = min(context.step // self.interval, max(min(self.depths) - self.stop, 0)) if self.interval else 0
@@ -205,11 +205,11 @@ class PruneDepths:
 
 @component
 class PruneWidth:
-    """Selection: of the edges after the last split only some are learnt from.
+    """Selection: masks some of the edges after the last split.
 
     Attributes:
         last: step of the last split.
-        mode: 1 keeps the max(1, int(share n)) best of the n of each leaf's path, the earlier of equals; 2 the
+        mode: 1 keeps the max(1, int(share n)) best of the n of each leaf's path, the earlier on ties; 2 the
             K // 2 best and K - K // 2 worst of all n, K = max(2, int(share n)); 0 keeps all.
         share: in (0, 1].
     """
@@ -256,9 +256,9 @@ def branchgrpo(
 ) -> Method:
     """splits: steps (from 0) at which every node has two children; eps: clip range of the ratio of a step; shift:
     of the sampler's times; noise_scale: factor on the children's noise; weighted: children count by the softmax of
-    their log-density; pruned_depths: depths that are not learnt from; prune_width: 1 or 2 prunes edges after the
+    their log-density; pruned_depths: depths that are not trained on; prune_width: 1 or 2 prunes edges after the
     last split, see `PruneWidth`; mixed: noise only at the splits and in windows of steps, the other steps are the
-    ODE's and not learnt from; window: steps of such a window; interval: steps between their starts, and updates
+    ODE's and not trained on; window: steps of such a window; interval: steps between their starts, and updates
     after which the pruned depths slide; limit: bound of |A|."""
     splits, steps, noise = tuple(splits), base.rollout.sampler.steps, base.rollout.sampler.noise
     noisy = None

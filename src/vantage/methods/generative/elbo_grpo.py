@@ -1,12 +1,12 @@
-"""ELBO-GRPO: GRPO on a masked diffusion model, with a Monte Carlo ELBO in the place of the likelihood.
+"""ELBO-GRPO: GRPO on a masked diffusion model, with a Monte Carlo ELBO in place of the likelihood.
 
 The likelihood of a masked diffusion model is only bounded. The bound is estimated with n sets of masked positions, the same
-for both policies, and its difference stands inside the ratio, so that all n graphs are held until the backward pass:
+for both policies, and its difference is inside the ratio, so that all n graphs are held until the backward pass:
 
     d_j = e_j(theta) - sg[e_j(theta_old)]        loss = -mean over answers of A exp( (1 / n) sum_j d_j )
 
-It is the objective whose bound BGPO (arXiv 2510.11683, equation of section 3) uses in its place, and the baseline of that
-paper, which could afford n = 4 or less. A by GRPO, over the answers to a prompt; no clip and no KL, as there.
+BGPO (arXiv 2510.11683, equation of section 3) replaces this objective by a bound of it; it is the baseline of that
+paper, which had memory for n = 4 or less. A by GRPO, over the answers to a prompt; no clip and no KL, as there.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def elbo_grpo(base: Method, samples: int = 4, kind: Literal["fixed", "bernoulli"
     composed = base.replace(
         rollout=Unmask(plan.prompts, plan.size, plan.temperature),
         advantage=GroupStandardized(eps=1e-6),
-        # Whether the old policy must be kept is the update's to say, which may be set after this.
+        # The update decides whether the old policy must be kept, and may be set after this.
         selection=(MonteCarloMasks(samples, kind, old=None),),
         objective=JointBound(),
     )

@@ -1,19 +1,19 @@
-"""Flow-GRPO: the ODE of a flow model becomes an SDE with the same marginals, whose steps have ratios to clip.
+"""Flow-GRPO: GRPO on the steps of an SDE that has the same marginals as the ODE of a flow model.
 
-A flow model samples without chance, so it neither explores nor has likelihoods. Noise is added to every step and the drift
-is corrected so that each time's distribution stays as it was; the steps are then normal decisions, and GRPO applies:
+A flow model samples deterministically, so it neither explores nor has likelihoods. Noise is added to every step and the drift
+is corrected so that the distribution at each time does not change; the steps are then Gaussian decisions, and GRPO applies:
 
     sigma_t = a sqrt(t / (1 - t))        mu = x + [v + sigma_t^2 / (2 t) (x + (1 - t) v)] dt        x' ~ N(mu, sigma_t^2 (-dt) I)
     A_i  = (R_i - mean of the prompt) / (std of the batch + 1e-4), cut to [-5, 5], the same for all steps
     loss = mean over steps of  max(-A ratio, -A clip(ratio, 1 - eps, 1 + eps)) + beta |mu - mu_ref|^2 / (2 s^2)
     s^2  = sigma_t^2 (-dt)
 
-arXiv 2505.05470, equations 9 to 13. Training samples with few steps (10), evaluation with the many of the ODE (40). Read off
+arXiv 2505.05470, equations 9 to 13. Training samples with few steps (10), evaluation with many steps of the ODE (40). From
 the authors' repository: log-probabilities and KL are averaged over the sample's dimensions (eps 1e-4 belongs to that); at t
-= 1 the second time stands in for 1 - t; the std (divisor N) is the batch's; the last of 10 steps is not trained; two updates
+= 1 the second time replaces 1 - t; the std (divisor N) is the batch's; the last of 10 steps is not trained; two updates
 a batch. There the KL is divided by 2 sigma_t^2; here by 2 s^2, as the KL of the two normals is. The settings are those of
-the OCR recipe. Found out: with the stand-in, sigma^2 (-dt) of the first step is a^2 however many steps there are, so that
-the variance after it is too large by a^4 / 4 (6 % at a = 0.7); later steps forget it. A constant sigma keeps the marginals
+the OCR recipe. Our finding: with that replacement, sigma^2 (-dt) of the first step is a^2 for any number of steps, so that
+the variance after it is too large by a^4 / 4 (6 % at a = 0.7); later steps reduce the error. A constant sigma keeps the marginals
 to first order in the step.
 """
 
@@ -55,9 +55,9 @@ def flow_grpo(
     trained: float = 0.99,
     limit: float = 5.0,
 ) -> Method:
-    """beta: coefficient of the KL of a step to the reference's, 0 leaves the reference out; eps: clip range of the
+    """beta: coefficient of the KL of a step to the reference's, 0 needs no reference; eps: clip range of the
     ratio of a step; steps: of the sampler; noise: a of the equation, 0 gives the ODE; trained: share of the steps,
-    from the first, that is learnt from; limit: bound of |A|."""
+    from the first, that is trained on; limit: bound of |A|."""
     return base.replace(
         rollout=Denoise(base.rollout.prompts, base.rollout.size, Sampler(steps, noise)),
         advantage=Clamped(GroupStandardized("batch", ddof=0), limit),

@@ -1,14 +1,13 @@
-"""Flow matching: a velocity field is fitted to the straight lines from noise to data.
+"""Flow matching: fits a velocity field to the straight lines from noise to data.
 
-A sample and a draw of noise are joined by a line, and the network learns the line's direction at a random point of it; what
-it then predicts, the mean direction through the point, carries noise to data along an ODE:
+A sample and a draw of noise are joined by a line, and the network learns the line's direction at a random point of it; its
+prediction, the mean direction through the point, transports noise to data along an ODE:
 
     x_0 ~ data, x_1 ~ N(0, I), t ~ U(0, 1)        x_t = (1 - t) x_0 + t x_1
     loss = mean over pairs of mean over dimensions of  (v(x_t, t) - (x_1 - x_0))^2
 
-arXiv 2210.02747 with the straight paths of arXiv 2209.03003. It is the supervised step before all others here, and on the
-road it is a method like any other, with pairs for a rollout. The optimiser's settings are ours: the papers' belong to image
-models.
+arXiv 2210.02747 with the straight paths of arXiv 2209.03003. It is the supervised training before reinforcement learning, and
+a method like any other, whose rollout yields pairs. The optimiser's settings are ours: the papers' are for image models.
 """
 
 from __future__ import annotations
@@ -60,7 +59,7 @@ def flow_matching(
     batch: int = 256, lr: float = 2e-3, weight_decay: float = 0.0, final: float = 0.05, max_grad_norm: float = 1.0
 ) -> Method:
     """batch: points a step; lr: Adam's, at the start; weight_decay: Adam's; final: share of the rate at the end of
-    its cosine; max_grad_norm: bound of the gradient's norm."""
+    its cosine; max_grad_norm: largest norm of the gradient."""
     return Method(
         prompts=Shuffled(),
         rollout=Interpolated(batch),

@@ -1,12 +1,12 @@
-"""Masked diffusion: a bidirectional model learns to fill in worked answers of which any part is masked.
+"""Masked diffusion: a bidirectional model learns to fill in masked tokens of worked answers.
 
 A random number of an answer's positions is masked, and the model predicts them all at once from the prompt and the rest; the
-weight of a mask makes the loss a bound on the likelihood, so that the same model answers from a fully masked start:
+weight of a mask makes the loss a bound on the likelihood, so that the same model can answer from a fully masked start:
 
     l ~ U{1..L}, M = l random positions of y     loss = -mean over answers of (1 / l) sum_{i in M} log p(y_i | x, y with M masked)
 
 LLaDA, arXiv 2502.09992, algorithm 2, with the fixed count of positions in place of independent ones (the same expectation).
-The step before reinforcement learning; on the road it is a method like any other, with worked answers for a rollout. The
+It is the training before reinforcement learning, and a method like any other, whose rollout yields worked answers. The
 settings are ours.
 """
 
@@ -45,7 +45,7 @@ def masked_diffusion(
 ) -> Method:
     """batch: problems a step; lr: Adam's, after the warm-up; samples: sets of masked positions an answer; kind:
     `fixed` draws how many positions are masked, `bernoulli` each position independently; weight_decay: Adam's;
-    warmup: share of the run in which the rate rises; max_grad_norm: bound of the gradient's norm; micro_batch: rows
+    warmup: share of the run in which the rate rises; max_grad_norm: largest norm of the gradient; micro_batch: rows
     whose graphs are held at once, none for all."""
     return Method(
         prompts=Shuffled(),

@@ -1,7 +1,7 @@
-"""BPO: regress the ratio onto the best one that its bounds allow, instead of clipping it. (S224)
+"""BPO: regresses the ratio onto the best value within its bounds, instead of clipping it. (S224)
 
 If the ratio must lie in [1 - eps, 1 + eps], the best policy is known: 1 + eps where the action value is above its median under
-the old policy, 1 - eps below. PPO pushes towards that and lets go at the edge; here an absolute error pulls overshoot back.
+the old policy, 1 - eps below. PPO has no gradient beyond the bound; here an absolute error corrects overshoot.
 
     rho* = 1 - eps + 2 eps sigmoid((Q - U) / softness)       Q = returns, U = median head, or V without one
     loss = mean |(ratio - rho*) (Q - V)| + c_v (Q - V)^2 + c_u [softplus(Q - U) - (Q - U) / 2] - c_e H
@@ -43,7 +43,7 @@ MEDIAN = "median"
 
 @component
 class MedianCritic:
-    """Fills values from the critic; teaches it and, where there is one, the head of the median. Loss terms of the page.
+    """Fills values from the critic; trains it and, where there is one, the median's head by the loss terms of the page.
 
     Attributes:
         value: c_v.
@@ -60,17 +60,15 @@ class MedianCritic:
 
     @property
     def wants(self) -> frozenset[str]:
-        """The value, and the median's head."""
+        """Outputs that the loss reads: the value, and the median's head."""
         return frozenset({"value"} if self.median is None else {"value", MEDIAN})
 
     def prepare(self, context: Context) -> None:
-        """Ask the policy for critic and head."""
+        """Add critic and head to the policy."""
         add_critic(context)
         if self.median is not None:
             if not hasattr(context.policy, "add_head"):
-                raise UserError(
-                    f"{type(context.policy).__name__} has no heads: set median=false, which leaves its head out"
-                )
+                raise UserError(f"{type(context.policy).__name__} has no heads: set median=false, which needs none")
             context.policy.add_head(MEDIAN)
 
     def __call__(self, batch: Trajectories, context: Context) -> Trajectories:
@@ -93,7 +91,7 @@ class BoundedRatio:
     Attributes:
         eps: half the width of the bounds, 0 to 1.
         softness: of the step at the median, above 0.
-        median: whether U is the median's head; otherwise V.
+        median: whether U is the median's head, otherwise V.
     """
 
     eps: Annotated[float, between(0, 1)] = 0.3
@@ -102,7 +100,7 @@ class BoundedRatio:
 
     @property
     def wants(self) -> frozenset[str]:
-        """Log-probabilities and both values."""
+        """Outputs that the loss reads: log-probabilities and both values."""
         return frozenset({"logp", "value", *((MEDIAN,) if self.median else ())})
 
     def __call__(self, evaluation: Evaluation, batch: Trajectories, context: Context) -> Tensor:
@@ -131,7 +129,7 @@ def brrl(
     value_coefficient: float = 0.5,
     median_coefficient: float = 0.5,
 ) -> Method:
-    """eps: half the width of the ratio's bounds; softness: of the step at the median; median: whether U is a head of its own
+    """eps: half the width of the ratio's bounds; softness: of the step at the median; median: whether U is a separate head
     instead of V; value_coefficient: c_v, weight of the squared error of values; median_coefficient: c_u, weight of the median's
     loss."""
     return base.adapt("update", normalize_advantage=False).replace(

@@ -1,6 +1,6 @@
-"""GBPO: the ratio of an answer is regressed onto a target that its group gives, instead of being clipped. (S224)
+"""GBPO: regresses the ratio of an answer onto a target computed from its group, instead of clipping it. (S224)
 
-BPO (brrl) for groups of answers: the median of the group is the middle, and the target is the ratio that the bounds allow best.
+BPO (brrl) for groups of answers: the group's median separates good from bad, and the target is the best ratio in the bounds.
 
     A    = (R - mean) / (std + 1e-6),   T = (R - median) / (std + 1e-6) / temper       within the group
     rho* = 1 - eps_low + (eps_low + eps_high) sigmoid(T),   loss = token mean of |(ratio - rho*) A|
@@ -8,8 +8,8 @@ BPO (brrl) for groups of answers: the median of the group is the middle, and the
 rho* and the weights carry no gradient. arXiv 2604.18578 (BRRL); losses and constants as in the authors' code.
 
 One rule is ours. The answers at their group's median, often its majority, have rho* = 1 exactly, where the absolute error
-has its kink: on the first pass the gradient is 0 by definition, but the engine's log-probabilities differ from the
-trainer's by some 1e-6, and the sign of that would be a gradient of full size. So a log-ratio below 1e-4 counts as 0.
+is not differentiable: on the first pass the gradient is 0 by definition, but the engine's log-probabilities differ from the
+trainer's by some 1e-6, and the sign of that would give a gradient of full size. So a log-ratio below 1e-4 counts as 0.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from vantage.methods.registry import method
 from vantage.objectives.ratio_target import ratio_regression
 
 NOISE = 1e-4
-"""Log-ratio below which the policy counts as the one that acted: well above what engine and trainer differ by (measured:
-4e-6), well below what an update moves."""
+"""Log-ratio below which the policy counts as unchanged: well above the difference of engine and trainer (measured: 4e-6),
+well below the effect of an update."""
 
 
 @component
@@ -58,7 +58,7 @@ class GroupTarget:
         score = batch.score.float()
         mean, std = group_moments(score, batch.group)
         record_groups(std, batch.group, context)
-        # An answer without company is compared with 0, in its own unit.
+        # A group of one answer is compared with 0, without scaling.
         alone = group_sums(score, batch.group)[1] <= 1
         mean, middle = (part.masked_fill(alone, 0.0) for part in (mean, group_median(score, batch.group)))
         scale = std.masked_fill(alone, 1.0) + 1e-6

@@ -1,8 +1,8 @@
-"""DAPO: GRPO with four parts replaced, for long chains of thought.
+"""DAPO: GRPO with four components replaced, for long chains of thought.
 
-Clip-higher leaves room for unlikely tokens to grow; dynamic sampling refills the batch until every group has both right
+Clip-higher lets unlikely tokens become likelier; dynamic sampling refills the batch until every group has both right
 and wrong answers; the loss is a mean over tokens, so that long answers are not diluted; and answers near the length limit
-are punished softly. There is no divergence term:
+are penalised softly. There is no divergence term:
 
     loss = mean over tokens of -min(ratio A, clip(ratio, 1 - 0.2, 1 + 0.28) A)
 
@@ -48,7 +48,7 @@ def dapo(
     """Compose DAPO. eps_low, eps_high: clip range; rounds: plans drawn at most until the batch is full of
     informative groups; metric: what must differ within such a group, a named reward of the task or "score" (the
     authors filter by accuracy, not by the shaped score); overlong_buffer: tokens before the limit in which length is
-    punished (4096 of 20480 in the paper), 0 for none."""
+    penalised (4096 of 20480 in the paper), 0 for none."""
     return base.replace(
         rollout=Refill(base.rollout, groups=base.rollout.prompts, rounds=rounds, metric=metric),
         rewards=(*base.rewards, Overlong(overlong_buffer)) if overlong_buffer else base.rewards,
@@ -63,5 +63,5 @@ claim = Claim(
     settings={"minibatches": 4},
     against_settings={"minibatches": 4},
     note="The authors: 50 against GRPO's 30 points on AIME 2024 with a model of 32 B. Four minibatches a batch on both sides, so"
-    " that there is something to clip; generated answers are what is equal, those that dynamic sampling drops included.",
+    " that there is something to clip; the number of generated answers is equal, those that dynamic sampling drops included.",
 )

@@ -1,8 +1,8 @@
-"""DCPO: clip bounds from each token's own probability, and advantages from every answer that its prompt ever had. (S146)
+"""DCPO: clip bounds from each token's own probability, and advantages from all earlier answers to a prompt. (S146)
 
-Fixed bounds on the ratio leave a rare token almost no absolute room, and a group whose answers all score the same teaches
-nothing. DCPO bounds the change of probability instead of the ratio, and standardises a score both within its group and
-against all visits of its prompt so far; of two mixtures of both it takes the more cautious one:
+Fixed bounds on the ratio hardly let the probability of a rare token change, and a group whose answers all score the same has
+no gradient. DCPO bounds the change of probability instead of the ratio, and standardises a score both within its group and
+against all visits of its prompt so far; of two mixtures of both it takes the one that is smaller in size:
 
     q = exp(logp_old)        |(ratio - 1) ratio| q <= eps   gives
     low  = 1/2 + 1/2 sqrt(max(1 - 4 eps_low / q, 0)),       high = min(1/2 + 1/2 sqrt(1 + 4 eps_high / q), c)
@@ -95,11 +95,11 @@ class SmoothStandardized:
         earlier, visits = past["visits"], past["visits"] + 1
         mu = mean.new_zeros(count).scatter(0, index, mean)
         sd = std.new_zeros(count).scatter(0, index, std)
-        # Moved by the difference: equal means stay what they are, to the last bit.
+        # Updated by the difference, so that equal means stay exactly equal.
         merged = past["mean"] + (mu - past["mean"]) / visits
         between = earlier / visits * (mu - past["mean"]).square()
         variance = (earlier * past["variance"] + sd.square() + between) / visits
-        # A visit none of whose answers has a score is none.
+        # A visit without any scored answer does not count.
         seen = torch.zeros(count, device=score.device).index_add(0, index, (~torch.isnan(score)).float()) > 0
         self._records.write(ids[seen], mean=merged[seen], variance=variance[seen], visits=visits[seen])
         new = standardize(score - mean, std)
@@ -112,11 +112,11 @@ class SmoothStandardized:
         return per_decision(advantage, batch.mask)
 
     def state_dict(self) -> dict[str, Any]:
-        """The records."""
+        """Return the records."""
         return self._records.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take them back."""
+        """Restore from `state_dict()`."""
         self._records.load_state_dict(state)
 
 

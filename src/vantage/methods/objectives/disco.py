@@ -1,7 +1,7 @@
-"""DisCO: raise the scores of right answers above those of wrong ones, and hold the policy by a one-sided constraint. (S127)
+"""DisCO: raises the scores of right answers above those of wrong ones, with a one-sided constraint on the KL. (S127)
 
 With binary rewards GRPO is a discriminative objective whose weight sqrt(p (1 - p)) favours questions of medium difficulty.
-DisCO drops the weight, scores answers without clip, and presses on the hardest wrong answers by a soft maximum:
+DisCO drops the weight, scores answers without clip, and weighs the hardest wrong answers most by a soft maximum:
 
     s_i  = mean_t logp_it  ("logp")    or    mean_t exp(logp_it - logp_old_it)  ("ratio")
     J_q  = mean over right of s_i  -  tau log mean over wrong of exp(s_j / tau)          (basic: the plain mean over wrong)
@@ -78,7 +78,7 @@ class Discriminative:
         if self.basic:
             below = zeros.index_add(0, index, torch.where(right, 0.0, score)) / wrongs.clamp(min=1)
         else:
-            # The largest wrong score of each group is taken off before the exponential, and put back after.
+            # The largest wrong score of each group is subtracted before the exponential and added after the log.
             scaled = (score / self.tau).masked_fill(right, -torch.inf)
             top = scaled.detach().new_full((count,), -torch.inf).scatter_reduce(0, index, scaled.detach(), "amax")
             top = top.masked_fill(wrongs == 0, 0.0)
@@ -94,7 +94,7 @@ class SquaredHinge:
     """The page's constraint, over the whole minibatch; its coefficient carries no gradient.
 
     Attributes:
-        delta: kl that is free, in nats a token, at least 0.
+        delta: kl without penalty, in nats per token, at least 0.
         beta: weight, at least 0.
         estimator: "k1" (logp_old - logp) or "k3" (ratio - 1 - log ratio).
     """
@@ -131,7 +131,7 @@ def disco(
 ) -> Method:
     """kind: score of an answer, `logp` or `ratio`; tau: temperature of the soft maximum over wrong answers, none
     takes the authors' 10 for logp and 1 for ratio; basic: their plain mean in its place (DisCO-b); delta:
-    divergence that is free, in nats a token; beta: weight of the squared hinge above it; right_at: least score of a
+    divergence without penalty, in nats per token; beta: weight of the squared hinge above it; right_at: least score of a
     right answer."""
     chosen = tau if tau is not None else (10.0 if kind == "logp" else 1.0)
     return base.replace(
@@ -146,5 +146,5 @@ claim = Claim(
     against="grpo",
     settings={"minibatches": 1, "temperature": 1.0},
     against_settings={"beta": 0.0},
-    note="The authors report 7 % over GRPO; the arena has one difficulty, so its hardest third is not told apart.",
+    note="The authors report 7 % over GRPO; the arena has one difficulty, so its hardest third is not evaluated separately.",
 )

@@ -1,7 +1,7 @@
 """Dr. GRPO: GRPO without its two biases.
 
 Dividing by the group's standard deviation weighs prompts by their difficulty, and dividing by an answer's own length
-rewards short right answers and long wrong ones. Both divisions go:
+rewards short right answers and long wrong ones. Both divisions are removed:
 
     A_i  = r_i - mean_g r
     loss = 1 / (N * T_max) * sum over rows and tokens of  -min(ratio A, clip(ratio, 1 - eps, 1 + eps) A)

@@ -1,7 +1,7 @@
-"""GDPO: each reward is standardised within its group before the rewards are added. (S215)
+"""GDPO: GRPO that standardises each reward within its group before adding them. (S215)
 
 Added first and standardised afterwards, different combinations of rewards collapse into the same advantage, and a reward of
-small scale is not heard. GDPO standardises reward by reward, adds with weights, and standardises the sum over the batch, so
+small scale has no effect. GDPO standardises reward by reward, adds with weights, and standardises the sum over the batch, so
 that its scale does not grow with the number of rewards:
 
     A_k(g, j) = (r_k(g, j) - mean_g r_k) / (std_g r_k + eps)        A(g, j) = sum_k w_k A_k(g, j)
@@ -54,7 +54,7 @@ def _known(name: str, batch: Trajectories, where: str) -> None:
 class PaidIf:
     """Pay the reward `reward` only where the reward `gate` is at least `threshold`; elsewhere it is 0.
 
-    Where either is missing (NaN), so is what is paid: nobody knows what it should have been.
+    Where either is missing (NaN), the result is missing.
     """
 
     reward: str

@@ -1,4 +1,4 @@
-"""GRPO: the group of answers to one prompt is its own baseline.
+"""GRPO: policy gradient whose baseline is the mean score of a group of answers to one prompt.
 
 The critic is replaced by the other answers to the same prompt: the score is standardised within the group, and every
 token of an answer gets it. The rest is PPO's clip, with the divergence to the reference in the loss:
@@ -46,10 +46,10 @@ def grpo(
     micro_batch: int | None = None,
 ) -> Method:
     """Compose GRPO. prompts: prompts a step; group_size: answers to each; lr: learning rate; beta: weight of the
-    divergence to the reference policy, 0 leaves that policy out altogether; eps: clip range of the ratio; epochs:
+    divergence to the reference policy, 0 needs no reference policy; eps: clip range of the ratio; epochs:
     passes over a batch; minibatches: optimiser steps a pass; temperature: of sampling, and of the policy that
     learns; weight_decay: decoupled from the gradient, as in AdamW; max_grad_norm: largest norm of a gradient, none for no bound;
-    micro_batch: rows evaluated at once, none for all of a minibatch; it changes memory, not the gradient."""
+    micro_batch: rows evaluated at once, none for all of a minibatch; it affects memory, not the gradient."""
     return Method(
         prompts=Shuffled(),
         rollout=Groups(prompts, group_size, temperature),

@@ -1,4 +1,4 @@
-"""GSPO: the importance ratio belongs to the answer, not to the token.
+"""GSPO: GRPO with one importance ratio per answer instead of per token.
 
 A token's ratio is one sample of a next-token distribution and corrects nothing; it only adds noise that grows with
 length. GSPO clips the answer's ratio to the power 1 / length, the same for all of its tokens:

@@ -1,7 +1,7 @@
-"""OBLR-PO: the baseline and the step size that the variance of the gradient asks for. (S210)
+"""OBLR-PO: policy gradient with the baseline and step size that are optimal for its variance. (S210)
 
 Written as an unbiased estimator with a known variance, the group policy gradient has a best baseline, the mean score weighted
-by squared gradient norms, and a best step size, in proportion to its signal over signal and noise. Both are taken each step:
+by squared gradient norms, and a best step size, proportional to signal / (signal + noise). Both are computed each step:
 
     A_i   = R_i - sum_{j != i} |S_j|^2 R_j / sum_{j != i} |S_j|^2           S_i = gradient of logp of row i, within the group
     |S_i|^2 ~ sum_t |onehot(y_t) - pi_t|^2 = sum_t (1 - 2 pi_t(y_t) + sum_v pi_t(v)^2)       (gradient in the logits)
@@ -11,9 +11,9 @@ by squared gradient norms, and a best step size, in proportion to its signal ove
 
 arXiv 2511.23310, reconstructed from its abstract (the estimator, its variance, the rate governed by signal to noise, the
 gradient-weighted baseline); the baseline is the classical one, the estimators and constants of the step size are ours. `lr`
-stands for 1 / L. `leave_one_out=False` takes the group's own weighted mean, which costs unbiasedness. Parts keep their groups
-whole, so a minibatch of one group is one part and says nothing of the noise: its step has the rate of the running means so far
-(lr before there are any), and `gradient/unmeasured` counts it.
+stands for 1 / L. `leave_one_out=False` takes the group's own weighted mean, which is biased. Parts keep their groups whole, so a
+minibatch of one group is one part and gives no estimate of the noise: its step has the rate of the running means so far (lr
+before there are any), and `gradient/unmeasured` counts it.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def weighted_baseline(score: Tensor, weight: Tensor, group: Tensor, leave_one_ou
     Where the weights of the others are all 0 it is their plain mean; a group of one has 0.
     """
     weight = weight.masked_fill(torch.isnan(score), 0.0)
-    low = group_lowest(score, group)  # measured from it, equal scores have exactly their value for a baseline
+    low = group_lowest(score, group)  # measured from it, equal scores have exactly their value as baseline
     above = score - low
     total, _ = group_sums(weight, group)
     scored, _ = group_sums(weight * above, group)
@@ -100,7 +100,7 @@ class NormWeighted:
 
 @component
 class SignalToNoise(GradientUpdate):
-    """The ordinary update, whose learning rate each step is scaled by s / (s + v) of the page.
+    """Gradient update whose learning rate is scaled in each step by s / (s + v) of the page.
 
     Attributes:
         pieces: M, at least 2; groups stay whole.
@@ -149,7 +149,7 @@ class SignalToNoise(GradientUpdate):
         self._set_rate(context)
 
     def _set_rate(self, context: Context) -> None:
-        """Scale the learning rate by the running means; the rate stays where nothing was measured yet."""
+        """Scale the learning rate by the running means; unscaled before the first measurement."""
         if "signal" not in self._memory:
             return
         total = self._memory["signal"] + self._memory["noise"]
@@ -160,12 +160,12 @@ class SignalToNoise(GradientUpdate):
             group["lr"] = rate
 
     def state_dict(self) -> dict[str, Any]:
-        """The optimiser's state and the running means."""
+        """Return the optimiser's state and the running means."""
         means = {name: self._memory[name] for name in ("signal", "noise") if name in self._memory}
         return {**super().state_dict(), "means": means}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take them back."""
+        """Restore from `state_dict()`."""
         super().load_state_dict(state)
         self._memory.update(state["means"])
 
@@ -175,10 +175,10 @@ def _square(tensors: list[Tensor]) -> Tensor:
 
 
 def _logits(evaluation: Evaluation) -> Tensor:
-    """The logits of every decision [N, T, A].
+    """Return the logits of every decision [N, T, A].
 
     Raises:
-        UserError: the policy's distribution is no table of logits.
+        UserError: the policy's distribution is not a tensor of logits.
     """
     found = evaluation.distribution
     if not isinstance(found, Tensor):
@@ -195,7 +195,7 @@ def _logits(evaluation: Evaluation) -> Tensor:
 def oblr_po(
     base: Method, leave_one_out: bool = True, pieces: int = 4, decay: float = 0.9, floor: float = 0.05
 ) -> Method:
-    """lr: the largest step size, about twice a rate that is known to work; leave_one_out: a row is left out of its
+    """lr: largest step size, about twice a rate that is known to work; leave_one_out: a row is left out of its
     own baseline; pieces: M, parts of a minibatch whose gradients are compared; decay: of the running means of
     signal and noise; floor: least factor on the learning rate."""
     return base.replace(

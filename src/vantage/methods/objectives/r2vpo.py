@@ -1,16 +1,16 @@
-"""R2VPO: no clip; the variance of the ratio is bounded by a multiplier that moves between steps. (S227)
+"""R2VPO: bounds the variance of the ratio by an adaptive multiplier instead of clipping. (S227)
 
-Clipping throws away the gradient of rare tokens of high return and makes stale data useless. Under the policy that acted the
-ratio has mean 1, and its variance is about twice the divergence: a local trust region without a hard edge. It is kept as a
-constraint, and its multiplier climbs or falls after each optimiser step:
+Clipping discards the gradient of rare tokens of high return and makes stale data useless. Under the policy that acted the
+ratio has mean 1, and its variance is about twice the divergence: a local trust region without a hard edge. It is made a
+constraint, and its multiplier rises or falls after each optimiser step:
 
     loss   = token mean of  -ratio A + lam (ratio - 1)^2                        gradient in logp: -ratio (A - 2 lam (ratio - 1))
     after each step, with V = token mean of (ratio - 1)^2:   lam <- lam exp(clip(rate (V / delta - 1), -1, 1)), at most lam_max
 
-arXiv 2601.03320. The penalty and its factor are those of a public implementation, which holds lam at 0.04 (`mode="fixed"`,
-`multiplier=0.04`); the paper's abstract fixes the constraint and the primal-dual form; the dual rule and delta are
+arXiv 2601.03320. The penalty and its factor are those of a public implementation, which fixes lam at 0.04 (`mode="fixed"`,
+`multiplier=0.04`); the paper's abstract states the constraint and the primal-dual form; the dual rule and delta are
 reconstructed. With `replay_share` above 0 that share of the groups comes from the last `window` rollouts: their drift enters
-the square, which takes their influence where ratio - 1 = A / (2 lam).
+the square, and their gradient is 0 where ratio - 1 = A / (2 lam).
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class VarianceRegularized:
     """The loss of the page; gradient flows through `logp`.
 
     Attributes:
-        multiplier: lam, moved by `DualAscent`.
+        multiplier: lam, changed by `DualAscent`.
     """
 
     multiplier: Multiplier = field(default_factory=Multiplier)

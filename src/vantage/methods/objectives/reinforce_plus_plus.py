@@ -1,12 +1,12 @@
 """REINFORCE++: PPO's clip without a critic, on advantages standardised over the whole batch.
 
 A baseline taken within a small group overfits to easy prompts and is biased when it divides by the group's own std; the
-batch's mean and std are nearly constants. The divergence to the reference is paid token by token:
+batch's mean and std are nearly constants. The divergence to the reference is subtracted from the reward of each token:
 
     G_t  = r - beta * sum_{k >= t} (logp_old_k - logp_ref_k),     A_t = (G_t - mean G) / std G over all tokens
     loss = mean over tokens of -min(ratio A, clip(ratio, 1 - eps, 1 + eps) A)
 
-With `baseline=True` the group's mean score is taken off before (REINFORCE++-baseline, for several answers a prompt).
+With `baseline=True` the group's mean score is subtracted before (REINFORCE++-baseline, for several answers a prompt).
 arXiv 2501.03262, section 3.
 """
 
@@ -35,10 +35,10 @@ PAPER = Paper(
 
 @dataclass(frozen=True)
 class GroupCentred:
-    """Score and reward less the group's mean score."""
+    """Subtracts the group's mean score from score and reward."""
 
     def __call__(self, batch: Trajectories, context: Context) -> Trajectories:
-        """Return the batch with both lowered."""
+        """Return the batch with both changed."""
         mean = group_mean(batch.score, batch.group)
         return batch.replace(score=batch.score - mean, reward=batch.reward - at_last(mean, own(batch)))
 

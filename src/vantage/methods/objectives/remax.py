@@ -1,4 +1,4 @@
-"""ReMax: REINFORCE whose baseline is the score of the greedy answer. (S239)
+"""ReMax: REINFORCE with the score of the greedy answer as baseline. (S239)
 
 Language-model alignment has cheap simulation, deterministic transitions and one reward an answer, so a critic is
 unnecessary: one extra, greedy answer to the same prompt gives a baseline that does not depend on the sampled one.
@@ -8,7 +8,7 @@ unnecessary: one extra, greedy answer to the same prompt gives a baseline that d
     loss = -mean over tokens of G_t * logp_t
 
 arXiv 2310.10505. This is the released code's form: the terminal reward is discounted once already at the last token, and
-each token gets only its own divergence, not the sum of later ones. The greedy answer is scored and never learnt from.
+each token gets only its own divergence, not the sum of later ones. The greedy answer is scored and never trained on.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ PAPER = Paper(
 
 @dataclass(frozen=True)
 class GreedyCompanion(Groups):
-    """Groups, and for each prompt one greedy answer whose score stands in the column `baseline` [N]."""
+    """Groups, and for each prompt one greedy answer, whose score is the column `baseline` [N]."""
 
     def cost(self, episode: int | None = None) -> Cost:
-        """What a step takes, greedy companions included."""
+        """Return the cost of a step, greedy answers included."""
         return episodes(self.prompts * (self.size + 1), episode, rows=self.prompts * self.size)
 
     def __call__(self, context: Context) -> Trajectories:
         """Sample, score both, keep the sampled ones."""
         prompts = context.next_prompts(self.prompts)
         sampled = context.verify(context.engine.sample(prompts, self.size, context))
-        # The metrics of the step are those of the answers that are learnt from.
+        # The step's metrics are those of the answers that are trained on.
         aside = context.under("greedy")
         score = scored(context.engine.sample(prompts, 1, aside, greedy=True), aside).score
         return sampled.replace(baseline=score.repeat_interleave(self.size))
@@ -62,7 +62,7 @@ class GreedyBaseline:
     Attributes:
         gamma: discount of the terminal reward towards the answer's beginning.
         limit: c, the bound on |R|.
-        kl_coefficient: weight of a token's log-ratio to the reference; 0 leaves the reference out.
+        kl_coefficient: weight of a token's log-ratio to the reference; 0 needs no reference.
     """
 
     gamma: float = 0.99
@@ -71,14 +71,14 @@ class GreedyBaseline:
 
     @property
     def columns(self) -> frozenset[str]:
-        """The reference's log-probabilities, where the divergence counts."""
+        """The reference's log-probabilities, where the divergence has a weight."""
         return frozenset({"logp_ref"} if self.kl_coefficient else ())
 
     def __call__(self, batch: Trajectories, context: Context) -> Tensor:
         """Return G [N, T]."""
-        # Nothing is known of an answer whose greedy companion has no score.
+        # An answer whose greedy answer has no score is missing.
         difference = torch.nan_to_num(batch.score - batch.baseline, nan=0.0).clamp(-self.limit, self.limit)
-        # The discount counts decisions of the policy, not what the environment inserted.
+        # The discount counts decisions of the policy, not inserted tokens.
         left = own(batch).flip(1).cumsum(1).flip(1)
         discount = self.gamma**left
         returns = difference.unsqueeze(-1) * discount
@@ -100,7 +100,7 @@ class GreedyBaseline:
 def remax(base: Method, gamma: float = 0.99, limit: float = 5.0, kl_coefficient: float = 0.05) -> Method:
     """Compose ReMax; with `group_size` above 1 the answers to a prompt share its greedy baseline. gamma: discount
     of the terminal reward towards the beginning of the answer; limit: c, bound on |R|; kl_coefficient: weight of
-    the divergence, 0 leaves the reference policy out."""
+    the divergence, 0 needs no reference policy."""
     plan = base.rollout
     return base.replace(
         rollout=GreedyCompanion(plan.prompts, plan.size, plan.temperature),

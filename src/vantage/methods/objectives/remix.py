@@ -1,8 +1,8 @@
-"""ReMix: recent rollouts beside fresh ones under a clip centred where they stand, then a new start from the result. (S234)
+"""ReMix: trains on recent and fresh rollouts with a recentred clip, then on-policy from the resulting policy. (S234)
 
-On-policy fine-tuning uses each rollout once. ReMix replays groups of the last N policies with a clip range moved to where
-the present policy stands, takes more passes, and ties the policy to a mixture of base and previous policy; after T steps the
-policy becomes the new base and training goes on purely on-policy:
+On-policy fine-tuning uses each rollout once. ReMix replays groups of the last N policies with a clip range centred on
+the ratio of the present policy, takes more passes, and penalises the divergence to a mixture of base and previous policy; after
+T steps the policy becomes the new base and training continues on-policy:
 
     c     = exp(logp_k - logp_b), 1 for a fresh row       R = exp(logp - logp_b),  logp_b of the policy that acted
     loss  = -mean min(R A, clip(R, c - eps, c + eps) A) - c_H H
@@ -98,7 +98,7 @@ class ConvexKL:
 
 @component
 class KeepPrevious:
-    """Selection that selects all, and keeps the policy as it is before the update for the next step's divergence."""
+    """Selection that keeps all rows, and a copy of the policy before the update for the next step's divergence."""
 
     policies = frozenset({PREVIOUS})
 
@@ -116,7 +116,7 @@ class Reincarnate:
     policies = frozenset({"reference"})
 
     def __call__(self, context: Context) -> None:
-        """Take the copy, once."""
+        """Make the copy, once."""
         if context.step == self.at:
             context.freeze("reference")
             context.record("reincarnated", 1.0)
@@ -136,7 +136,7 @@ def remix(
     """share: p, share of the rows that come from earlier steps; passes: m, over a batch; window: N, steps that are
     kept; until: T, steps after which both end and the policy becomes the base; beta: weight of the divergence to
     base and previous policy; entropy: weight of the entropy."""
-    # `share` and `passes` are read inside `Until`, in the run alone: their ranges are checked here.
+    # `share` and `passes` are read inside `Until`, only during the run: their ranges are checked here.
     mixed = base.replace(
         rollout=RecentReplay(base.rollout, Until(until, share, 0.0), window, current=True),
         objective=CentredClip(eps),

@@ -1,24 +1,24 @@
-"""RiskPO: the tail of the scores of bundles of questions, instead of their mean. (S105)
+"""RiskPO: maximises the lower tail of the scores of bundles of questions, instead of their mean. (S105)
 
-An objective of the mean rewards what is likely already. RiskPO adds up the scores of B questions, answer by answer, into
-papers with graded scores, and weighs a paper by where its score lies between two quantiles of all papers so far: below the
-lower one the slope is steep, between them it is gentle, above the upper one there is none:
+Maximising the mean reinforces answers that are already likely. RiskPO adds up the scores of B questions, answer by answer, into
+papers with graded scores, and weighs a paper by the position of its score among two quantiles of all papers so far: below the
+lower one the slope is steep, between them it is small, above the upper one it is 0:
 
     S_i = sum over the bundle's questions of the score of answer i          q_lo, q_hi: tracked quantiles at alpha, beta
     g1  = [(S - q_lo)^+ - (S - q_hi)^+ + (q_lo - q_hi)] / (beta - alpha)     g2 = -(q_lo - S)^+ / alpha
     A_i = (w g2 + g1) / (w + 1), divided by the std of the bundle's papers
 
-Each answer takes its paper's A, scaled by its question (`credit`): "std" divides by the std of the question's scores (by 1
-where that is at most 1e-3), "uniform" leaves it, "score" halves it where the answer scored and takes 1.5 of it where it did
-not, "sum-mean" deals it out by the excess over the question's mean. Then PPO's clip and a token mean.
-arXiv 2510.00911, the steps of the authors' code but for the quantiles; defaults are its easy-math script. Its hard-math script has
-beta 0.8, 10 answers, "sum-mean", no baseline (the bracket q_lo - q_hi), 512 prompts in 4 minibatches. `seeking` is the
-authors' control: g2 becomes (S - q_hi)^+ / (1 - beta). Every division has 1e-6 added.
+Each answer takes its paper's A, scaled by its question (`credit`): "std" divides by the std of the question's scores (by 1 where
+that is at most 1e-3), "uniform" does not scale it, "score" multiplies it by 0.5 where the answer scored and by 1.5 where it did
+not, "sum-mean" distributes it by the excess over the question's mean. Then PPO's clip and a token mean. arXiv 2510.00911, the
+steps of the authors' code but for the quantiles; defaults are its easy-math script. Its hard-math script has beta 0.8, 10
+answers, "sum-mean", no baseline (the bracket q_lo - q_hi), 512 prompts in 4 minibatches. `seeking` is the authors' control: g2
+becomes (S - q_hi)^+ / (1 - beta). Every division has 1e-6 added.
 
-The quantiles are tracked over the run, as the paper says (`quantiles="track"`). The authors' scripts ask for that too, but the
-released trainer writes them to the `meta_info` of a batch that ends with its step, and the next step finds none: as released,
+The quantiles are tracked over the run, as the paper says (`quantiles="track"`). The authors' scripts set that too, but the
+released trainer writes them to the `meta_info` of a batch that is discarded after its step: as released,
 each bundle has its own quantiles, which is `quantiles="batch"`. One rule is ours: papers that all score the same are
-divided by 1, as equal answers to a question are, where the code divides by the 1e-6 and so lets one bundle drown the batch.
+divided by 1, as equal answers to a question are, where the code divides by the 1e-6, so that one bundle dominates the batch.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ Quantiles = Literal["track", "batch", "mix"]
 
 @component
 class BundleRisk:
-    """The advantage of the page; remembers the tracked quantiles; no gradient.
+    """The advantage of the page, which stores the tracked quantiles; no gradient.
 
     Attributes:
         bundle: B, consecutive groups that make a bundle; the last one may be smaller.
@@ -120,7 +120,7 @@ class BundleRisk:
         self.tracker.update(papers.reshape(-1))
         context.record("risk/low", low.mean())
         context.record("risk/high", high.mean())
-        # A paper of which an answer is missing has no score, and none of its answers a credit.
+        # A paper with a missing answer has no score, and none of its answers has an advantage.
         return per_decision(torch.nan_to_num(credit, nan=0.0), batch.mask)
 
     def _quantile(self, papers: Tensor, level: float) -> Tensor:
@@ -133,7 +133,7 @@ class BundleRisk:
         return own
 
     def _spread(self, credit: Tensor, score: Tensor, paper: Tensor, batch: Trajectories, context: Context) -> Tensor:
-        """Turn the paper's advantage of each answer [N] into the answer's own."""
+        """Convert the paper's advantage of each answer [N] into the answer's own."""
         _, std = group_moments(score, batch.group)
         record_groups(std, batch.group, context)
         if self.credit == "std":
@@ -213,7 +213,7 @@ claim = (
         margin=0.03,
         settings={"minibatches": 1, "lr": 3e-5},
         against_settings={"beta": 0.0},
-        note="The authors report higher pass@1 and pass@k; the miniature asks that pass@8 does not fall." + _RATE,
+        note="The authors report higher pass@1 and pass@k; claimed here is that pass@8 does not fall." + _RATE,
     ),
     Claim(
         name="pass@1",

@@ -1,8 +1,8 @@
-"""Behaviour cloning: do what the data did.
+"""Behaviour cloning: imitates the recorded actions.
 
     loss = -mean log N(a; pi(s), 1)   =   mean |pi(s) - a|^2 / 2 + const
 
-on recorded transitions, rewards unread: the baseline that every method for offline reinforcement learning must beat. A
+on recorded transitions, without their rewards: the baseline of every method for offline reinforcement learning. A
 deterministic actor whose mean is pi(s) has unit variance in the loss. Pomerleau 1989; the settings are those of TD3+BC's
 appendix (arXiv 2106.06860).
 """

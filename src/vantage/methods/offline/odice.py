@@ -1,17 +1,17 @@
-"""ODICE: the backward gradient of the DICE value loss is projected onto what is orthogonal to the forward one. (S204)
+"""ODICE: a DICE value loss whose backward gradient is projected orthogonally to the forward one. (S204)
 
-The temporal residual depends on V in the state and in the next state, and the two gradients often fight. Each is taken by itself,
-with the target network on the other side, and only what the backward one adds is kept:
+The temporal residual depends on V in the state and in the next state, and the two gradients often conflict. Each is computed
+separately, with the target network on the other side, and only the orthogonal part of the backward one is kept:
 
     e_f = r + gamma (1 - done) V'(s') - V(s)         g_f = grad  lam mean f*(e_f)               through V(s)
     e_b = r + gamma (1 - done) V(s') - V'(s)         g_b = grad  lam eta mean f*(e_b)           through V(s')
     g   = (1 - lam) grad mean V(s) + g_f + ( g_b - <g_f, g_b> / <g_f, g_f> g_f )
 
-over the parameters of both value networks together, whose residuals all enter the means; V' is the smaller of their targets. f* is
-the conjugate of Pearson's chi-square: f*(y) = y + y^2 / 4 from -2 on, -1 below. The policy clones the data with the weight
-mean over both networks of min(max(e_f, 0), 100), e_f of this step before V moves (theory says max(e_f / 2 + 1, 0); the
+over the parameters of both value networks together, whose residuals all enter the means; V' is the smaller of their targets. f*
+is the conjugate of Pearson's chi-square: f*(y) = y + y^2 / 4 from -2 on, -1 below. The policy clones the data with the weight
+mean over both networks of min(max(e_f, 0), 100), e_f of this step before V is updated (theory says max(e_f / 2 + 1, 0); the
 authors' code, and this page, do not). Its weight decay is added to the gradient (L2). `gradient="semi"` leaves g_b out; "true"
-differentiates one residual, with each network's own V in both places, through both, and the weight is made of that one.
+differentiates one residual, with each network's own V in both places, through both, and the weight is computed from that one.
 arXiv 2402.00348.
 """
 
@@ -57,10 +57,10 @@ def conjugate(y: Tensor) -> Tensor:
 
 @component
 class DiceValue:
-    """The page's V: fills `residual` [N, 1, 2] before the policy moves, and takes the projected step after it.
+    """The page's V: fills `residual` [N, 1, 2] before the policy's update, and takes the projected step after it.
 
     Attributes:
-        lam: weight of the residuals against the push down, 0 to 1.
+        lam: weight of the residuals against the mean of V, 0 to 1.
         eta: weight of the backward gradient, at least 0.
         gamma: discount.
         gradient: "orthogonal", "semi" or "true".
@@ -86,9 +86,9 @@ class DiceValue:
 
     @torch.no_grad()
     def __call__(self, batch: Trajectories, context: Context) -> Trajectories:
-        """Fill the column: the residual that the weight of cloning is made of, of each value network; no gradient."""
+        """Fill the column: the residual under each value network, for the weight of cloning; no gradient."""
         policy: Any = context.policy
-        # The true gradient knows no target.
+        # The true gradient uses no target network.
         live = self.gradient == "true"
         following = policy.v(batch.next_observation) if live else self._target(policy, batch.next_observation)
         left = self.gamma * (~batch.terminated).to(batch.reward.dtype)
@@ -96,7 +96,7 @@ class DiceValue:
         return batch.replace(residual=residual.movedim(0, -1))
 
     def fit(self, batch: Trajectories, context: Context) -> None:
-        """Move V by the combined gradient."""
+        """Update V by the combined gradient."""
         policy: Any = context.policy
         parameters = list(policy.value_nets.parameters())
         gradient = self.combined(policy, batch, parameters, context)
@@ -162,8 +162,8 @@ def odice(
     gradient: Literal["orthogonal", "semi", "true"] = "orthogonal",
     weight_decay: float = 1e-4,
 ) -> Method:
-    """rows: transitions a step; lr: of policy and values alike; lam: weight of the residuals against the push down;
-    eta: weight of the backward gradient; gamma: discount; tau: share by which targets move; gradient: `orthogonal`,
+    """rows: transitions a step; lr: of policy and values alike; lam: weight of the residuals against the mean of V;
+    eta: weight of the backward gradient; gamma: discount; tau: share by which targets are updated; gradient: `orthogonal`,
     `semi` or `true`; weight_decay: of the policy, added to its gradient."""
     return Method(
         prompts=Shuffled(),
@@ -199,8 +199,8 @@ claim = (
         against="odice",
         metric="score_perturbed",
         against_settings={"gradient": "semi"},
-        note="The authors: the backward part regularises V in the states, so that the policy holds where episodes begin elsewhere"
-        " than in the data. There from perturbed initial states of larger tasks, without a figure that we know; here from places"
+        note="The authors: the backward part regularises V in the states, so that the policy works where episodes begin elsewhere"
+        " than in the data. There from perturbed initial states of larger tasks, without a figure known to us; here from places"
         " around the corner in which all recorded episodes begin.",
     ),
 )

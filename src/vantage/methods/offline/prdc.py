@@ -1,11 +1,11 @@
-"""PRDC: the actor is held near the action of the closest state and action in the whole data set. (S098)
+"""PRDC: TD3 with the actor regularised towards the action of the nearest state-action pair in the data. (S098)
 
-Held to the action that the data took in the same state, a policy cannot use what worked in a state nearby. PRDC's anchor is the
+Regularised towards the data's action in the same state, a policy cannot use actions from states nearby. PRDC's anchor is the
 action of the nearest neighbour of (beta s, pi(s)) among all keys (beta s_i, a_i), Euclidean:
 
     lam  = alpha / mean |Q1(s, pi(s))|         loss = -lam * mean Q1(s, pi(s)) + mean (pi(s) - a_nn)^2
 
-The search carries no gradient. beta -> infinity is TD3+BC (whose one part this page replaces); beta = 0 ignores the
+The search carries no gradient. beta -> infinity is TD3+BC (of which this page replaces one component); beta = 0 ignores the
 state. The authors' alpha / beta are 40 / 2, 2.5 / 2 and 7.5 / 7.5 by data set; the defaults are their script's. States are
 standardised before the tree is built. On equal distances any neighbour may be taken. arXiv 2306.06569, equations 5 to 8.
 """
@@ -49,7 +49,7 @@ class Neighbour:
 
     beta: Annotated[float, at_least(0)] = 1.0
     _tree: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
-    """Made again from the data when a run is resumed: no memory."""
+    """Rebuilt from the data when a run is resumed, so it is not saved."""
 
     def prepare(self, context: Context) -> None:
         """Build the tree of the data."""

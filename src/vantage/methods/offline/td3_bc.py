@@ -1,14 +1,14 @@
-"""TD3+BC: TD3 on recorded data, with the actor held near the action that the data took.
+"""TD3+BC: TD3 on recorded data, with the actor regularised towards the recorded actions.
 
-Off-policy actor-critics trust their values on actions that nobody took. One squared distance in the actor's loss, and a
-scale for the value, is enough to hold them:
+Off-policy actor-critics overestimate the values of actions that are not in the data. One squared distance in the actor's
+loss, and a scale for the value, prevents that:
 
     lam  = alpha / mean |Q1(s, pi(s))|         loss = -lam * mean Q1(s, pi(s)) + mean (pi(s) - a)^2
 
-every second step; the twin action values take a step in each, towards r + gamma min Q'(s', noisy pi'(s')), and targets
-move after the actor. States are standardised by the data's moments (the task's `normalize`). The actor's step here precedes
-the critic's of the same minibatch instead of following it. `pull=0` is TD3 on the data without any regulariser.
-arXiv 2106.06860, equations 3 and 5 and table of appendix C.
+every second step; the twin action values take a step in each, towards r + gamma min Q'(s', noisy pi'(s')), and targets are
+updated after the actor. States are standardised by the data's moments (the task's `normalize`). The actor's step here precedes
+the critic's of the same minibatch instead of following it. `pull=0` is TD3 on the data without any regulariser. arXiv 2106.06860,
+equations 3 and 5 and table of appendix C.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def td3_bc(
 ) -> Method:
     """rows: transitions a step; lr: Adam's, of actor and critics; alpha: weight of the values over their scale;
     pull: weight of the distance to the anchor, 0 is TD3 on the data; gamma: discount; tau: share by which targets
-    move; noise: standard deviation of the target policy's noise; every: critic steps for one of the actor and the
+    are updated; noise: standard deviation of the target policy's noise; every: critic steps for one of the actor and the
     targets."""
     return Method(
         prompts=Shuffled(),
@@ -69,5 +69,5 @@ def td3_bc(
 claim = Claim(
     arena="offline-point",
     against="bc",
-    note="A tenth of the episodes is good, the rest are random walks: what is imitated is mostly aimless.",
+    note="A tenth of the episodes is good, the others are random walks: most of the imitated data is aimless.",
 )
