@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# `make test BASE=origin/main` runs the tests that the changes since then can affect; without BASE all are run.
+BASE ?=
 
 # One line decides the set: the constraints file pins what was tested; pyproject states the honest ranges.
 $(STAMP): pyproject.toml constraints.txt
@@ -18,7 +20,8 @@ demo: $(STAMP)
 	$(BIN)/python -m vantage.demo --out demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" $(ARGS)
+	files=$(if $(BASE),"$$($(BIN)/python tools/impact.py $(BASE))") && \
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" $(ARGS) $$files
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow $(ARGS)
