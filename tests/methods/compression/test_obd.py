@@ -22,3 +22,9 @@ def test_equals_a_direct_computation() -> None:
     kept = torch.zeros(len(before), dtype=torch.bool)
     kept[order[: len(before) - int(0.6 * len(before))]] = True
     assert torch.equal(flat_weights(network), torch.where(kept, before, 0.0))
+
+
+def test_the_defaults_are_500_mini_batches_of_one_row_compared_everywhere() -> None:
+    made = registry.page("obd").make()
+    assert (made.samples, made.batch, made.scope.within) == (500, 1, "global")
+    assert registry.page("obd").make({"scope": "row"}).scope.within == "row"

@@ -298,3 +298,14 @@ def test_trees_of_a_language_model(settings: dict[str, Any]) -> None:
     assert int(rows.length.max()) <= 9
     score = run.context.verify(rows)
     assert "rewards" in score
+
+
+def test_the_defaults_compose_the_papers_values() -> None:
+    method = vantage.method("treepo")
+    trees, clip = method.rollout.plan, method.objective
+    assert (trees.segment, trees.depth, trees.branching, trees.first) == (512, 14, 2, (2, 8))
+    assert (trees.share, trees.share_temperature, trees.cut, trees.block, trees.cut_path) == (
+        "equal", 1.0, "random", 128, False,
+    )  # fmt: skip
+    assert (method.rollout.rounds, method.advantage.weights, method.advantage.differing) == (3, "average", False)
+    assert (clip.low, clip.high, clip.dual) == (0.2, 0.28, 10.0)

@@ -190,3 +190,13 @@ def test_splits_out_of_range_are_refused_and_the_run_resumes(tmp_path: Path) -> 
         with pytest.raises(UserError, match="ascending steps from 0 to 19"):
             vantage.method("branchgrpo", splits=splits)
     assert_resumes(tmp_path, vantage.method("branchgrpo", prompts=2, splits=[0, 2], steps=5, lr=1e-3, minibatches=4))
+
+
+def test_the_defaults_compose_the_papers_values() -> None:
+    method = vantage.method("branchgrpo")
+    sampler, depths = method.rollout.sampler, method.selection[1]
+    assert (sampler.steps, sampler.noise, sampler.kind, sampler.shift) == (20, 0.3, "constant", 3.0)
+    assert (sampler.stochastic, sampler.outcome) == (None, "prediction")
+    assert (method.rollout.prompts, method.rollout.splits, method.rollout.noise_scale) == (16, (0, 3, 6, 9), 4.0)
+    assert (method.advantage.limit, method.advantage.inner.weighted, method.objective.eps) == (5.0, False, 1e-3)
+    assert (depths.depths, depths.interval, method.selection[2].mode) == ((), 30, 0)

@@ -79,3 +79,16 @@ def test_it_learns_on_the_toy() -> None:
     policy = ToyPolicy()
     history = Trainer(method, ToyTask(), policy, ToyEngine(policy), Schedule(60, evaluate_samples=1)).run().history
     assert history[-1]["eval/right"] > history[0]["eval/right"] + 0.3
+
+
+def test_the_defaults_compose_the_papers_values() -> None:
+    method = vantage.method("remax")
+    advantage, update = method.advantage, method.update
+    assert (advantage.gamma, advantage.limit, advantage.kl_coefficient) == (0.99, 5.0, 0.05)
+    assert (update.optimizer.lr, update.optimizer.weight_decay, update.epochs, update.minibatches) == (1e-6, 0.1, 1, 1)
+    assert (method.rollout.prompts, method.rollout.size, method.averaging, method.regularizers) == (
+        16,
+        1,
+        "token-mean",
+        (),
+    )

@@ -31,3 +31,11 @@ def test_advantage_is_the_centred_score_times_g_over_g_minus_one() -> None:
     assert others == pytest.approx([1.0, -1 / 3, -1 / 3, -1 / 3])
     assert others == pytest.approx([4 / 3 * value for value in worked_case(vantage.method("dr-grpo"))])
     check_groups(vantage.method("rloo"))
+
+
+def test_the_divergence_is_taken_off_the_score_and_the_defaults_are_the_papers() -> None:
+    method = vantage.method("rloo")
+    assert [reward.coefficient for reward in method.rewards[1:]] == [0.03]
+    assert len(vantage.method("rloo", beta=0.0).rewards) == 1
+    assert (method.rollout.prompts, method.rollout.size) == (128, 4)
+    assert (method.averaging, method.regularizers) == ("seq-mean-token-sum", ())
