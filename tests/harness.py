@@ -32,8 +32,14 @@ def context(**fields: Any) -> Any:
     """A context that records metrics and holds what a part asks for."""
     metrics = Metrics()
     made = SimpleNamespace(generator=torch.Generator().manual_seed(0), aside=False, **recording(metrics), **fields)
+    made.asks_for = lambda column: "method" in fields and column in fields["method"].declared("columns")
     made.under = lambda prefix: SimpleNamespace(**{**vars(made), **recording(metrics.under(prefix)), "aside": True})
     return made
+
+
+def reader(*columns: str) -> Any:
+    """A method that declares nothing but that it reads these columns."""
+    return SimpleNamespace(declared=lambda name: frozenset(columns if name == "columns" else ()), wants=frozenset())
 
 
 def recording(metrics: Metrics) -> dict[str, Any]:

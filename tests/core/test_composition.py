@@ -215,8 +215,9 @@ OTHER_FIELDS = {
     "Refreshed",
     "Demonstrations",
     "Population",
+    "ReplayedTransitions",
 }
-"""Of fields that the toy is not: forms of the `GradientUpdate`, and rollouts of routing and of worked solutions."""
+"""Of fields that the toy is not: forms of the `GradientUpdate`, and rollouts of routing, control and worked solutions."""
 PAIRS = [(stage, outer, inner) for stage in WRAPPERS for outer in WRAPPERS[stage] for inner in STATEFUL[stage]]
 
 

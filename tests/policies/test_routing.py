@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -34,7 +35,7 @@ def policy_of(problem: str, agents: int = 1, seed: int = 0, **settings: Any) -> 
 
 
 def rollout(policy: RoutingPolicy, nodes: Tensor, count: int, **settings: Any) -> Trajectories:
-    where = context(policy=policy, method=type("M", (), {"values": True}))
+    where = context(policy=policy, method=SimpleNamespace(wants=frozenset({"value"})))
     items: Any = nodes
     ids = torch.arange(len(nodes)) * 7
     return RoutingEngine(policy).sample(Prompts(ids, items), count, where, **settings)

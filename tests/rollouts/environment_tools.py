@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import gymnasium
@@ -10,6 +9,8 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
+from tests.harness import reader
+from vantage.advantages.critic import BOOTSTRAP
 from vantage.core.context import Context
 from vantage.policies.control import ControlPolicy
 from vantage.policies.spaces import Actions, Observations
@@ -68,7 +69,9 @@ def policy_for(env: Any, **options: Any) -> ControlPolicy:
     return ControlPolicy(Observations.of(env.observation_space), Actions.of(env.action_space), **options)
 
 
-def context_for(policy: ControlPolicy, engine: EnvironmentEngine, seed: int = 0, values: bool = True) -> Context:
-    method: Any = SimpleNamespace(values=object() if values else None)
+def context_for(
+    policy: ControlPolicy, engine: EnvironmentEngine, seed: int = 0, values: bool = True, columns: tuple[str, ...] = ()
+) -> Context:
+    method = reader(*BOOTSTRAP, *columns) if values else reader(*columns)
     task: Any = None
     return Context(method, policy, engine, task, torch.Generator().manual_seed(seed))

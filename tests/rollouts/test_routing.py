@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.harness import context
+from tests.harness import context, reader
 from vantage.core import Trajectories, UserError
 from vantage.core.protocols import Prompts
 from vantage.policies.routing import RoutingPolicy
@@ -19,7 +19,7 @@ SMALL: dict[str, Any] = {"width": 16, "layers": 1, "heads": 2, "feedforward": 32
 
 
 def sample(policy: RoutingPolicy, nodes: Tensor, count: int, seed: int = 0, **settings: Any) -> Trajectories:
-    where = context(policy=policy, method=type("M", (), {"values": None}))
+    where = context(policy=policy, method=reader())
     where.generator.manual_seed(seed)
     items: Any = nodes
     return RoutingEngine(policy).sample(Prompts(torch.arange(len(nodes)), items), count, where, **settings)
@@ -97,7 +97,7 @@ def test_all_tours_around_a_regular_polygon_that_go_around_tie_at_its_perimeter(
 
 def test_a_tour_is_never_cut_and_multi_start_is_for_tours() -> None:
     policy = RoutingPolicy("tsp", **SMALL)
-    where = context(policy=policy, method=type("M", (), {"values": None}))
+    where = context(policy=policy, method=reader())
     where.next_prompts = lambda count: Prompts(torch.arange(count), tsp(torch.arange(count), 6))  # type: ignore[arg-type]
     assert RoutingEngine(policy).advance(3, 2, where).action.shape == (3, 6)
     with pytest.raises(UserError, match="routing task"):

@@ -15,6 +15,9 @@ from vantage.core.trajectories import Trajectories
 from vantage.functions.surrogates import value_loss
 from vantage.functions.whitening import masked_mean
 
+BOOTSTRAP = frozenset({"last_observation", "final_observation"})
+"""Columns that `policy.values` bootstraps from where rows end before their episodes; engines fill them where they are declared."""
+
 
 @component
 class Critic:
@@ -28,6 +31,7 @@ class Critic:
     coefficient: Annotated[float, at_least(0)] = 0.5
     clip: Annotated[float, above(0)] | None = None
     wants = frozenset({"value"})
+    columns = BOOTSTRAP
     needs = frozenset({"critic"})
 
     def __call__(self, batch: Trajectories, context: Context) -> Trajectories:
@@ -73,6 +77,7 @@ class FittedCritic:
     epochs: Annotated[int, at_least(1)] = 5
     minibatch: Annotated[int, at_least(1)] = 64
     lr: Annotated[float, above(0)] = 1e-3
+    columns = BOOTSTRAP
     _memory: dict[str, Any] = memory()
     needs = frozenset({"critic"})
 

@@ -40,7 +40,7 @@ class TwinQ:
     def prepare(self, context: Context) -> None:
         """Have the policy grow the networks, and make their optimiser."""
         policy: Any = context.policy
-        if not hasattr(policy, "add_critics"):
+        if not hasattr(policy, "add_critics") or not hasattr(policy, "mean_action"):
             raise UserError(f"TwinQ: {type(policy).__name__} has no action values: take a task of the field offline")
         policy.add_critics()
         self._memory["optimizer"] = self.optimizer.build(policy.critics.parameters())

@@ -206,6 +206,10 @@ class Context:
         limits = (self.micro_batch, *(getattr(component, "micro_batch", None) for _, component in update))
         return min((limit for limit in limits if limit), default=None)
 
+    def asks_for(self, column: str) -> bool:
+        """Whether a component of the method declares in `columns` that it reads this one, which an engine then fills."""
+        return column in self.method.declared("columns")
+
     def now(self, setting: Any) -> Any:
         """Return the present value of a setting: what it is, or, where it is a function of the run, `setting(context)`."""
         return setting(self) if callable(setting) else setting

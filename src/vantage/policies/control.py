@@ -26,7 +26,7 @@ from vantage.policies.distributions import (
     MultiCategorical,
     SquashedGaussian,
 )
-from vantage.policies.networks import MLP, HostMLP, NatureCNN, activation, both
+from vantage.policies.networks import MLP, ActionValues, HostMLP, NatureCNN, activation, both, host_actor
 from vantage.policies.normalize import RunningMoments
 from vantage.policies.spaces import Actions, Observations
 
@@ -34,6 +34,7 @@ WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 ACTOR_GAIN = 0.01
 CRITIC_GAIN = 1.0
+CRITICS_SEED = zlib.crc32(b"action values")
 LOG_STD_RANGE = (-20.0, 2.0)
 
 
@@ -106,6 +107,7 @@ class ControlPolicy(nn.Module):
         self.critic = MLP([*inner, 1], activation, CRITIC_GAIN, generator)
         self._inner = inner
         self.heads = nn.ModuleDict()
+        self.action_values: ActionValues | None = None
         self.log_std: nn.Parameter | None = None
         if actions.kind == "continuous" and not state_dependent_std:
             self.log_std = nn.Parameter(torch.full((actions.width,), float(log_std)))
@@ -173,6 +175,43 @@ class ControlPolicy(nn.Module):
             head = MLP([*self._inner, 1], self.config["activation"], CRITIC_GAIN, generator)
             self.heads[name] = head.to(self.device)
 
+    def add_critics(self) -> None:
+        """Add twin action values and their targets, with hidden layers as the actor's; once.
+
+        Raises:
+            UserError: actions are not continuous, or actor and critic share a trunk.
+        """
+        if self.actions.kind != "continuous" or self.trunk is not None:
+            raise UserError(
+                "action values need continuous actions, and an actor with a network of its own (shared=False)"
+            )
+        if self.action_values is None:
+            sizes = (self.observations.width + self.actions.width, self.config["hidden"], self.config["activation"])
+            self.action_values = ActionValues(*sizes, torch.Generator().manual_seed(CRITICS_SEED)).to(self.device)
+
+    def q(self, observation: Tensor, action: Tensor, *, target: bool = False, frozen: bool = False) -> Tensor:
+        """Return both action values [2, ...] of observations [..., *shape] and actions [..., D] as they stand in a batch.
+
+        `target` takes the targets', `frozen` lets gradient flow into the action alone, not into the weights.
+
+        Raises:
+            UserError: there are none: a component asks for them by `add_critics` in its `prepare`.
+        """
+        if self.action_values is None:
+            raise UserError(
+                "this policy has no action values: the component that reads them must call policy.add_critics()"
+            )
+        if self.config["squash"]:
+            unit = torch.tanh(action)
+        else:
+            middle, half = (torch.as_tensor(part, device=action.device) for part in self.actions.centre)
+            unit = (action - middle) / half
+        return self.action_values(torch.cat([self.encode(observation), unit], -1), target=target, frozen=frozen)
+
+    def targets(self) -> list[tuple[Tensor, Tensor]]:
+        """Return (parameter, its target's) of everything that has a target."""
+        return [] if self.action_values is None else self.action_values.targets()
+
     def value_of(self, observation: Tensor) -> Tensor:
         """Return the critic's value of observations [..., *shape] as they stand in a batch: [...]."""
         return self.critic(self._features(observation)).squeeze(-1)
@@ -221,7 +260,9 @@ class ControlPolicy(nn.Module):
 
     def actor_parameters(self) -> Iterator[nn.Parameter]:
         """The parameters that the action depends on, a shared trunk included."""
-        return (p for name, p in self.named_parameters() if not name.startswith(("critic.", "heads.")))
+        return (
+            p for name, p in self.named_parameters() if not name.startswith(("critic.", "heads.", "action_values."))
+        )
 
     def head(self, output: Tensor) -> Distribution:
         """Make the actor's output [..., outputs] a distribution."""
@@ -296,7 +337,7 @@ class ControlPolicy(nn.Module):
         It follows optimiser steps taken in place; make a new one for each rollout, so that it follows a move as well.
         """
         if self.trunk is None and HostMLP.suits(self.actor):
-            return host_actor(self, HostMLP(self.actor, rows))
+            return host_actor(self.observations, HostMLP(self.actor, rows))
         device = self.device
 
         def in_torch(observation: np.ndarray, out: np.ndarray) -> None:
@@ -326,6 +367,7 @@ class ControlPolicy(nn.Module):
             "actions": spaces.to_plain(self.actions),
             **self.config,
             **({"heads": list(self.heads)} if len(self.heads) else {}),
+            **({"action_values": True} if self.action_values is not None else {}),
         }
         write_atomically(path / CONFIG, json.dumps(config, indent=1))
 
@@ -344,30 +386,14 @@ class ControlPolicy(nn.Module):
         if config.pop("policy", None) != "control":
             raise UserError(f"{path / CONFIG} describes no control policy ('policy' is not 'control')")
         seen, done = spaces.observations(config.pop("observations")), spaces.actions(config.pop("actions"))
-        heads = config.pop("heads", [])
+        heads, twins = config.pop("heads", []), config.pop("action_values", False)
         policy = cls(seen, done, **config)
         for name in heads:
             policy.add_head(name)
+        if twins:
+            policy.add_critics()
         policy.load_state_dict(load_tensors(path / WEIGHTS))
         return policy
-
-
-def host_actor(policy: ControlPolicy, mlp: HostMLP) -> Callable[[np.ndarray, np.ndarray], None]:
-    """Put the encoding of observations before a numpy perceptron."""
-    space = policy.observations
-    if space.kind == "vector" and len(space.shape) == 1:
-        return mlp
-    if space.kind == "vector":
-        return lambda observation, out: mlp(observation.reshape(len(observation), -1), out)
-    sizes = np.array(space.sizes)
-    offsets = np.cumsum(sizes) - sizes - np.array(space.start)
-
-    def one_hot(observation: np.ndarray, out: np.ndarray) -> None:
-        x = np.zeros((len(observation), space.width), np.float32)
-        np.put_along_axis(x, observation.reshape(len(x), -1) + offsets, 1.0, 1)
-        mlp(x, out)
-
-    return one_hot
 
 
 def _check(

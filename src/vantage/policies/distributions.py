@@ -142,6 +142,10 @@ class Gaussian:
         noise = torch.empty_like(self.mean).normal_(generator=generator)
         return (self.mean + noise * self.log_std.exp()).detach()
 
+    def of_noise(self, noise: Tensor) -> Tensor:
+        """Return mean + std * noise, [..., D]; with standard normal noise a draw through which gradient flows."""
+        return self.mean + noise * self.log_std.exp()
+
     @property
     def mode(self) -> Tensor:
         """The mean, [..., D]."""

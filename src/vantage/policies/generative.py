@@ -168,6 +168,10 @@ class GenerativePolicy(ControlPolicy):
         scaled = (action - middle) / half
         return self.process.imitation(self.networks, self.encode(observation), scaled, generator)
 
+    def add_critics(self) -> None:
+        """Refuse: a decision is the whole of the process, not an action."""
+        raise UserError(f"a policy that acts by {self.process.kind} has no action values: take policy=distribution")
+
     # acting --------------------------------------------------------------------------------------------------------
 
     def actor_for(self, rows: int) -> Callable[[np.ndarray, np.ndarray], None]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 
 from vantage.core.errors import UserError, nearest
 from vantage.policies.perceptron import perceptrons, suits
+from vantage.policies.spaces import Observations
 
 Array = NDArray[np.float32]
 
@@ -108,6 +111,47 @@ def both(x: Tensor, one: MLP, other: MLP) -> tuple[Tensor, Tensor]:
         first, second = perceptrons(x, networks, one.activation)
         return first, second
     return one(x), other(x)
+
+
+def outputs(networks: Sequence[MLP], x: Tensor, frozen: bool = False) -> list[Tensor]:
+    """Return what perceptrons of one activation make of the same input [..., inputs]; `frozen`: no gradient into their weights."""
+    kind = networks[0].activation
+    held = [[p.detach() for p in network.pairs] if frozen else network.pairs for network in networks]
+    if suits(x, [p for pairs in held for p in pairs], kind):
+        return perceptrons(x, held, kind)
+    return [_plain(x, pairs, ACTIVATIONS[kind]) for pairs in held]
+
+
+def _plain(x: Tensor, pairs: Sequence[Tensor], act: Callable[[Tensor], Tensor]) -> Tensor:
+    *hidden, weight, bias = pairs
+    for w, b in zip(hidden[::2], hidden[1::2], strict=True):
+        x = act(F.linear(x, w, b))
+    return F.linear(x, weight, bias)
+
+
+class ActionValues(nn.Module):
+    """Twin action values Q1 and Q2, and a target of each, which starts as its copy and is moved by `MoveTargets`.
+
+    Args:
+        inputs: width of state and action together.
+        hidden: widths of the hidden layers.
+        activation: its name.
+        generator: of the initial weights.
+    """
+
+    def __init__(self, inputs: int, hidden: Sequence[int], activation: str, generator: torch.Generator) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(MLP([inputs, *hidden, 1], activation, 1.0, generator) for _ in range(2))
+        self.followers = nn.ModuleList(copy.deepcopy(network).requires_grad_(False) for network in self.networks)
+
+    def forward(self, x: Tensor, *, target: bool = False, frozen: bool = False) -> Tensor:
+        """Return both values [2, ...] of inputs [..., W]; `target`: the targets'; `frozen`: no gradient into the weights."""
+        networks: Any = self.followers if target else self.networks
+        return torch.stack(outputs(list(networks), x, frozen)).squeeze(-1)
+
+    def targets(self) -> list[tuple[Tensor, Tensor]]:
+        """Return (parameter, its target's) of both."""
+        return list(zip(self.networks.parameters(), self.followers.parameters(), strict=True))
 
 
 class NatureCNN(nn.Module):
@@ -206,3 +250,20 @@ class HostMLP:
             x = y
         x.dot(weight, out)
         np.add(out, bias, out)
+
+
+def host_actor(space: Observations, mlp: HostMLP) -> Callable[[np.ndarray, np.ndarray], None]:
+    """Put the encoding of observations before a numpy perceptron."""
+    if space.kind == "vector" and len(space.shape) == 1:
+        return mlp
+    if space.kind == "vector":
+        return lambda observation, out: mlp(observation.reshape(len(observation), -1), out)
+    sizes = np.array(space.sizes)
+    offsets = np.cumsum(sizes) - sizes - np.array(space.start)
+
+    def one_hot(observation: np.ndarray, out: np.ndarray) -> None:
+        x = np.zeros((len(observation), space.width), np.float32)
+        np.put_along_axis(x, observation.reshape(len(x), -1) + offsets, 1.0, 1)
+        mlp(x, out)
+
+    return one_hot

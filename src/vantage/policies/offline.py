@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vantage.core.errors import UserError
@@ -22,8 +21,7 @@ from vantage.core.protocols import Evaluation
 from vantage.core.trajectories import Trajectories
 from vantage.policies.distributions import Gaussian
 from vantage.policies.folder import read_policy, write_policy
-from vantage.policies.networks import MLP
-from vantage.policies.perceptron import perceptrons, suits
+from vantage.policies.networks import MLP, outputs
 
 KIND = "relu"
 LOG_STD_RANGE = (-5.0, 2.0)
@@ -226,21 +224,6 @@ class NormedMLP(nn.Module):
             x = torch.relu(norm(layer(x)))
         last: Tensor = self.linears[-1](x)
         return last
-
-
-def outputs(networks: Sequence[MLP], x: Tensor, frozen: bool = False) -> list[Tensor]:
-    """Return what perceptrons make of the same input [..., inputs]; `frozen` lets no gradient into their weights."""
-    held = [[p.detach() for p in network.pairs] if frozen else network.pairs for network in networks]
-    if suits(x, [p for pairs in held for p in pairs], KIND):
-        return perceptrons(x, held, KIND)
-    return [_plain(x, pairs) for pairs in held]
-
-
-def _plain(x: Tensor, pairs: Sequence[Tensor]) -> Tensor:
-    *hidden, weight, bias = pairs
-    for w, b in zip(hidden[::2], hidden[1::2], strict=True):
-        x = torch.relu(F.linear(x, w, b))
-    return F.linear(x, weight, bias)
 
 
 def _still(module: Any) -> Any:

@@ -15,7 +15,7 @@ from vantage.policies.normalize import CLIP, EPSILON
 Floats = NDArray[np.floating]
 Bools = NDArray[np.bool_]
 Final = tuple[int, int, NDArray[Any]]
-"""Row, step and observation of an episode's end that was cut."""
+"""Row, step and observation of an episode's end."""
 
 
 class Episodes:
@@ -107,6 +107,14 @@ class RewardScale:
 def rows_first(array: NDArray[Any]) -> torch.Tensor:
     """Turn [T, N, ...] into a tensor [N, T, ...]."""
     return torch.from_numpy(array).transpose(0, 1).contiguous()
+
+
+def following(observation: torch.Tensor, mask: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
+    """Return what followed each decision [N, T, ...] of whole episodes, from `observation` and `last` [N, ...], behind the end."""
+    ends = mask.clone()
+    ends[:, :-1] &= ~mask[:, 1:]
+    after = torch.cat([observation[:, 1:], last.unsqueeze(1)], 1)
+    return torch.where(ends.view(*ends.shape, *[1] * (last.dim() - 1)), last.unsqueeze(1), after)
 
 
 def final_column(finals: Sequence[Final], rows: int, shape: tuple[int, ...], dtype: Any) -> torch.Tensor:

@@ -20,7 +20,7 @@ from vantage.policies.control import ControlPolicy
 from vantage.policies.normalize import Moments
 from vantage.rollouts import env_backends
 from vantage.rollouts.env_backends import Backend, OneByOne, seeds_of
-from vantage.rollouts.env_batch import Episodes, Final, RewardScale, final_column, rows_first
+from vantage.rollouts.env_batch import Episodes, Final, RewardScale, final_column, following, rows_first
 from vantage.rollouts.env_episodes import normalized, run_episodes, see
 from vantage.rollouts.env_make import make_env
 from vantage.rollouts.env_state import CannotSave
@@ -33,9 +33,10 @@ class EnvironmentEngine:
     """Runs a `ControlPolicy` in copies of an environment.
 
     Batches hold `action`, `mask`, `length`, `logp_old`, `reward`, `terminated`, `truncated`, `group`, `prompt` (the seed) and
-    `observation` (as the policy saw it: normalised, where it normalises). A method with `values` also finds
-    `last_observation` [N, ...] and, unless the environments reset late, `final_observation` [N, K, ...], from which
-    `ControlPolicy.values` bootstraps. A late reset is a decision outside the mask.
+    `observation` (as the policy saw it: normalised, where it normalises). For a component that declares it in `columns` there is
+    also `next_observation` [N, T, ...], of an episode's end the one before the reset; for one that declares `last_observation`
+    that [N, ...] and, unless the environments reset late, `final_observation` [N, K, ...], from which `ControlPolicy.values`
+    bootstraps. A late reset is a decision outside the mask.
 
     The policy acts step by step; the log-probabilities of what it did are computed afterwards, for the whole batch. Its
     critic is not asked. Returns and lengths of finished episodes, in the environment's own reward, are recorded as
@@ -172,7 +173,7 @@ class EnvironmentEngine:
                 acted_on = ~(terminated[t] | truncated[t]) if streams.late_reset else None
                 seen[t + 1] = see(raw, moments, acted_on)
                 ends = normalized(ends, moments) if ended else ends
-            finals.extend((i, t, end) for i, end in zip(ended, ends, strict=True) if not terminated[t, i])
+            finals.extend((i, t, end) for i, end in zip(ended, ends, strict=True))
         self._seen = seen[-1].copy()
         mask = np.ones((steps, rows), dtype=bool)
         over = terminated | truncated
@@ -200,10 +201,16 @@ class EnvironmentEngine:
             "group": torch.arange(rows),
             "prompt": torch.tensor(self._seeds),
         }
-        if context.method.values is not None:
+        if context.asks_for("next_observation"):
+            after = seen[1:].copy()
+            for row, step, end in finals:
+                after[step, row] = end
+            columns["next_observation"] = rows_first(after)
+        if context.asks_for("last_observation"):
             columns["last_observation"] = torch.from_numpy(self._seen)
             if not streams.late_reset:
-                columns["final_observation"] = final_column(finals, rows, space.shape, space.dtype)
+                cut = [final for final in finals if not terminated[final[1], final[0]]]
+                columns["final_observation"] = final_column(cut, rows, space.shape, space.dtype)
         return _finish(columns, rows_first(outputs), policy)
 
     # episodes ------------------------------------------------------------------------------------------------------
@@ -238,9 +245,11 @@ class EnvironmentEngine:
         columns["length"] = columns["mask"].sum(-1)
         columns["group"] = torch.arange(len(prompts)).repeat_interleave(count)
         columns["prompt"] = prompts.ids.repeat_interleave(count)
-        if context.method.values is not None:
-            columns["last_observation"] = torch.from_numpy(ran["last"])
-            columns["final_observation"] = columns["last_observation"].unsqueeze(1)
+        last = torch.from_numpy(ran["last"])
+        if context.asks_for("next_observation"):
+            columns["next_observation"] = following(columns["observation"], columns["mask"], last)
+        if context.asks_for("last_observation"):
+            columns |= {"last_observation": last, "final_observation": last.unsqueeze(1)}
         return _finish(columns, rows_first(ran["outputs"]), policy)
 
     def _record(self, returns: Array, lengths: Array, context: Context) -> None:

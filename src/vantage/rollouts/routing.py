@@ -172,8 +172,8 @@ class RoutingEngine:
     A row is one tour: `action` the nodes, `reward` minus the way that each decision added (the way home with the last one),
     `observation` [n, F] its instance, `prompt` the instance's id, `agent` the decoder, `start` its number among the decoder's
     tours of the instance, `group` the pair of instance and decoder. Rows of an instance stand side by side, decoder by decoder.
-    A method with `values` finds the column `value` filled too. The mean length of the tours is recorded as `tour/length`, that
-    of the best of each instance as `tour/best`.
+    A method whose loss reads values finds the column `value` filled too. The mean length of the tours is recorded as
+    `tour/length`, that of the best of each instance as `tour/best`.
 
     Args:
         policy: decides on the device.
@@ -224,7 +224,7 @@ class RoutingEngine:
             seed = int(torch.randint(2**62, (), generator=context.generator))
             generator = torch.Generator(policy.device).manual_seed(seed)
         built = construct(
-            policy, nodes, starts, agents=decoders, forced=forced, generator=generator, value=context.method.values is not None
+            policy, nodes, starts, agents=decoders, forced=forced, generator=generator, value="value" in context.method.wants
         )  # fmt: skip
         return self._rows(built, prompts, decoders, starts, forced, context)
 

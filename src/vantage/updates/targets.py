@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 
@@ -63,10 +63,12 @@ class MoveTargets:
     Attributes:
         rate: tau, above 0, at most 1.
         every_steps: at least 1.
+        every: "step" of the training loop, or "minibatch": after each optimiser step.
     """
 
     rate: Annotated[float, above(0), at_most(1)] = 0.005
     every_steps: Annotated[int, at_least(1)] = 1
+    every: Literal["step", "minibatch"] = "step"
 
     def __call__(self, context: Context) -> None:
         """Move them, when it is time."""

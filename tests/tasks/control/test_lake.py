@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
@@ -11,7 +9,7 @@ import torch
 pytest.importorskip("gymnasium")
 
 import vantage
-from tests.harness import context
+from tests.harness import context, reader
 from vantage.core.errors import UserError
 from vantage.tasks.control.lake import LIMIT, Ice, Lake
 from vantage.tasks.registry import make_task
@@ -123,7 +121,7 @@ def test_the_rollout_leaves_the_cells_between_the_halves() -> None:
     fitted = [line for line in run.outcome.history if "loss/policy" in line]
     assert all({"error/value", "error/value_post"} <= set(line) for line in fitted)
     engine = task.make_engine(run.policy, seed=3)
-    where = context(policy=run.policy, method=SimpleNamespace(values=None))
+    where = context(policy=run.policy, method=reader())
     batch = engine.advance(6, 200, where)
     torch.testing.assert_close(batch["post_observation"], task.ice.aimed[batch.observation, batch.action])
     # With slip = 1 the walker never stays where it aimed, but it comes to a neighbour of it, or against the edge.

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from tests.harness import reader
+from vantage.advantages.critic import BOOTSTRAP
 from vantage.core.context import Context
 from vantage.core.errors import UserError
 from vantage.tasks.registry import make_task
@@ -18,7 +20,7 @@ def setting(spec: str, seed: int = 0) -> tuple[Any, Any, Context]:
     task = make_task(spec)
     policy = task.make_policy(seed=1)
     engine = task.make_engine(policy, seed=3)
-    method: Any = SimpleNamespace(values=object())
+    method = reader(*BOOTSTRAP, "next_observation")
     return task, engine, Context(method, policy, engine, task, torch.Generator().manual_seed(seed))
 
 

@@ -27,6 +27,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vantage.advantages.critic import BOOTSTRAP
 from vantage.advantages.estimators import DISCOUNT
 from vantage.core.component import component
 from vantage.core.context import Context
@@ -87,6 +88,7 @@ class FlowCritic:
     coefficient: float = 0.25
     per_draw: bool = False
     wants = frozenset({"value"})
+    columns = BOOTSTRAP
     needs = frozenset({"critic"})
 
     def __call__(self, batch: Trajectories, context: Context) -> Trajectories:

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vantage.advantages.critic import add_critic, fill_values
+from vantage.advantages.critic import BOOTSTRAP, add_critic, fill_values
 from vantage.annotations import above, at_least, between
 from vantage.core.component import component
 from vantage.core.context import Context
@@ -52,6 +52,7 @@ class MedianCritic:
 
     value: Annotated[float, at_least(0)] = 0.5
     median: Annotated[float, at_least(0)] | None = 0.5
+    columns = BOOTSTRAP
 
     @property
     def needs(self) -> frozenset[str]:

@@ -73,9 +73,9 @@ class SimulatorEngine:
     The policy offers `distribution_of(observation)`. Batches hold `action`, `mask`, `length`, `logp_old`, `reward`
     (-cost / `system.cost_unit`), `terminated`, `truncated` (at the end of an episode), `group`, `prompt`, `observation`, and what
     only a simulator can give: `post_observation` (the state that the decision leaves, as the policy sees states), `demand`
-    [N, T, I] and `start` [N, S], from which the same trajectory can be replayed. A method with `values` also finds
-    `last_observation` and, where episodes end within a row, `final_observation`. The mean cost a period is recorded
-    as `episode/cost`.
+    [N, T, I] and `start` [N, S], from which the same trajectory can be replayed. For a component that declares them in `columns`
+    there are `next_observation`, `last_observation` and, where episodes end within a row, `final_observation`. The mean cost a
+    period is recorded as `episode/cost`.
 
     Args:
         system: the simulator.
@@ -102,7 +102,7 @@ class SimulatorEngine:
         group = torch.arange(len(prompts), device=cut.device).repeat_interleave(count)
         prompt = prompts.ids.to(cut.device).repeat_interleave(count)
         ran |= {"truncated": cut, "group": group, "prompt": prompt, "start": start}
-        if context.method.values is not None:
+        if context.asks_for("last_observation"):
             ran["last_observation"] = self.system.observe(state)
         return Trajectories(ran, rows=len(start))
 
@@ -132,7 +132,7 @@ class SimulatorEngine:
         table = {name: torch.cat([part[name] for part in parts], 1) for name in parts[0] if name != "length"}
         index = torch.arange(rows, device=device)
         table |= {"length": torch.full((rows,), steps, device=device), "group": index, "prompt": index, "start": first}
-        if context.method.values is not None:
+        if context.asks_for("last_observation"):
             table["last_observation"] = self.system.observe(self._state)
             if finals:
                 table["final_observation"] = torch.stack(finals, 1)
@@ -153,6 +153,8 @@ class SimulatorEngine:
         ran = simulate(self.system, act, start, demand)
         state, cost = ran.pop("state"), ran.pop("cost")
         self.taken += cost.numel()
+        if context.asks_for("next_observation"):
+            ran["next_observation"] = torch.cat([ran["observation"][:, 1:], self.system.observe(state).unsqueeze(1)], 1)
         context.record("episode/cost", cost.mean())
         mask = torch.ones_like(cost, dtype=torch.bool)
         # The log-probabilities of all periods at once: the policy is asked once more, not once a period.
@@ -172,7 +174,7 @@ class SimulatorEngine:
         return {"state": self._state, "clock": self._clock} if self._state is not None else {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take them back."""
+        """Restore from `state_dict()`."""
         self._state, self._clock = state.get("state"), int(state.get("clock", 0))
 
 
