@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import vantage
 from vantage.core import Trajectories, UserError
 from vantage.functions.masks import draw_masks
 from vantage.policies.masked_diffusion import END, MASK, PAD, MaskedDiffusionPolicy
@@ -120,3 +121,11 @@ def test_files_round_trip(tmp_path: Path) -> None:
         assert torch.equal(tensor, again.state_dict()[name])
     with pytest.raises(UserError, match="is missing"):
         MaskedDiffusionPolicy.load(tmp_path / "none")
+
+
+def test_the_defaults_of_the_recipe_compose_what_its_docstring_says() -> None:
+    method = vantage.method("masked-diffusion")
+    update, masks = method.update, method.selection[0]
+    assert (method.rollout.batch, masks.samples, masks.kind, method.averaging) == (64, 1, "fixed", "token-mean")
+    assert (update.optimizer.lr, update.optimizer.weight_decay, update.max_grad_norm) == (2e-3, 0.0, 1.0)
+    assert (update.schedule.final, update.schedule.warmup, update.micro_batch) == (0.1, 0.05, None)

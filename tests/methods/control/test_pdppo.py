@@ -210,3 +210,24 @@ def test_a_log_ratio_of_90_has_a_finite_loss_and_gradient(shift: float) -> None:
     assert torch.isfinite(loss).all()
     assert torch.isfinite(logits.grad).all()
     assert not logits.grad[2].any()
+
+
+def test_the_defaults_compose_the_papers_values() -> None:
+    method = vantage.method("pdppo")
+    values, update = method.values, method.update
+    assert (method.rollout.rows, method.rollout.length, method.advantage.gamma, method.objective.eps) == (
+        40,
+        100,
+        0.99,
+        0.2,
+    )
+    assert (values.critics, values.epochs, values.lr, values.weight_decay, values.max_grad_norm) == (
+        "dual",
+        60,
+        1e-3,
+        1e-3,
+        1.0,
+    )
+    assert (update.optimizer.lr, update.optimizer.weight_decay, update.epochs) == (5.5e-4, 1e-3, 60)
+    assert (update.max_grad_norm, method.averaging) == (1.0, "token-mean")
+    assert [term.coefficient for term in method.regularizers] == [0.012]

@@ -237,3 +237,23 @@ def test_a_missing_score_is_no_visit() -> None:
     batch = batch_of([1.0, float("nan"), 0.0], [3, 3, 4])
     credit = ScoreLessBaseline(whiten=True)(batch.replace(value=torch.zeros(batch.mask.shape)), context())
     assert credit[:, 0].tolist() == pytest.approx([0.7071068, 0.0, -0.7071068], abs=1e-6)
+
+
+def test_the_defaults_compose_the_papers_values() -> None:
+    method = vantage.method("spo-single-stream")
+    tracker, clip, advantage = method.values, method.objective, method.advantage
+    assert (method.prompts.pool, method.prompts.explore, method.rollout.prompts, method.rollout.size) == (
+        4,
+        0.05,
+        1024,
+        1,
+    )
+    assert (tracker.half, tracker.least, tracker.most, tracker.samples, tracker.constant) == (
+        0.06,
+        0.875,
+        0.96,
+        8,
+        None,
+    )
+    assert (clip.low, clip.high, clip.dual, advantage.whiten) == (0.2, 0.28, 10.0, True)
+    assert (method.update.minibatches, method.averaging, method.regularizers) == (8, "token-mean", ())

@@ -269,3 +269,14 @@ def test_it_runs_on_conversations_of_a_language_model() -> None:
     history = Trainer(made, task, policy, task.make_engine(policy), Schedule(2), seed=1).run().history
     assert all(math.isfinite(value) for line in history for value in line.values())
     assert history[-1]["bias/norm"] > 0
+
+
+def test_the_defaults_compose_the_papers_values() -> None:
+    method = vantage.method("st-ppo")
+    values, advantage, clip, update = method.values, method.advantage, method.objective, method.update
+    assert (values.coefficient, values.clip) == (0.5, 0.2)
+    assert (advantage.gamma, advantage.lam, advantage.whiten) == (1.0, 0.95, True)
+    assert (clip.eps, clip.level, clip.turn_advantage) == (0.2, "turn", False)
+    assert (update.floor, update.minibatches, update.max_grad_norm) == (1.0, 4, None)
+    assert (method.rollout.prompts, method.rollout.size, method.averaging) == (128, 1, "seq-mean-token-mean")
+    assert not hasattr(vantage.method("st-ppo", floor=None).update, "floor")

@@ -180,3 +180,13 @@ def test_it_learns_and_resumes_with_its_queues(tmp_path) -> None:
         "repo-replay", prompts=3, group_size=4, capacity=6, least=4, take=3, lr=3e-2, strategy="random", beta=0.01
     )
     assert_resumes(tmp_path, small)
+
+
+def test_the_defaults_compose_the_papers_values() -> None:
+    method = vantage.method("repo-replay")
+    replay = method.rollout
+    assert (replay.capacity, replay.least, replay.take, replay.strategy) == (16, 16, 8, "highest")
+    assert (replay.mixed, replay.weight, replay.plan.prompts, replay.plan.size) == (False, 1.0, 16, 8)
+    assert [type(reward).__name__ for reward in method.rewards] == ["FreshRecorded"]
+    assert method.regularizers == ()
+    assert [term.coefficient for term in vantage.method("repo-replay", beta=0.1).regularizers] == [0.1]
