@@ -14,7 +14,7 @@ import torch
 
 from vantage.methods import registry
 from vantage.objectives import surrogates
-from vantage.study import claims, probes
+from vantage.study import claims, probes, tiny_runs
 from vantage.study.claims import Stated
 from vantage.study.draws import Draws
 from vantage.study.probes import Probe, Side, bless, compare, differences, measure, sides_of
@@ -54,21 +54,21 @@ def side_of(name: str, at: int = 0) -> tuple[Stated, probes.Entrant]:
 
 @pytest.fixture(autouse=True)
 def _afresh(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probes, "_DONE", {})
+    monkeypatch.setattr(tiny_runs, "_DONE", {})
 
 
 def test_a_probe_repeats_itself_and_sees_a_changed_line(monkeypatch: pytest.MonkeyPatch) -> None:
     before, _ = measure(*side_of("rloo"))
     assert len(before.figures["loss/policy"]) >= 2
     assert before.figures["parameters/moved"][0] > 0
-    monkeypatch.setattr(probes, "_DONE", {})
+    monkeypatch.setattr(tiny_runs, "_DONE", {})
     again, draws = measure(*side_of("rloo"), before.choices)
     assert (list(compare(before, again, draws)), draws.otherwise) == ([], 0)
     assert draws.count > 50
     # The loss is larger by a thousandth.
     whole = surrogates.PolicyGradient.__call__
     monkeypatch.setattr(surrogates.PolicyGradient, "__call__", lambda *a, **k: whole(*a, **k) * 1.001)
-    monkeypatch.setattr(probes, "_DONE", {})
+    monkeypatch.setattr(tiny_runs, "_DONE", {})
     told = dict(compare(before, *measure(*side_of("rloo"), before.choices)))
     assert told["grad_norm"].startswith("at step 1: ")
 
