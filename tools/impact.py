@@ -21,8 +21,6 @@ EVERYTHING = re.compile(rf"{_LOWEST}|tests/harness|(.*/)?conftest\.py$|pyproject
 _QUICK = ("test_architecture", "test_docs", "test_cli", "methods/test_index", "methods/test_registry")
 WORDS = {f"tests/{name}.py" for name in _QUICK}
 """Tests that read docstrings, or measure files: what a change of docstrings and comments alone selects."""
-ALWAYS = "tests/test_architecture.py"
-"""Quick, and about all files; with it a selection is never empty, which pytest would take for everything."""
 REGISTRY = re.compile(
     r"tests/methods/test_(compositions|index|micro_batches|registry)|tests/test_(any_method|every_loss)"
     "|tests/study/test_(claims|probes)"
@@ -53,8 +51,6 @@ NAMING = {"vantage.demo", "vantage.study.models"}
 LISTINGS = ("names", "pages", "entries")
 IS_TEST = re.compile(r"tests/(.*/)?test_[^/]*\.py$")
 IS_PAGE = re.compile(r"src/vantage/methods/[^/]+/(?!__init__)[^/]+\.py$")
-ENVIRONMENT = re.compile(r"-v\d+$")
-"""How the names of Gymnasium's environments end, which are tasks too."""
 
 
 def code_of(text: str) -> str:
@@ -144,7 +140,7 @@ class Graph:
         found: set[str] = set()
         for word in re.findall(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", text):
             word = word.strip(".-")
-            word = "gym" if ENVIRONMENT.search(word) else word
+            word = "gym" if re.search(r"-v\d+$", word) else word  # An environment of Gymnasium.
             found |= self.called.get(word.lower().replace("_", "-"), self.called.get(word.removesuffix(".toml"), set()))
             if word == "vantage":
                 found |= self._resolve("vantage.__main__")
@@ -201,7 +197,8 @@ def select(graph: Graph, changed: Mapping[str, bool]) -> list[str]:
         graph: imports of the working tree.
         changed: of each changed file, whether more than docstrings and comments changed.
     """
-    chosen, sources = {ALWAYS}, set()
+    # One test is always run, which is about all files: pytest would take an empty selection for everything.
+    chosen, sources = {"tests/test_architecture.py"}, set()
     for path, code in changed.items():
         readers = next((found for pattern, found in DATA if re.match(pattern, path)), ())
         if not code:
