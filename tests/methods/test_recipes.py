@@ -114,12 +114,14 @@ def test_wrong_names_are_refused_at_import_with_the_known_ones() -> None:
         return base
 
     with pytest.raises(
-        UserError, match=r"without names 'rat', which parent has not; did you mean rate\? \(its settings: st"
+        UserError, match=r"without names 'rat', which parent does not have; did you mean rate\? \(its settings: st"
     ):
         method(papers=PAPER, base=parent, without=("rat",))(recipe)
-    with pytest.raises(UserError, match=r"a changed default names 'size', which parent has not.*steps, rate, rule"):
+    with pytest.raises(
+        UserError, match=r"a changed default names 'size', which parent does not have.*steps, rate, rule"
+    ):
         method(papers=PAPER, base=parent, size=3)(recipe)
-    with pytest.raises(UserError, match=r"the default of 'rate' stands in the signature and in @method"):
+    with pytest.raises(UserError, match=r"the default of 'rate' is in the signature and in @method"):
         method(papers=PAPER, base=parent, rate=3.0)(recipe)
     with pytest.raises(UserError, match=r"first argument, `base`"):
         method(papers=PAPER, base=parent)(lambda steps=1: Solver(steps, 1.0))

@@ -1,1 +1,1 @@
-"""One page a published system. `vantage.method(name)` finds it; `vantage.core` never looks in here."""
+"""Published methods, one page each. `vantage.method(name)` finds them; `vantage.core` never imports them."""

@@ -1,4 +1,4 @@
-"""What a page claims, as data: where, against what, measured how, in which direction."""
+"""Claims of a page as data: arena, baseline, metric and direction."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class Claim:
         direction: "higher" or "lower" than the baseline, or "no worse" than it.
         margin: the least difference that the claim promises, in the metric's unit; for "no worse" the largest loss that
             still counts as none, which must be given.
-        settings: of the method; what they leave out is the arena's, then the paper's.
+        settings: of the method; others are the arena's, then the paper's.
         against_settings: of the baseline.
-        function: "module:function" that runs one (method, seed) instead of the arena's own way, for fields without a
+        function: "module:function" that runs one (method, seed) instead of the arena's runner, for fields without a
             rollout loop; the arena still names budget and metric.
         seeds: runs of each side.
-        name: tells several claims of a page apart; the arena's name where it is empty.
+        name: identifies a claim among several of a page; the arena's name where it is empty.
         note: a sentence for the reader: what the authors say, and how this differs from it.
 
     Raises:
@@ -65,7 +65,7 @@ class Claim:
 
     @property
     def label(self) -> str:
-        """Its name, unique on its page."""
+        """Name of the claim, unique on its page."""
         return self.name or self.arena.rpartition("/")[2].removesuffix(".toml")
 
 

@@ -1,4 +1,4 @@
-"""A method as text, where two methods differ, and a method with one setting changed."""
+"""Describe a method as text, list where two methods differ, and change one setting of a method."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ M = TypeVar("M")
 
 
 def describe(part: Any) -> str:
-    """Return a part as text that shows its settings: `Clip(low=0.2, high=0.28)`."""
+    """Return a component as text that shows its settings: `Clip(low=0.2, high=0.28)`."""
     if part is None:
         return "none"
     if isinstance(part, str):
@@ -41,7 +41,7 @@ def _plain(value: Any) -> str:
 
 
 def differences(method: Method, other: Method) -> dict[str, tuple[str, str]]:
-    """Return the parts in which two methods differ: place -> (in `method`, in `other`), as text."""
+    """Return the components in which two methods differ: place -> (in `method`, in `other`), as text."""
     return {
         place: (describe(getattr(method, place)), describe(getattr(other, place)))
         for place in PLACES
@@ -52,10 +52,10 @@ def differences(method: Method, other: Method) -> dict[str, tuple[str, str]]:
 def configure(method: M, path: str, value: Any) -> M:
     """Return a method (or any frozen dataclass) with one setting changed: `configure(m, "update.optimizer.lr", 1e-4)`.
 
-    A number stands for a place in a tuple of parts: `regularizers.0.coefficient`.
+    A number is an index in a tuple of components: `regularizers.0.coefficient`.
 
     Raises:
-        UserError: the path names no part or setting; the message lists what there is.
+        UserError: the path names no component or setting; the message lists the known ones.
     """
     changed: M = _set(method, path.split("."), value, path)
     return changed
@@ -66,7 +66,7 @@ def _set(holder: Any, keys: list[str], value: Any, path: str) -> Any:
     if isinstance(holder, tuple):
         if not key.isdigit() or int(key) >= len(holder):
             raise UserError(
-                f"setting {path!r}: {key!r} is no place in a tuple of {len(holder)} parts (0 to {len(holder) - 1})"
+                f"setting {path!r}: {key!r} is no index of the {len(holder)} components (0 to {len(holder) - 1})"
             )
         index = int(key)
         changed = _set(holder[index], rest, value, path) if rest else value
@@ -89,7 +89,7 @@ def _set(holder: Any, keys: list[str], value: Any, path: str) -> Any:
 
 
 def _coerce(value: Any, current: Any, path: str) -> Any:
-    """Fit a value given as text or a number to the kind of the present one."""
+    """Convert a value given as text or a number to the type of the present one."""
     if isinstance(current, bool) and not isinstance(value, bool):
         raise UserError(f"setting {path!r} is true or false, not {value!r}")
     if isinstance(current, int) and not isinstance(current, bool):

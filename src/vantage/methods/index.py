@@ -1,4 +1,4 @@
-"""What pages say of themselves, read from their source: names, first lines, settings, needs. Nothing is imported.
+"""Index of the pages, read from their source without importing them: names, first lines, settings, needs.
 
 A listing needs neither torch nor the components of a page. What is read here is compared with the pages themselves by a test.
 """
@@ -25,7 +25,7 @@ _OWN = ("papers", "base", "without", "family", "id", "kind", "name", "needs")
 
 @dataclass(frozen=True)
 class Setting:
-    """A setting of a recipe, its default as it is written, what it is, and the page that says so."""
+    """A setting of a recipe: name, default as written, explanation, and the page of the explanation."""
 
     name: str
     default: str
@@ -35,12 +35,12 @@ class Setting:
 
 @dataclass(frozen=True)
 class Entry:
-    """What the source of a page says of its method.
+    """Entry of a method in the index, read from the source of its page.
 
     Attributes:
         name, family, kind, id, summary, needs: as of `registry.Page`; the summary without the id.
         path: of the file.
-        trains: whether the recipe returns a method, which is trained, and not what a field without a rollout loop runs.
+        trains: whether the recipe returns a `Method`, which is trained; False in fields without a rollout loop.
         base: the page that it starts from.
         settings: in the order of the recipe's signature, inherited ones first.
         title, arxiv: of the first paper, "" where the page does not write them out.
@@ -112,13 +112,13 @@ def entry(name: str) -> Entry:
 def entries(
     *, family: str = "", pattern: str = "", base: str = "", offers: frozenset[str] | None = None
 ) -> list[Entry]:
-    """Return the entries of all pages by name, or of those that are asked for.
+    """Return the entries of all pages, sorted by name, or of those that fit all filters.
 
     Args:
-        family: of this family alone.
-        pattern: whose name fits this, with * and ? (`*grpo*`).
-        base: that start from this method, at any distance.
-        offers: that are trained, and need nothing else of a task than this.
+        family: only this family.
+        pattern: only names that match, with * and ? (`*grpo*`).
+        base: only methods that start from this one, directly or not.
+        offers: only methods that are trained and need of a task no more than this.
 
     Raises:
         UserError: the family or the base is not known.
@@ -152,7 +152,7 @@ def _read(path: Path, module: str = "") -> Entry:
     """Read a page; `module` is its name in the package, "" for a user's own file.
 
     Raises:
-        UserError: not exactly one function is marked with @method, or the file is no Python.
+        UserError: not exactly one function is marked with @method, or the file is not valid Python.
     """
     try:
         tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -211,7 +211,7 @@ def _read(path: Path, module: str = "") -> Entry:
 
 
 def _constants(tree: ast.Module) -> dict[str, ast.expr]:
-    """Return what a page assigns to names, and what other pages do that it imports: name -> expression."""
+    """Return the constants of a page, and those that it imports from other pages: name -> expression."""
     found: dict[str, ast.expr] = {}
     for node in tree.body:
         if isinstance(node, ast.Assign):

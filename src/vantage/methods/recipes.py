@@ -41,13 +41,13 @@ def inherit(
         for name in given:
             if name not in theirs:
                 raise UserError(
-                    f"{who}: {argument} names {name!r}, which {base.__name__} has not{nearest(name, theirs)}"
+                    f"{who}: {argument} names {name!r}, which {base.__name__} does not have{nearest(name, theirs)}"
                     f" (its settings: {', '.join(theirs)})"
                 )
     mine = {p.name: p for p in own}
     twice = sorted(set(mine) & set(changed) - hidden)
     if twice:
-        raise UserError(f"{who}: the default of {twice[0]!r} stands in the signature and in @method; give it once")
+        raise UserError(f"{who}: the default of {twice[0]!r} is in the signature and in @method; give it once")
     fixed = {name: changed[name] for name in hidden if name in changed}
     passed = [name for name in theirs if name not in hidden]
     shown = [mine.get(name, theirs[name].replace(default=changed.get(name, theirs[name].default))) for name in passed]
@@ -76,7 +76,7 @@ def inherit(
 def checked(recipe: Callable[..., M], name: str) -> Callable[..., M]:
     """Return the recipe with each setting that it is given checked against its annotation, as a component's fields are.
 
-    A whole number serves as a real one, a real one without fraction as a whole one, and a list as a tuple.
+    A whole number is accepted as a real one, a real one without fraction as a whole one, and a list as a tuple.
 
     Args:
         recipe: with settings that can be given by name.
@@ -104,7 +104,7 @@ def checked(recipe: Callable[..., M], name: str) -> Callable[..., M]:
 
 
 def _fitting(value: Any, hint: Any) -> Any:
-    """Return the value in the kind that an annotation asks for, where it loses nothing by that."""
+    """Return the value in the type of an annotation, where the conversion loses nothing."""
     kinds = _kinds(hint)
     if isinstance(value, list) and tuple in kinds:
         return tuples(value)

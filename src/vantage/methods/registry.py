@@ -22,7 +22,7 @@ from vantage.methods.recipes import checked, explained, inherit
 M = TypeVar("M")
 
 _OF_FILE = "vantage_page_"
-"""What the module of a user's own file is called, before the file's name."""
+"""Prefix of the module name of a user's own file."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Paper:
 
 @dataclass(frozen=True)
 class Page:
-    """What a page says of its method."""
+    """A method as its page declares it."""
 
     name: str
     family: str
@@ -70,12 +70,12 @@ class Page:
     summary: str
     base: Page | None = None
     needs: frozenset[str] = frozenset()
-    """What it needs of a task with its default settings, in the words of `vantage.tasks.offers`."""
+    """Needs of the method from a task at default settings, in the words of `vantage.tasks.offers`."""
     explained: Mapping[str, str] = field(default_factory=dict)
-    """What the recipe's own docstring says of its settings."""
+    """Explanations of settings in the recipe's own docstring."""
 
     def explanation(self, setting: str) -> tuple[str, Page]:
-        """Return what a setting is, "" if nobody says, and the page that says so: this one or one that it starts from."""
+        """Return the explanation of a setting, "" if there is none, and its page: this one or one that it starts from."""
         if setting in self.explained:
             return self.explained[setting], self
         return self.base.explanation(setting) if self.base is not None else ("", self)
@@ -113,7 +113,7 @@ class Page:
         """Compose the method.
 
         Raises:
-            UserError: a setting is not known or of the wrong kind, or it is no method of the road.
+            UserError: a setting is not known or of the wrong kind, or it is not a `Method`.
         """
         return self.as_method(self.make(settings))
 
@@ -125,14 +125,14 @@ class Page:
         """
         if not isinstance(made, Method):
             raise UserError(
-                f"{self.name} has no rollout loop, so nothing trains it: `vantage show {self.name}` says what it is, and"
+                f"{self.name} has no rollout loop, so it cannot be trained: `vantage show {self.name}` describes it, and"
                 f" `vantage compare {self.name} --arena ...` runs it where its field is studied"
             )
         return made
 
 
 def parts_of(made: Any) -> dict[str, str]:
-    """Return the parts of what a recipe made as text: a method's parts in the road's order, anything else's fields."""
+    """Return the components of a method as text, in the order of the training loop, or the fields of any other recipe's result."""
     if isinstance(made, Method):
         return {place: describe(getattr(made, place)) for place in PLACES}
     if is_dataclass(made):
@@ -171,7 +171,7 @@ def method(
     `name: text; other, third: text.`
 
     Args:
-        papers: what to cite.
+        papers: publications to cite.
         base: the recipe that this one starts from: it gets what `base` made as first argument, `base`, and has the settings
             of the base beside its own. A setting that both have is given to both, unless hidden.
         without: settings of the base that this one fixes or replaces; they cannot be given.
@@ -268,7 +268,7 @@ def _page_of_file(path: Path) -> Page:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    if str(path.parent.resolve()) not in sys.path:  # what it imports may stand beside it
+    if str(path.parent.resolve()) not in sys.path:  # its imports may be in its folder
         sys.path.append(str(path.parent.resolve()))
     spec.loader.exec_module(module)
     found = _pages_of(module)

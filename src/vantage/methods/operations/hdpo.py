@@ -1,28 +1,28 @@
-"""HDPO: differentiate the simulated cost of whole trajectories, replayed in hindsight, with respect to the policy. (S025)
+"""HDPO: differentiates the simulated cost of whole trajectories with respect to the policy. (S025)
 
-Demand does not depend on what is ordered, and the dynamics are known and piecewise smooth. So a trajectory can be run again
-on the demand that came, and its cost differentiated through every period: no score function, no critic, no noise.
+Demand does not depend on the orders, and the dynamics are known and piecewise smooth. So a trajectory can be simulated again
+on the realised demand, and its cost differentiated through every period: no score function, no critic, no noise.
 
     loss = 1 / (N T) * sum over scenarios and periods of cost(state_t, order_t, demand_t),      order_t = policy(state_t)
 
 with full gradient through orders and inventories; max and min have subgradient 0 or 1. The orders of a network are
 softplus(output + 1); a base-stock policy (the task's option `policy=base-stock`) orders max(S - position, 0).
 
-With one warehouse and K stores (`inventory:stores=5,lost=true`) cost is summed over all, and what the warehouse holds limits
-what it sends: in proportion to the orders, or by a softmax over the stores and what is kept. `policy=network` is the paper's
-vanilla network (one perceptron of all stocks and pipelines, softmax); `policy=symmetry-aware` its network that all stores
-share, beside a context (proportional). See `tasks/inventory/warehouse.py` and `policies/store_network.py`.
+With one warehouse and K stores (`inventory:stores=5,lost=true`) cost is summed over all, and the warehouse's stock limits its
+shipments: in proportion to the orders, or by a softmax over the stores and the remainder. `policy=network` is the paper's
+vanilla network (one perceptron of all stocks and pipelines, softmax); `policy=symmetry-aware` its network shared by all
+stores, with a context (proportional). See `tasks/inventory/warehouse.py` and `policies/store_network.py`.
 
-Rewards here are -cost over the cost of a period without stock, a constant that Adam does not see. The paper trains on a fixed
-set of scenarios with early stopping; here every step draws new ones, which the known demand allows. Its defaults for a store
-stand here: 8192 scenarios a step, Adam at 3e-3, no clipping; for the vanilla network of a warehouse it takes 3e-4 and 1024
-scenarios, for the symmetry-aware one 1e-3. Weights begin orthogonal, the last layer's small, instead of torch's default.
+Rewards here are -cost over the cost of a period without stock, a constant without effect under Adam. The paper trains on a fixed
+set of scenarios with early stopping; here every step draws new ones, which the known demand allows. The defaults are the paper's
+for a store: 8192 scenarios a step, Adam at 3e-3, no clipping; for the vanilla network of a warehouse it takes 3e-4 and 1024
+scenarios, for the symmetry-aware one 1e-3. Initial weights are orthogonal, the last layer's small, instead of torch's default.
 
-A policy that orders more when it has more makes the gradient grow by a factor every period it is carried back. With few
-scenarios a step one such gradient (millions of times the usual norm) fills Adam's second moment, and the run stands still for
-the thousand steps that it takes to be forgotten: small batches need `max_grad_norm` (the released graph network has 1.0).
+With a policy that orders more when it has more stock, the gradient grows by a factor in each period of back-propagation. With few
+scenarios a step one such gradient (millions of times the usual norm) dominates Adam's second moment, and the weights hardly
+change for the thousand steps of its decay: small batches need `max_grad_norm` (the released graph network has 1.0).
 
-Of the paper's systems there are the single store and the single warehouse; chains, several warehouses and the graph policy
+Of the paper's systems the single store and the single warehouse are implemented; chains, several warehouses and the graph policy
 that later replaced the symmetry-aware network are not. arXiv 2306.11246.
 """
 
@@ -54,7 +54,7 @@ def hdpo(
     minibatches: int = 1,
 ) -> Method:
     """scenarios: whole episodes a step; lr: Adam's; anneal: the learning rate falls linearly to 0; max_grad_norm:
-    bound of the gradient's norm, none for none; epochs: passes over the scenarios of a step; minibatches: optimiser
+    largest norm of the gradient, none for no limit; epochs: passes over the scenarios of a step; minibatches: optimiser
     steps a pass."""
     return Method(
         prompts=Shuffled(),

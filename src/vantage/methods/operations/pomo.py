@@ -1,14 +1,14 @@
-"""POMO: one tour from every start; each is the others' baseline.
+"""POMO: REINFORCE on one tour from every start, with the mean of the tours as baseline.
 
-An optimal round trip can be read off from any of its nodes, so a policy should be as good from every start. POMO builds one
+An optimal round trip can start at any of its nodes, so a policy should be equally good from every start. POMO builds one
 tour from each of the M starts of an instance and takes their mean as the baseline of all:
 
     loss = -mean over instances and starts of (R_m - mean_m' R_m') * sum_t logp_t          R = minus the tour's length
 
-The first node is forced and no part of the likelihood; greedy tours from all starts, of the 8 symmetries of the unit square
+The first node is forced and not part of the likelihood; greedy tours from all starts, of the 8 symmetries of the unit square
 too, compete at test time (`symmetric=true` of the task). arXiv 2010.16011: 64 instances a step, Adam at 1e-4 with weight
 decay 1e-6, no gradient clipping; its encoder has 6 layers of width 128 (`--option layers=6`). A population of decoders (see
-`poppy`) has a baseline a decoder, and becomes as many policies that know nothing of each other.
+`poppy`) has a baseline per decoder, and becomes as many independent policies.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def pomo(
     temperature: float = 1.0,
     micro_batch: int | None = None,
 ) -> Method:
-    """prompts: instances a step; starts: tours of an instance, 0 takes every node that one can begin with; lr:
-    Adam's; weight_decay: Adam's; max_grad_norm: bound of the gradient's norm, none for none; temperature: divides
+    """prompts: instances a step; starts: tours of an instance, 0 takes every possible start; lr:
+    Adam's; weight_decay: Adam's; max_grad_norm: largest norm of the gradient, none for no limit; temperature: divides
     the logits; micro_batch: rows whose graphs are held at once, none for all."""
     return Method(
         prompts=Shuffled(),

@@ -1,25 +1,25 @@
-"""Poppy: a population trained by its best member alone, so that its members specialise. (S042)
+"""Poppy: trains only the best member of a population on each instance, so that members specialise. (S042)
 
 If several policies are run on an instance and the best answer is kept, the objective should be the expected maximum. Its
-gradient touches only the agent that won, weighed by its margin over the runner-up:
+gradient is only that of the best agent, weighted by its margin over the second best:
 
     J = E max_k R(tau_k)        grad J = E (R_k* - R_k2) grad logp(tau_k*)        k* the best agent, k2 the second
     loss = -mean over instances and starts of (R_k* - R_k2) * sum_t logp_t(tau_k*)
 
-The runner-up is a baseline that leaves the gradient unbiased: it does not depend on the winner's tour, given that it wins. Ties
-weigh 0. Agents share the encoder and have decoders of their own. arXiv 2210.03475.
+The second best is a baseline that leaves the gradient unbiased: it does not depend on the winner's tour, given that it wins. Ties
+have weight 0. Agents share the encoder and have separate decoders. arXiv 2210.03475.
 
 Two phases. First POMO trains one decoder; then all K are its clones, and sampling alone breaks their symmetry. Either in one
-run (`warm`, the share of it that is the first phase; the optimiser begins anew with the second), or in two:
+run (`warm`, the share of the first phase; the optimiser is reset before the second), or in two:
 
     vantage train pomo  --task tsp:nodes=20 --out A
     vantage train poppy --task tsp:nodes=20 --model A/model --set agents=4 --out B
 
 `credit="baseline"` is the released code's variant: the winner's weight is R_k* less the mean of its tours from all starts.
-`credit="own"` leaves the competition out: each decoder has POMO's loss, an independent population. With one agent all are
+`credit="own"` has no competition: each decoder has POMO's loss, an independent population. With one agent all are
 POMO. The losers' rows are dropped before the update: their gradient is exactly 0. Encoder and decoders have the learning rate
 1e-4, in both phases; weight decay (decoupled, 1e-6) is the encoder's alone. The released settings keep training the encoder in
-the second phase; `freeze_encoder` leaves it as the first phase made it, as the repository's text says.
+the second phase; `freeze_encoder` keeps the encoder of the first phase, as the repository's text says.
 
 At test time the population's greedy tours from all starts compete. `rollouts/tour_search.py` has the longer search:
 the greedy tours choose, for each instance, the K best pairs of an agent and a start, each pair draws 200 tours, and
@@ -63,10 +63,10 @@ def encoder_parameters(policy: Any) -> list[torch.nn.Parameter]:
 
 @component
 class Population(MultiStart):
-    """Tours from every start by every agent, after a first phase in which only one agent acts.
+    """Rollout plan: tours from every start by every agent, after a first phase in which only one agent acts.
 
     Attributes:
-        agents: K decoders; a policy with one is given clones of it.
+        agents: K decoders; a policy with one decoder gets clones of it.
         warm: share of the run's steps in which the first agent alone acts and learns, in [0, 1); then all become its clones.
         freeze_encoder: in the second phase the encoder has no gradient.
     """
@@ -77,29 +77,29 @@ class Population(MultiStart):
     _state: dict[str, bool] = memory()
 
     def cost(self, episode: int | None = None) -> Cost:
-        """What a step takes; it differs between the phases."""
+        """Return the cost of a step, which differs between the phases."""
         whole = self.prompts * self.starts * self.agents
         return episodes(whole, episode) if whole and self.warm == 0 else Cost()
 
     def prepare(self, context: Context) -> None:
-        """Give the policy its decoders."""
+        """Add the decoders to the policy."""
         super().prepare(context)
         policy: Any = context.policy
         policy.populate(self.agents)
         self._state["begun"] = self.warm == 0 or self.agents == 1
 
     def __call__(self, context: Context) -> Trajectories:
-        """Build the next tours, and begin the second phase when it is due."""
+        """Build the next tours, and begin the second phase at its step."""
         if not self._state["begun"]:
             if context.progress < self.warm:
                 return self.build(context, 1)
             policy: Any = context.policy
             policy.clone_first()
-            # Moments of one decoder's gradient, and zeros of the others', mean nothing to the clones.
+            # Adam's moments of one decoder, and zeros of the others, do not apply to the clones.
             prepare(context.method.update, context)
             self._state["begun"] = True
         if self.freeze_encoder:
-            # Parameters without gradient stay with the optimiser, which passes them over, so that a resumed run finds its own.
+            # Parameters without gradient stay in the optimiser, which skips them, so that its state fits a resumed run.
             for parameter in encoder_parameters(context.policy):
                 parameter.requires_grad_(False)
         return self.build(context, None)
@@ -109,11 +109,11 @@ class Population(MultiStart):
 class WinnerTakesAll:
     """Advantage of the winner among the agents, for each prompt and start; 0 for the others, and no gradient.
 
-    Fills `advantage` [N, T] and `winner` [N] bool, one row of each prompt and start; of tied ones the first. Where one agent
+    Fills `advantage` [N, T] and `winner` [N] bool, one row of each prompt and start; the first on ties. Where one agent
     acts alone, its advantage is POMO's.
 
     Attributes:
-        credit: "margin" over the runner-up, or "baseline": over the mean of the winner's own tours from all starts.
+        credit: "margin" over the second best, or "baseline": over the mean of the winner's own tours from all starts.
     """
 
     credit: Literal["margin", "baseline"] = "margin"
@@ -142,7 +142,7 @@ class WinnerTakesAll:
 
 
 def winners(batch: Trajectories, context: Context) -> Trajectories:
-    """Keep the winners' rows: one of each prompt and start."""
+    """Selection: the winners' rows, one of each prompt and start."""
     return batch.select(batch.winner)
 
 
@@ -176,7 +176,7 @@ def poppy(
     weight_decay: float = 1e-6,
 ) -> Method:
     """agents: K, decoders; 1 is POMO; warm: share of the run in which the first decoder alone acts and learns;
-    freeze_encoder: the encoder has no gradient in the second phase; credit: `margin` over the runner-up, `baseline`
+    freeze_encoder: the encoder has no gradient in the second phase; credit: `margin` over the second best, `baseline`
     the released code's, `own` an independent population; weight_decay: of the encoder alone, decoupled."""
     plan = base.rollout
     base = base.replace(rollout=Population(plan.prompts, plan.starts, plan.temperature, agents, warm, freeze_encoder))
@@ -197,7 +197,7 @@ claim = (
         direction="lower",
         settings=_PHASES,
         against_settings={**_PHASES, "credit": "own"},
-        note="Against four decoders that know nothing of each other, from the same warm start, at equal rollouts: the best of"
+        note="Against four independently trained decoders, from the same warm start, at equal rollouts: the best of"
         " four tours from each start.",
     ),
     Claim(

@@ -1,16 +1,16 @@
-"""RLOR: PPO for routing on an encoder that runs once an episode and is shared by many tours. (S067)
+"""RLOR: PPO for routing with an encoder that runs once per instance and is shared by its tours. (S067)
 
-Routing models used to be trained by REINFORCE, and models that are stepped by a generic trainer encode the graph anew at every
-decision. RLOR splits the model: the encoder's keys and values are computed once for an instance, all its tours read them, and
+Routing models used to be trained by REINFORCE, and a generic trainer encodes the graph again at every decision. RLOR splits the
+model: the encoder's keys and values are computed once for an instance, all its tours read them, and
 minibatches hold whole instances, so that an update costs 1 + epochs * minibatches encodings, whatever the number of steps.
 
     A by GAE(gamma, lambda) on rewards of minus each edge, standardised in the minibatch
     loss = mean max(-A ratio, -A clip(ratio, 0.8, 1.2)) + 0.5 * 0.5 * max((v - R)^2, (v_clip - R)^2) - 0.01 * entropy
 
-arXiv 2303.13117. Two things differ from the released code. The way home belongs to the last decision instead of being one
-more, which has a single option and teaches nothing: a tour has n decisions, not n + 1. And the encoder normalises within
-an instance instead of over the batch, so that what a tour is worth does not depend on its neighbours. The actor and the
-critic share all up to the glimpse, as there. `gamma` below 1 discounts later edges; 1 gives the tour's exact length.
+arXiv 2303.13117. Two things differ from the released code. The return to the first node belongs to the last decision instead of
+being one more, which has a single option and no gradient: a tour has n decisions, not n + 1. And the encoder normalises within an
+instance instead of over the batch, so that the value of a tour does not depend on other rows. The actor and the critic share all
+layers up to the glimpse, as there. `gamma` below 1 discounts later edges; 1 gives the tour's exact length.
 
 At test time tours are built greedily from every start (`vantage eval`). `cached=false` is the baseline of its claim: the same
 model, encoding at every decision in the rollout and in the update.

@@ -1,1 +1,1 @@
-"""Optimisation: solvers of problems in few or no decisions, by duals, projections and fixed points."""
+"""Optimisation: solvers of problems with few or no decisions, by duals, projections and fixed points."""

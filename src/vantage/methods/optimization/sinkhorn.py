@@ -1,9 +1,9 @@
-"""Sinkhorn: optimal transport with an entropy, by scaling rows and columns in turn.
+"""Sinkhorn: entropy-regularised optimal transport, by scaling rows and columns in turn.
 
     min_T <T, C> + eps sum T (log T - 1):      T_ij = exp((f_i + g_j - C_ij) / eps)
     f_i <- eps log a_i - eps log sum_j exp((g_j - C_ij) / eps),      then g_j likewise
 
-Its plans are dense: every entry is above 0. Computed in the log domain, so that a small eps overflows nothing.
+Its plans are dense: every entry is above 0. Computed in the log domain, so that a small eps does not overflow.
 
 Cuturi, Sinkhorn Distances: Lightspeed Computation of Optimal Transport (arXiv 1306.0895).
 """
@@ -30,7 +30,7 @@ class Sinkhorn:
 
     Attributes:
         eps: weight of the entropy, above 0.
-        tolerance: on the sum of absolute differences of the row sums; the column sums are right after every iteration.
+        tolerance: on the sum of absolute differences of the row sums; the column sums are exact after every iteration.
         limit: iterations at most.
     """
 
@@ -54,7 +54,7 @@ class Sinkhorn:
                 told(done, plan)
             if float((plan.sum(1) - problem.source).abs().sum()) < self.tolerance:
                 break
-        # An empty place has the potential -inf and takes no part: 0 times -inf is 0.
+        # A place without mass has the potential -inf and contributes nothing: 0 times -inf is 0.
         value = sum(
             torch.where(mass > 0, dual * mass, 0.0).sum() for dual, mass in ((f, problem.source), (g, problem.target))
         )

@@ -1,7 +1,7 @@
 """Sparsity-constrained optimal transport: quadratic regularisation with at most k entries in every column of the plan. [S149]
 
-The constraint is not convex, yet dual and semi-dual need no more than the k largest entries of each column. k goes from
-unregularised transport (1) to quadratic transport (all rows), and bounds the mass's sources exactly:
+The constraint is not convex, yet dual and semi-dual need only the k largest entries of each column. k ranges from
+unregularised transport (1) to quadratic transport (all rows), and is an exact bound on the number of sources:
 
     min_T sum_j <t_j, c_j> + Omega(t_j),     Omega(t) = gamma/2 ||t||^2 where ||t||_0 <= k, else infinite
 
@@ -9,9 +9,9 @@ unregularised transport (1) to quadratic transport (all rows), and bounds the ma
     dual:       max_{alpha, beta} <alpha, a> + <beta, b> - sum_j Omega*_+(alpha + beta_j - c_j)
 
 The maximiser of Omega*_b projects topk(s) / gamma onto the simplex of mass b, that of Omega*_+ is max(topk(s), 0) / gamma; they
-are the plan's columns, and the gradients are a - T 1 and b - T' 1. Of equal entries the first count as larger. Where the
+are the plan's columns, and the gradients are a - T 1 and b - T' 1. Ties go to the first entries. Where the
 optimum has such a tie at the k-th entry, the gradient jumps, no plan of k entries is a maximiser with the right marginals,
-and the search ends at its limit: `Plan.violation` says by how much they fail. On clouds of 30 points and gamma of 1 that
+and the search ends at its limit: `Plan.violation` is their error. On clouds of 30 points and gamma of 1 that
 is the rule for k = 2, rare for k = 4, and k = 1 ends at the linear program's optimum.
 
 arXiv 2209.15466 (definitions and conjugates). Maximised by scipy's L-BFGS from 0; tolerance and limit are ours.
@@ -42,7 +42,7 @@ Form = Literal["semi-dual", "dual"]
 
 
 def _largest(s: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Return the k largest entries of each column, falling, and their rows: [k, n] each; of equal ones the first."""
+    """Return the k largest entries of each column, descending, and their rows: [k, n] each; the first on ties."""
     values, rows = torch.sort(s, dim=0, descending=True, stable=True)
     return values[:k], rows[:k]
 
@@ -129,7 +129,7 @@ class SparseTransport:
             jac=True,
             method="L-BFGS-B",
             callback=count,
-            # The value's own change ends nothing: near a tie it is small long before the gradient is.
+            # No stop by the change of the value: near a tie it is small long before the gradient is.
             options={"maxiter": self.limit, "maxfun": 20 * self.limit, "gtol": self.tolerance, "ftol": 0.0},
         )
         value, _, plan = at(found.x)

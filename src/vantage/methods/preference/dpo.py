@@ -1,11 +1,11 @@
-"""DPO: the policy is its own reward model, so preference pairs train it by a logistic loss alone.
+"""DPO: trains the policy on preference pairs by a logistic loss, without a separate reward model.
 
 The optimum of reward maximisation under a KL penalty has reward beta log(pi / ref) up to a term of the prompt, which a
 comparison cancels. Fitting Bradley and Terry's model to the pairs is then fitting the policy:
 
     loss = -mean log sigmoid( beta * [ (logp - logp_ref)(chosen) - (logp - logp_ref)(rejected) ] )
 
-with log-probabilities summed over the answer (arXiv 2305.18290, equation 7). Nothing is sampled and no reward is asked for.
+with log-probabilities summed over the answer (arXiv 2305.18290, equation 7). Nothing is sampled and no reward is computed.
 The defaults are the paper's (beta 0.1, 64 pairs, learning rate 1e-6 after a warm-up); its optimiser is RMSprop, here it is
 Adam, as in the implementations since.
 """
@@ -41,7 +41,7 @@ def dpo(
 ) -> Method:
     """prompts: pairs a step; lr: Adam's, after the warm-up; beta: weight of the divergence to the reference;
     smoothing: probability that a label is wrong; warmup: share of the run in which the rate rises; max_grad_norm:
-    bound of the gradient's norm; micro_batch: rows whose graphs are held at once, none for all."""
+    largest norm of the gradient; micro_batch: rows whose graphs are held at once, none for all."""
     return Method(
         prompts=Shuffled(),
         rollout=StoredPairs(prompts),

@@ -1,15 +1,15 @@
-"""HyPO: DPO on offline pairs, with the divergence to the reference measured on fresh samples instead of on the data. (S062)
+"""HyPO: DPO on offline pairs, plus the KL to the reference estimated on fresh samples. (S062)
 
-DPO controls the KL to its reference only where its pairs are, and needs pairs everywhere; elsewhere the policy drifts freely. HyPO
+DPO controls the KL to its reference only on its pairs, and needs pairs everywhere; elsewhere the policy is unconstrained. HyPO
 adds KL(pi || ref) estimated on unlabelled samples y_1 .. y_k of the present policy, for which partial coverage is enough:
 
     d_j  = stop-gradient( logp(y_j) - logp_ref(y_j) )
     loss = DPO(pairs; beta) + lam * mean_j ( d_j - mean_{i != j} d_i ) * logp(y_j)
 
 a leave-one-out score-function estimate whose expected gradient is that of the KL; the KL itself is recorded as `kl/online`. k = 1
-has no baseline. lam = 0 is DPO and samples nothing. `clip` bounds d to [-clip, clip], which biases it and is off. arXiv 2406.01462;
-the paper's values of k, beta and lam could not be read, the defaults are starting points, and the k = 1 form and the clip are
-reconstructions.
+has no baseline. lam = 0 is DPO and samples nothing. `clip` bounds d to [-clip, clip], which biases it and is off. arXiv
+2406.01462; the paper's values of k, beta and lam could not be read, the defaults are starting points, and the k = 1 form and the
+clip are reconstructions.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def hypo(
     clip: float | None = None,
 ) -> Method:
     """pairs: stored pairs a step; fresh: unlabelled prompts a step; samples: k, answers to each; lam: weight of the
-    divergence on them, 0 is DPO and samples nothing; clip: bound of the log-ratio in it, none for none."""
+    divergence on them, 0 is DPO and samples nothing; clip: bound of the log-ratio in it, none for no bound."""
     if lam == 0:
         return base.replace(rollout=StoredPairs(pairs))
     return base.replace(rollout=PairsAndFresh(pairs, fresh, samples), regularizers=(OnlineKL(lam, clip),))

@@ -1,8 +1,8 @@
-"""Nash-MP: mirror prox to the equilibrium of a preference game: a look-ahead opponent, and an anchor that moves slowly. (S231)
+"""Nash-MP: mirror prox to the equilibrium of a preference game, against a slow copy of the policy. (S231)
 
-Preferences may be intransitive (rock, paper, scissors) and then no reward explains them; what is sought is the policy that no
-other is preferred to, max_pi min_pi' P(pi > pi') - beta KL(pi || ref) + beta KL(pi' || ref). Self-play circles around it; mirror
-prox answers first to the present policy and then to that answer:
+Preferences may be intransitive (rock, paper, scissors) and then no reward represents them; the goal is the policy to which no
+other is preferred, max_pi min_pi' P(pi > pi') - beta KL(pi || ref) + beta KL(pi' || ref). Self-play cycles around it; mirror
+prox takes the best response first to the present policy and then to that response:
 
     pi_{k+1/2} = argmax_pi  P(pi > pi_k)       - beta KL(pi || ref) - c KL(pi || pi_k)
     pi_{k+1}   = argmax_pi  P(pi > pi_{k+1/2}) - beta KL(pi || ref) - c KL(pi || pi_k)
@@ -13,10 +13,10 @@ step. For networks a slow copy of the policy is opponent and anchor pi_k, the po
     loss = mean stop-gradient( -(P(y > y') - 1/2) + beta (logp - logp_ref) + c (logp - logp_k) ) * logp(y)      y' ~ pi_k
     pi_k <- (1 - kappa) pi_k + kappa pi   after each update
 
-with row sums, and the mean of a prompt's other answers taken off the weight where it has several. c = 0 is Nash-MD's form.
+with row sums, and the mean of a prompt's other answers subtracted from the weight where it has several. c = 0 is Nash-MD's form.
 P is the task's pair judge or sigmoid of a score difference. arXiv 2505.19731; c = 1/2 is derived from the stated rate; beta,
-kappa and the learning rate for language models are not stated, so their defaults are reconstructions. A later version of the paper
-replaces mirror prox by a proximal-point method, which is not what this page is.
+kappa and the learning rate for language models are not stated, so their defaults are reconstructions. A later version of the
+paper replaces mirror prox by a proximal-point method, which is not implemented here.
 """
 
 from __future__ import annotations
@@ -96,8 +96,8 @@ def nash_mp(
 ) -> Method:
     """prompts: a step; group_size: answers to a prompt, each with an opponent's; lr: Adam's; beta: weight of the
     divergence to the reference; c: weight of the divergence to the slow copy, 0 is Nash-MD's form; kappa: share by
-    which the slow copy moves a step, 1 plays against the policy of the step before; temperature: divides the
-    logits; max_grad_norm: bound of the gradient's norm; micro_batch: rows whose graphs are held at once, none for
+    which the slow copy moves a step, at 1 the opponent is the policy of the step before; temperature: divides the
+    logits; max_grad_norm: largest norm of the gradient; micro_batch: rows whose graphs are held at once, none for
     all."""
     return Method(
         prompts=Shuffled(),

@@ -1,4 +1,4 @@
-"""REBEL: the change of the log-ratio between two answers regresses on the difference of their rewards. (S010)
+"""REBEL: regresses the change of the log-ratio between two answers onto the difference of their rewards. (S010)
 
 PPO's policy step needs a critic, clipping and many tricks; REBEL's is one least-squares problem. With two answers to each
 prompt from the policy that starts the round, and their log-probabilities kept for all epochs:
@@ -8,7 +8,7 @@ prompt from the policy that starts the round, and their log-probabilities kept f
     loss = mean over pairs of ( d - eta * (R(y1) - R(y2)) )^2
 
 Zero loss on all pairs is the mirror-descent step pi proportional to pi_old exp(eta R); where rewards are equal the loss
-pulls d back to 0. An answer that never ends scores `unfinished`, whatever it says. The text divides by eta instead, which
+moves d towards 0. An answer that does not end scores `unfinished`, whatever its text. The text divides by eta instead, which
 is this times 1 / eta^2. arXiv 2404.16767, equation 9; defaults are those of the authors' summarisation script,
 whose AdamW has the weight decay of torch's default, 0.01.
 """
@@ -49,7 +49,7 @@ PAPER = Paper(
 
 @component
 class Unfinished:
-    """Rewards: a row that was cut (`truncated`) scores `score`, whatever its verifier says."""
+    """Rewards: a row that was cut (`truncated`) scores `score`, whatever its verifier returned."""
 
     score: float = -1.0
 
@@ -59,7 +59,7 @@ class Unfinished:
 
 
 def both_scored(batch: Trajectories, context: Context) -> Trajectories:
-    """Rewards: a pair of which one answer has no score (NaN) has none at all."""
+    """Rewards: where one answer of a pair has no score (NaN), neither has."""
     lacks = group_sums(torch.isnan(batch.score).float(), batch.group)[0] > 0
     return batch.replace(score=batch.score.masked_fill(lacks, torch.nan))
 
@@ -69,7 +69,7 @@ class Whiten:
     """Rewards: `score` over its standard deviation in the batch (population, eps 1e-8 in the variance).
 
     Attributes:
-        shift_mean: whether the mean becomes 0 too; otherwise it stays.
+        shift_mean: whether the mean becomes 0 too; otherwise it is unchanged.
     """
 
     shift_mean: bool = False
@@ -120,11 +120,11 @@ def rebel(
     max_grad_norm: float | None = None,
     micro_batch: int | None = None,
 ) -> Method:
-    """prompts: pairs a round; lr: Adam's, at the start, it falls linearly to 0; eta: step size of the mirror
+    """prompts: pairs a round; lr: Adam's, falling linearly to 0; eta: step size of the mirror
     descent; kl_coef: weight of the divergence to the reference in the reward; epochs: passes over the pairs;
     minibatches: optimiser steps a pass; temperature: divides the logits; weight_decay: Adam's; unfinished: score of
     an answer that was cut, none leaves the verifier's; whiten: scores over their standard deviation in the batch;
-    max_grad_norm: bound of the gradient's norm, none for none; micro_batch: rows whose graphs are held at once,
+    max_grad_norm: largest norm of the gradient, none for no limit; micro_batch: rows whose graphs are held at once,
     none for all."""
     cut = () if unfinished is None else (Unfinished(unfinished),)
     penalty = (DivergencePenalty(kl_coef),) if kl_coef else ()

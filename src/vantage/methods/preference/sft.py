@@ -1,12 +1,12 @@
-"""SFT: supervised fine-tuning, the likelihood of worked solutions.
+"""SFT: supervised fine-tuning, which maximises the likelihood of worked solutions.
 
-The policy imitates given texts, token by token; nothing is sampled and nothing is judged. It is the step before most
-others here, and on the road it is a method like any other, with demonstrations for a rollout:
+The policy imitates given texts, token by token; nothing is sampled and nothing is scored. It usually precedes the other
+methods, and is a method like any other, whose rollout yields demonstrations:
 
     loss = -mean over the completion's tokens of log pi(y_t | x, y_<t)
 
-Prompts carry no loss. The first stage of arXiv 2203.02155; the rate follows a cosine, as there, over the whole run and with a
-short warm-up upon it.
+Prompts carry no loss. The first stage of arXiv 2203.02155; the rate follows a cosine, as there, over the whole run and after a
+short warm-up.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def sft(
 ) -> Method:
     """batch: demonstrations a step; lr: Adam's, after the warm-up; weight_decay: Adam's; warmup: share of the run
     in which the rate rises, then it falls along a cosine to a tenth; max_tokens: cuts longer completions, 0 cuts
-    none; max_grad_norm: bound of the gradient's norm; micro_batch: rows whose graphs are held at once, none for
+    none; max_grad_norm: largest norm of the gradient; micro_batch: rows whose graphs are held at once, none for
     all."""
     return Method(
         prompts=Shuffled(),

@@ -1,8 +1,8 @@
-"""GRPO-lambda: the length penalty is only for the questions that the policy already solves best. (S123)
+"""GRPO-lambda: GRPO with a length penalty only for the questions that the policy solves best. (S123)
 
-A length penalty on every question makes accuracy collapse, because it also shortens thinking where the answer is not found
-yet. GRPO-lambda ranks the groups of a batch by their share of right answers and penalises length in the top fraction alone;
-the rest keep the plain reward:
+A length penalty on every question makes accuracy collapse, because it also shortens the reasoning on unsolved questions.
+GRPO-lambda ranks the groups of a batch by their share of right answers and penalises length in the top fraction alone;
+the others keep the plain reward:
 
     rho_g = mean_i c_gi;   T = the floor(lambda B) groups of largest rho (at least 1 if lambda > 0), ties to the shorter
     r_gi = c_gi                                                       g not in T
@@ -47,7 +47,7 @@ class BestSolvedShorter:
 
     Attributes:
         share: lambda, the fraction of groups that are penalised, 0 to 1.
-        alpha: largest part of a score that length can take, 0 to 1.
+        alpha: largest share of a score that length can remove, 0 to 1.
         threshold: penalise the groups whose share of right answers reaches it, instead of the best fraction.
         correct_at: score of a right answer.
     """
@@ -70,7 +70,7 @@ class BestSolvedShorter:
         return batch.replace(score=batch.score - loss, reward=batch.reward - at_last(loss, own(batch)))
 
     def _best(self, solved: Tensor, batch: Trajectories) -> Tensor:
-        """Which rows [N] belong to the best-solved groups."""
+        """Return which rows [N] belong to the best-solved groups."""
         index, count = group_index(batch.group)
         kept = math.floor(self.share * count + 1e-9)
         if self.share > 0:
@@ -87,8 +87,8 @@ class BestSolvedShorter:
 
 @method(id="S123", papers=PAPER, base=grpo)
 def grpo_lambda(base: Method, share: float = 0.2, alpha: float = 0.2, threshold: float | None = None) -> Method:
-    """share: lambda, fraction of the groups that are penalised; alpha: largest part of a score that length can
-    take; threshold: share of right answers from which a group is penalised, in place of the best fraction."""
+    """share: lambda, fraction of the groups that are penalised; alpha: largest share of a score that length can
+    remove; threshold: share of right answers from which a group is penalised, in place of the best fraction."""
     return base.replace(rewards=(*base.rewards, BestSolvedShorter(share, alpha, threshold)))
 
 

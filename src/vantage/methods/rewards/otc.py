@@ -1,15 +1,15 @@
-"""OTC-GRPO: a right answer earns more the fewer tool calls it took. (S041)
+"""OTC-GRPO: GRPO with a higher reward for right answers that took fewer tool calls. (S041)
 
-A score that knows right and wrong alone is blind to what an answer cost. OTC multiplies it by a factor in [0, 1] that is largest
-at the least number of calls that the question needs: an answer must be right to earn anything, and economical to earn
-everything. With m calls, and n the least among the right answers of the group:
+A score of correctness alone ignores the cost of an answer. OTC multiplies it by a factor in [0, 1] that is largest
+at the least number of calls that the question needs: an answer must be right to get any reward, and economical to get
+all of it. With m calls, and n the least among the right answers of the group:
 
     factor = sin(pi m / (m + n)),   with n = 0  cos(pi m / (2 m + c))          r = alpha * factor * score
 
 arXiv 2504.14870. The cosine was read in a review, the sine and the product are from general knowledge of the paper; alpha and c
-are not stated. alpha is 1; c is 4, where four calls halve a reward without a group (the turns that a conversation may have
-are another natural choice, and the task's to know). A score below 0 keeps the factor 1: made smaller, a failure would be
-the less bad the more calls it took. Whether n is kept from step to step is a doubt, so `persist` is off. A call is an
+are not stated. alpha is 1; c is 4, where four calls halve a reward without a group (the largest number of turns of a
+conversation, which the task sets, is another natural choice). A score below 0 keeps the factor 1: scaled, a failure would be
+penalised less the more calls it took. Whether n is kept from step to step is uncertain, so `persist` is off. A call is an
 answer of the environment: the number of the last turn. The form with a critic is otc-ppo.
 """
 
@@ -78,7 +78,7 @@ def otc(base: Method, alpha: float = 1.0, c: float = 4.0, persist: bool = False)
 
 _NOTE = (
     "The authors: up to 73 % fewer calls and 229 % more right answers a call at comparable accuracy. Here most right answers"
-    " of the start policy need the calculator, so that frugality and accuracy pull apart more than in the paper."
+    " of the start policy need the calculator, so that fewer calls and accuracy conflict more than in the paper."
 )
 claim = (
     Claim("calculator", "grpo", "calls", "lower", name="calls", against_settings={"beta": 0.0}, note=_NOTE),

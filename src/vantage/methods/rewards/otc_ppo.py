@@ -1,13 +1,13 @@
-"""OTC-PPO: a right answer earns more the fewer tool calls it took, with a critic instead of a group. (S041)
+"""OTC-PPO: PPO with a higher reward for right answers that took fewer tool calls. (S041)
 
 OTC multiplies the score of an answer with m tool calls by a factor in [0, 1]. Without a group there is no estimate of how many
 calls the question needs, so the factor falls from the first call on (see otc for the form with one):
 
     factor = cos(pi m / (2 m + c))          r = alpha * factor * score          A by GAE, whitened over the batch
 
-arXiv 2504.14870; what is read in the paper and what is not, otc says. The policy shares its trunk with the critic; the trace
-passes over what the tool says, and nothing follows a conversation that was cut at its limit: it has been scored and never
-goes on.
+arXiv 2504.14870; the page otc lists what was read in the paper. The policy shares its trunk with the critic; the trace
+passes over the tool's tokens, and a conversation that was cut at its limit is not bootstrapped: it has been scored and is
+not continued.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""RePO: GRPO on fresh answers, and on old answers to the same prompts, each set standardised by itself. (S080)
+"""RePO: GRPO on fresh answers and on replayed answers to the same prompts, standardised separately. (S080)
 
-GRPO throws an answer away after one update. RePO keeps the last M answers of each prompt with their log-probabilities, takes
-some of them back by a strategy when the prompt comes again, and adds their clipped surrogate, whose ratio is to the policy
-that wrote them:
+GRPO discards an answer after one update. RePO keeps the last M answers of each prompt with their log-probabilities, replays
+some of them by a strategy when the prompt is drawn again, and adds their clipped surrogate, whose ratio is to the policy
+that generated them:
 
     take K = min(held, k) of a queue that holds at least m_min, before the fresh ones are pushed:
       highest, recent, random, all, variance (the K-subset of largest population variance, then of largest sum)
@@ -92,7 +92,7 @@ def _largest_variance(score: Tensor, there: Tensor, held: Tensor, count: Tensor,
     size = count.clamp(min=1)
     variance = (squares / size - (total / size).square()).masked_fill(~possible, -torch.inf)
     best = variance >= variance.max(1, keepdim=True).values - 1e-9
-    # Among equals the largest sum: the most of the largest scores.
+    # On ties the largest sum: the most of the largest scores.
     top = torch.where(best, high, -1).max(1, keepdim=True).values
     rank = torch.arange(score.shape[1])
     return _placed(order, (rank < count - top) | ((rank >= held - top) & (rank < held)))
@@ -104,17 +104,17 @@ def _placed(order: Tensor, ranks: Tensor) -> Tensor:
 
 @component
 class PromptReplay:
-    """Fresh groups, then for each of their prompts the replayed answers; `source` [N] is 1 for those.
+    """Rollout plan: fresh groups, then the replayed answers to their prompts; `source` [N] is 1 for replayed rows.
 
-    The strategies go by the score that the method's rewards gave an answer when it was fresh; an answer without is not kept.
+    The strategies use the score that the method's rewards gave an answer when it was fresh; unscored answers are not stored.
 
     Attributes:
         plan: gathers fresh groups.
         capacity: M, answers that are kept of a prompt.
         least: m_min, answers that a queue must hold to be replayed from; at most `capacity`.
-        take: k, answers taken back at most.
+        take: k, answers replayed at most.
         strategy: one of `STRATEGIES`.
-        mixed: replayed answers join their prompt's group instead of making one of their own.
+        mixed: replayed answers join their prompt's group instead of making a separate one.
         weight: c_off, of replayed rows in the loss.
     """
 
@@ -130,22 +130,22 @@ class PromptReplay:
     def __post_init__(self) -> None:
         if self.least > self.capacity:
             raise UserError(
-                f"PromptReplay.least={self.least} is more than capacity={self.capacity}: no queue ever holds so many answers,"
+                f"PromptReplay.least={self.least} is more than capacity={self.capacity}: no queue can hold so many answers,"
                 " and nothing would be replayed; lower least or raise capacity"
             )
         self._memory["queues"] = PromptQueues(self.capacity)
 
     def cost(self, episode: int | None = None) -> Cost:
-        """What a step takes, as far as fresh answers go; how many are replayed depends on what is held."""
+        """Return the cost of a step's fresh answers; the number of replayed ones depends on the queues."""
         return replace(cost(self.plan, episode), rows=None)
 
     def __call__(self, context: Context) -> Trajectories:
-        """Gather fresh groups and put replayed rows behind them."""
+        """Sample fresh groups and append replayed rows."""
         fresh = context.verify(self.plan(context))
         index, groups = group_index(fresh.group)
         zeros = torch.zeros(len(fresh), device=fresh.device)
         fresh = fresh.replace(group=index, source=zeros.long(), weight=zeros + 1)
-        # Only to choose by: the loop scores these rows, and records it.
+        # Only for the choice: the training loop scores these rows, and records it.
         fresh = fresh.replace(score=scored(fresh, context.under("")).score)
         queues = self._memory["queues"]
         prompts, first = _distinct(fresh.prompt, index)
@@ -167,11 +167,11 @@ class PromptReplay:
         return fresh if old is None else concatenate([fresh, old])
 
     def state_dict(self) -> dict[str, Any]:
-        """The queues."""
+        """Return the queues."""
         return self._memory["queues"].state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take them back."""
+        """Restore from `state_dict()`."""
         self._memory["queues"].load_state_dict(state)
 
 
@@ -186,7 +186,7 @@ def _distinct(prompt: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
 class FreshRecorded:
     """A reward of all rows, which records that of the fresh ones under its own names, and that of all under `batch/`.
 
-    What is replayed was chosen by its score, so that a mean over it says nothing of the policy.
+    Replayed answers were chosen by their score, so that a mean over them does not measure the policy.
 
     Attributes:
         reward: fills `score` and `reward`.
@@ -236,7 +236,7 @@ def repo_replay(
     weight: float = 1.0,
     beta: float = 0.0,
 ) -> Method:
-    """capacity: M, answers that are kept of a prompt; least: m_min, answers from which on they are replayed; take:
+    """capacity: M, answers that are kept of a prompt; least: m_min, least answers to replay from; take:
     k, of them a step; strategy: which ones, see `PromptReplay`; mixed: they join their prompt's group; weight:
     c_off, of replayed rows in the loss; beta: weight of the divergence to the reference, on fresh rows."""
     return base.replace(
@@ -258,7 +258,7 @@ claim = (
         settings={**_HALF, "strategy": "variance"},
         against_settings={"beta": 0.0},
         note="Accuracy on the 64 prompts over the run, at equal fresh answers; the strategy was chosen after one look at seed 0."
-        " The authors report higher final accuracy on held-out benchmarks; a model as small as this learns the 64 by heart.",
+        " The authors report higher final accuracy on held-out benchmarks; a model as small as this memorises the 64.",
     ),
     Claim(
         name="signal",
@@ -268,7 +268,7 @@ claim = (
         direction="lower",
         settings={**_HALF, "strategy": "variance"},
         against_settings={"beta": 0.0},
-        note="Chosen after one look at seed 0. Groups that teach nothing, replayed ones included. The authors count"
+        note="Chosen after one look at seed 0. Groups without gradient, replayed ones included. The authors count"
         " optimisation steps that have an effect; here every step of 32 prompts has one.",
     ),
     Claim(
@@ -280,6 +280,6 @@ claim = (
         margin=0.03,
         settings=_HALF,
         against_settings={"beta": 0.0},
-        note="The authors' strategy takes back right answers alone once a prompt has enough of them, and these have advantage 0.",
+        note="The authors' strategy replays right answers alone once a prompt has enough of them, and these have advantage 0.",
     ),
 )

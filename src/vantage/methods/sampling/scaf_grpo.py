@@ -1,16 +1,16 @@
-"""Scaf-GRPO: a group of failures is asked again with hints, and takes in the weakest hint's success. (S009)
+"""Scaf-GRPO: GRPO that samples failed groups again with hints, and trains on the weakest hint's success. (S009)
 
-A prompt on which every answer fails teaches GRPO nothing. After a warm-up without help, the policy is asked the same
-question with hints of rising strength, one answer a level, and the success at the lowest level takes the place of the
-group's first failure, under the prompt that it was given to:
+A prompt on which every answer fails has no gradient in GRPO. After a warm-up without hints, the policy answers the same
+question with hints of rising strength, one answer a level, and the success at the lowest level replaces the
+group's first failure, under the prompt that it was sampled from:
 
     levels: for each stage (knowledge, planning, solution) the first 1, 2, .., C parts of its hint; a stage does not carry on
     group = (h*, o*), o_2, .., o_G;      A_i = (r_i - mean) / (std + 1e-6)
     loss  = token mean of -min(ratio A, clip(ratio, 1 - eps, 1 + eps) A), each ratio under the row's own prompt
 
 arXiv 2510.19807, as in the authors' code (whose trainer runs two of the three stages). Hints come with the data: a field `hints`
-of the problem, {stage: [part, ..]}. A prompt without hints stays as it is. The variants that paste the answer under the
-bare prompt, or replace two failures, are not here.
+of the problem, {stage: [part, ..]}. A prompt without hints is unchanged. The variants that put the answer under the
+bare prompt, or replace two failures, are not implemented.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class HintLadder:
                     f"HintLadder: {where} have a stage {stage!r}{nearest(str(stage).lower(), known)} (known: {', '.join(known)});"
                     " rename it in the data, or name it in `stages`"
                 )
-            # A text is a sequence too, of its letters.
+            # A str is a sequence too, of its characters.
             listed = parts is None or (isinstance(parts, Sequence) and not isinstance(parts, str | bytes))
             if not listed or not all(isinstance(part, str) for part in parts or ()):
                 raise UserError(
@@ -102,10 +102,10 @@ class HintLadder:
 
 @component
 class Scaffolded(Groups):
-    """Groups in which, after `warmup` steps, failures are rescued as the page says.
+    """Groups whose failures are sampled again with hints after `warmup` steps, as the page says.
 
     Attributes:
-        warmup: steps without help.
+        warmup: steps without hints.
         right_at: least score of a success.
         ladder: `(item, fields) -> items`, one a level, rising in strength.
     """
@@ -116,11 +116,11 @@ class Scaffolded(Groups):
     needs = frozenset({"text"})
 
     def cost(self, episode: int | None = None) -> Cost:
-        """What a step takes; how many hinted answers are tried depends on what fails."""
+        """Return the cost of a step; the number of hinted answers depends on the failures."""
         return Cost(self.prompts * self.size)
 
     def __call__(self, context: Context) -> Trajectories:
-        """Sample, and rescue; `hint` [N] is the level of a rescued row, -1 for others; metrics of hinted answers: `rescue/`."""
+        """Sample with hints; `hint` [N] is the level of a replaced row, -1 for others; metrics of hinted answers: `rescue/`."""
         prompts = context.next_prompts(self.prompts)
         batch = context.engine.sample(prompts, self.size, context)
         batch = batch.replace(hint=torch.full((len(batch),), -1, device=batch.device))
@@ -198,6 +198,6 @@ claim = (
         metric="mean:zero_advantage_groups",
         direction="lower",
         **_SIDES,
-        note="Share of groups that teach nothing, over the whole run: what the method is for, from the same runs.",
+        note="Share of groups without gradient, which the method is meant to lower, over the whole run, from the same runs.",
     ),
 )

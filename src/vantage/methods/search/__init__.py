@@ -1,1 +1,1 @@
-"""Tree search and what is learnt from it."""
+"""Tree search and learning from it."""

@@ -1,12 +1,13 @@
-"""MCTS as regularised policy optimisation: what visit counts only approach is solved for, and used in their place. (S054)
+"""MCTS as regularised policy optimisation: uses the exact policy that visit counts approximate. (S054)
 
-AlphaZero's rule moves the visit counts a step towards the maximum of q . y - lam KL(prior, y). The maximum itself costs one number:
+AlphaZero's rule moves the visit counts a step towards the maximum of q . y - lam KL(prior, y). The maximum itself needs one number:
 
     y_a = lam prior_a / (alpha - q_a),   sum y = 1,   max(q + lam prior) <= alpha <= max q + lam,   lam = c sqrt(N) / (A + N)
 
-It can act, choose inside the tree, and be learnt, each without the others: `use` is "act", "search", "learn", "all", or several
-joined by "+"; what is left is `alphazero-rule`. arXiv 2007.12509. Conventions: the prior itself at N = 0; A counts legal actions;
-q and c as in `alphazero-rule`; alpha by Newton's method on a concave form of the sum rather than by bisection, to the same digits.
+It can replace visit counts in acting, tree search and learning, each separately: `use` is "act", "search", "learn", "all", or
+several joined by "+"; the others are as in `alphazero-rule`. arXiv 2007.12509. Conventions: the prior itself at N = 0; A counts
+legal actions; q and c as in `alphazero-rule`; alpha by Newton's method on a concave form of the sum instead of bisection, to the
+same digits.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ USES = ("act", "search", "learn")
 
 @method(id="S054", papers=PAPER, base=alphazero_rule, without=("temperature",))
 def mcts_regularized(base: Search, use: str = "all", c: float = 1.25, growth: float | None = 19652.0) -> Search:
-    """use: where the exact policy stands in, `act`, `search`, `learn`, several joined by +, or `all`."""
+    """use: where the exact policy is used, `act`, `search`, `learn`, several joined by +, or `all`."""
     chosen = set(USES) if use == "all" else set(use.split("+"))
     for name in chosen:
         if name not in USES:
@@ -62,6 +63,6 @@ claim = (
     ),
     Claim(
         name="bandit-tree", arena="bandit-tree", against="alphazero-rule", metric="area",
-        note="Nothing is learnt: the priors are random and stay so. Mean over budgets of up to 64 simulations.",
+        note="Nothing is learnt: the priors are random and fixed. Mean over budgets of up to 64 simulations.",
     ),
 )  # fmt: skip

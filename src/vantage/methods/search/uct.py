@@ -1,4 +1,4 @@
-"""UCT: every node of the tree is a bandit, and new leaves are valued by playing on at random.
+"""UCT: tree search with a UCB1 bandit at every node and random playouts from new leaves.
 
 Upper confidence bounds applied to trees, the plain Monte Carlo tree search without a prior: a simulation takes, in each node,
 
@@ -6,7 +6,7 @@ Upper confidence bounds applied to trees, the plain Monte Carlo tree search with
 
 until it leaves the tree, adds one node, plays one random game from it, and adds the outcome to every edge on the way. The most
 visited action is played. Kocsis and Szepesvári 2006, whose bonus 2 C sqrt(log N / n_a), with C = 1/sqrt(2) for q in [0, 1],
-is that of UCB1: c = sqrt(2) C = 1. Of equals one is drawn.
+is that of UCB1: c = sqrt(2) C = 1. Ties are broken at random.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PAPER = Paper(
 
 @method(papers=PAPER)
 def uct(c: float = 1.0) -> Search:
-    """c: of the bonus; 1 is UCB1's for values in [0, 1]. Values are taken as they are, outcomes between -1 and 1 as
+    """c: of the bonus; 1 is UCB1's for values in [0, 1]. Values are not rescaled; outcomes between -1 and 1 become
     q between 0 and 1."""
     return Search(
         tree=UCB1(c), act=Visits(), final=Visits(0.0), target=Visits(), evaluate=uniform_playouts, normalise="range"

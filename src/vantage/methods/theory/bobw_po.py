@@ -1,8 +1,8 @@
-"""Best of both worlds policy optimisation: a bandit at each state whose step follows how seldom the state is seen. (S011)
+"""Best of both worlds policy optimisation: a bandit at each state with a step size by the state's occupancy. (S011)
 
-One algorithm with sqrt(T) regret against rewards that an adversary chose and polylogarithmic regret against rewards that are
-drawn: each state runs follow-the-regularised-leader with Tsallis entropy on estimates of Q, slows down by its own inverse
-occupancies, and pays the same slow-down as a bonus to those that lead to it, a little more at each step back.
+One algorithm with sqrt(T) regret against adversarial rewards and polylogarithmic regret against stochastic rewards:
+each state runs follow-the-regularised-leader with Tsallis entropy on estimates of Q, with a step size that shrinks with its
+inverse occupancies; the shrinkage is a bonus for the states that lead to it, multiplied by 1 + 1/H at each step back.
 
     Qhat(s, a) = 1{(s, a) visited} L_h / mu(s, a)                      L_h losses from step h on, loss = 1 - reward
     1/eta_t(s) = c0 + c1 H sqrt(sum_{k <= t} 1/mu_k(s))                 mu_k(s) = 0 adds nothing
@@ -11,8 +11,8 @@ occupancies, and pays the same slow-down as a bonus to those that lead to it, a 
     pi_{t+1}(. | s) = argmin_p  sum_{k <= t} <p, Qhat_k - B_k>  -  (2 / eta_t) sum_a sqrt(p_a)
 
 arXiv 2302.09408, here with known transitions. `regularizer="shannon"` is exponential weights, "log-barrier" the first-order
-variant; `eta` fixes the step and, with c2 = 0, leaves plain policy optimisation. Reconstructed: the constants (the paper's are
-made for the proof) and the split of the bonus, which in the paper has lower-order terms and indicators besides.
+variant; `eta` fixes the step and, with c2 = 0, leaves plain policy optimisation. Reconstructed: the constants (the paper's serve
+the proof) and the split of the bonus, which in the paper also has lower-order terms and indicators.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class BestOfBothWorlds:
     Attributes:
         c0, c1: of the inverse step.
         c2: of the bonus.
-        eta: a step that never changes, instead.
+        eta: a fixed step size instead.
         regularizer: tsallis, shannon or log-barrier.
     """
 
@@ -111,8 +111,8 @@ class BestOfBothWorlds:
 def bobw_po(
     c0: float = 1.0, c1: float = 0.1, c2: float = 0.5, eta: float | None = None, regularizer: Regularizer = "tsallis"
 ) -> BestOfBothWorlds:
-    """c0: inverse step at the start; c1: growth of the inverse step; c2: of the bonus; eta: a step that never
-    changes, instead; regularizer: `tsallis`, `shannon` or `log-barrier`. The constants are for small problems, not
+    """c0: inverse step at the start; c1: growth of the inverse step; c2: of the bonus; eta: a fixed step
+    size instead; regularizer: `tsallis`, `shannon` or `log-barrier`. The constants are for small problems, not
     the paper's."""
     return BestOfBothWorlds(c0, c1, c2, eta, regularizer)
 

@@ -1,4 +1,4 @@
-"""Softmax policy gradient: REINFORCE on a table of logits, all steps of the horizon together.
+"""Softmax policy gradient: REINFORCE on a table of logits, for all steps of the horizon together.
 
 The plain baseline of tabular policy optimisation: play K episodes, ascend the estimate of the gradient of the return.
 

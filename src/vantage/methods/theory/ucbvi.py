@@ -1,4 +1,4 @@
-"""UCB value iteration: plan in the empirical model, with a bonus for what has been seen too seldom.
+"""UCB value iteration: planning in the empirical model, with a bonus for rarely visited states and actions.
 
 Optimism in the face of uncertainty for an unknown tabular MDP: before every episode the values of the empirical model are
 computed backwards with a bonus that makes them upper bounds with high probability, and the greedy policy is played.
@@ -8,10 +8,10 @@ computed backwards with a bonus that makes them upper bounds with high probabili
     Bernstein   b = sqrt(8 L Var_Phat(V_{h+1}) / n) + 14 H L / (3 n)
                     + sqrt(8 / n  sum_s' Phat(s') min(100^2 H^3 S^2 A L^2 / n'_{h+1}(s'), H^2))
 
-arXiv 1703.05449, algorithms 1 to 4, n'_{h+1}(s') being visits of s' at step h + 1. The law is the same at every step there;
-`stationary=False` counts each step for itself. Rewards, which the paper takes as known, are estimated from the same visits.
-`scale` multiplies b: the constants are made for the proof, and 0.001 to 0.01 is what learns within 1000 episodes
-of RiverSwim, where at scale 0.1 nothing is learnt.
+arXiv 1703.05449, algorithms 1 to 4, n'_{h+1}(s') being visits of s' at step h + 1. The transition law is the same at every step
+there; `stationary=False` counts each step separately. Rewards, which the paper takes as known, are estimated from the same
+visits. `scale` multiplies b: the constants serve the proof; values of 0.001 to 0.01 learn within 1000 episodes of RiverSwim,
+where at scale 0.1 nothing is learnt.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Counts:
 
     @classmethod
     def empty(cls, known: Known, stationary: bool) -> Counts:
-        """Return counts of nothing."""
+        """Return counts of 0."""
         steps, states, actions = known.shape
         kinds = 1 if stationary else steps
 
@@ -90,7 +90,7 @@ class OptimisticIteration:
         bonus: hoeffding or bernstein.
         scale: of the bonus.
         delta: probability with which an upper bound may fail.
-        stationary: whether the law is the same at every step.
+        stationary: whether transitions are the same at every step.
     """
 
     bonus: Literal["hoeffding", "bernstein"] = "hoeffding"
@@ -129,7 +129,7 @@ class OptimisticIteration:
             if self.bonus == "hoeffding":
                 wide = 7.0 * steps * log / n[:, k].sqrt()
             else:
-                # Nothing comes after the last step, so that neither the variance nor the error of the next bound is there.
+                # After the last step there is neither a variance nor an error of the next bound.
                 spread = ((law[:, k] @ value.square()[:, None, :, None]).squeeze(-1) - ahead.square()).clamp(min=0.0)
                 wide = (8.0 * log * spread / n[:, k]).sqrt() + 14.0 * steps * log / (3.0 * n[:, k])
                 if h + 1 < steps:
@@ -151,7 +151,7 @@ def ucbvi(
     stationary: bool = True,
 ) -> OptimisticIteration:
     """bonus: `hoeffding` or `bernstein`; scale: of the bonus, 1 are the constants of the proof; delta: probability
-    with which an upper bound may fail; stationary: the law is the same at every step."""
+    with which an upper bound may fail; stationary: transitions are the same at every step."""
     return OptimisticIteration(bonus, scale, delta, stationary)
 
 
