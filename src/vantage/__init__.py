@@ -1,4 +1,4 @@
-"""Vantage: policy optimisation as a composition of small parts on one road."""
+"""Vantage: policy optimisation as a composition of small components in one training loop."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Values checked against annotations: ranges, choices and conditions that stand beside a type.
+"""Values checked against annotations: ranges, choices and conditions that are declared with a type.
 
 The vocabulary is that of `annotated_types`. The check is ours: attrs makes no dataclasses, of which `fields` and `replace` are used
 everywhere; pydantic (156 ms to import) and beartype (110 ms; 1 is no float to it) report in texts of their own and refuse settings
-that follow the run. Both also refuse names that a module imports for type checkers alone; here such a name lets everything pass.
+that change during the run. Both also refuse names that a module imports for type checkers alone; here such a name is not checked.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def between(low: Number, high: Number) -> Interval:
 
 @dataclasses.dataclass(frozen=True, eq=False)  # an annotation is hashed, `known` may be a dictionary
 class OneOf:
-    """Choices that a collection holds; a `Literal` names them where they are few and fixed."""
+    """Choices: the members of a collection; use `Literal` where they are few and fixed."""
 
     known: Collection[Any]
 
@@ -61,7 +61,7 @@ def one_of(known: Collection[Any]) -> OneOf:
 
 
 not_empty = MinLen(1)
-"""Range of a text or a tuple: it holds something."""
+"""Range of a text or a tuple: it is not empty."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,13 +78,13 @@ def checked_by(function: Callable[[Any], Any]) -> CheckedBy:
 
 @dataclasses.dataclass(frozen=True)
 class Hint:
-    """What to do about a value that is out of range."""
+    """Remedy for a value that is out of range, printed in the error."""
 
     text: str
 
 
 def hint(text: str) -> Hint:
-    """Remedy that stands behind the range in an error: `Annotated[float, above(0), hint("0 is greedy=True")]`."""
+    """Remedy that follows the range in an error: `Annotated[float, above(0), hint("0 is greedy=True")]`."""
     return Hint(text)
 
 
@@ -95,7 +95,7 @@ def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
 
 
 class Check(NamedTuple):
-    """How values of one annotation are checked."""
+    """Check of the values of one annotation."""
 
     noun: str
     fits: Callable[[Any], bool]  # whether the value is of the kind
@@ -116,7 +116,7 @@ def checks_of(cls: Any) -> tuple[tuple[str, str, Check], ...]:
 
 
 class _Elsewhere(type):
-    """Stands for a name that is imported for type checkers alone, whatever is done with it in an annotation."""
+    """Stand-in for a name that is imported for type checkers alone; every operation in an annotation is allowed."""
 
     def __getattr__(cls, name: str) -> Any:
         if name.startswith("__"):
@@ -139,7 +139,7 @@ class _Names(dict[str, Any]):
 
 
 def compiled(hint: Any) -> Check | None:
-    """Return the check of an annotation, None where everything passes."""
+    """Return the check of an annotation, None where nothing is checked."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
         return _ranged(compiled(arguments[0]), hint.__metadata__)
@@ -170,7 +170,7 @@ def _number(value: Any, kind: type) -> bool:
 
 
 def _ranged(inner: Check | None, metadata: tuple[Any, ...]) -> Check:
-    """Add to the check of a kind the ranges, choices and conditions that stand beside it."""
+    """Add to the check of a kind the ranges, choices and conditions that are declared with it."""
     marks = [part for mark in metadata for part in (mark if isinstance(mark, GroupedMetadata) else (mark,))]
     tests = [test for mark in marks if (test := _test(mark, _range_text(marks))) is not None]
     number = any(isinstance(mark, Gt | Ge | Lt | Le) for mark in marks)
@@ -188,7 +188,7 @@ def _ranged(inner: Check | None, metadata: tuple[Any, ...]) -> Check:
 
 
 def _test(mark: Any, text: str) -> tuple[Callable[[Any], bool], Callable[[str, Any], str]] | None:
-    """Return whether a value is right by one mark, and the error of one that is not; each range is false of NaN."""
+    """Return a test of a value against one mark, and a function that makes its error; each range is false for NaN."""
 
     def refuse(place: str, value: Any) -> str:
         return f"{place}={value!r} is out of range: {text}"
@@ -274,7 +274,7 @@ def _union(members: list[Check | None]) -> Check | None:
 
 
 def _sequence(arguments: tuple[Any, ...]) -> Check:
-    """Check tuples (or lists) of one kind, or of one kind a place."""
+    """Check tuples (or lists) of one kind, or with one kind per position."""
     same = len(arguments) == 2 and arguments[1] is Ellipsis
     inner = [compiled(one) for one in (arguments[:1] if same else arguments)]
 

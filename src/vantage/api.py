@@ -1,4 +1,4 @@
-"""Train, resume and evaluate: what the command line does, from Python."""
+"""Train, resume and evaluate from Python, as the command line does."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from vantage.tasks.registry import check_needs, make_task
 
 @dataclass(frozen=True)
 class Run:
-    """A run that ended: how, where, and what was measured."""
+    """A finished run: its outcome, folder and metrics."""
 
     folder: Path | None
     outcome: Outcome
@@ -36,14 +36,14 @@ class Run:
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
-        """Every step's metrics, the resumed ones included."""
+        """Every step's metrics, including those before a resume."""
         return read_metrics(self.folder) if self.folder else list(self.outcome.history)
 
 
 def method(name: str, **settings: Any) -> Method:
     """Return a method by name, or by the path of a file that defines one.
 
-    A setting is one of the recipe's (`group_size=8`), or with a dict `parts={"update.optimizer.lr": 1e-4}` one of a part.
+    A setting is one of the recipe's (`group_size=8`), or with a dict `parts={"update.optimizer.lr": 1e-4}` one of a component.
 
     Raises:
         UserError: the method or a setting is not known, or a value is out of range.
@@ -53,7 +53,7 @@ def method(name: str, **settings: Any) -> Method:
 
 
 def build_method(name: str, settings: Mapping[str, Any]) -> Method:
-    """Compose a method from settings of the recipe (no dot in the name) and of parts (with dots)."""
+    """Compose a method from settings of the recipe (no dot in the name) and of components (with dots)."""
     return dataclasses.replace(registry.page(name).build(settings), settings={"method": name, **settings})
 
 
@@ -88,14 +88,14 @@ def train(
         task: a task, or its specification as on the command line (`addition:digits=3`, `cartpole`).
         model: folder to start from.
         data: file of own problems; then `task` may be "".
-        verifier: how their answers are judged.
+        verifier: how their answers are scored.
         steps: length of the run in the task's unit; None takes the task's default.
         seed: of every random draw.
         out: folder of the run; None keeps everything in memory.
-        settings: of the recipe and of parts, as a dict or as `name=value` texts. Only with a method given by name.
+        settings: of the recipe and of components, as a dict or as `name=value` texts. Only with a method given by name.
         options: of the task's engine and policy.
-        save_every: steps of the road between checkpoints; 0: about one a minute.
-        evaluate_every: steps of the road between evaluations; 0: before and after.
+        save_every: steps of the training loop between checkpoints; 0: about one a minute.
+        evaluate_every: steps of the training loop between evaluations; 0: before and after.
         evaluate_samples: samples per held-out problem, or episodes; 0: none.
         device: where the policy lives, acts, is evaluated and learns: "cpu", "cuda" or "cuda:N"; "" for where a given `policy`
             is, else the CPU.
@@ -104,8 +104,8 @@ def train(
         engine: what samples completions: "" for the task's own engine, or "vllm" (see `vantage.integrations.vllm`).
         force: overwrite a run in `out`.
         listeners: called after each step.
-        policy: what learns, instead of one that the task makes.
-        report: is told how long the run will be, before its first step.
+        policy: the policy to train, instead of one that the task makes.
+        report: called with the length of the run before its first step.
 
     Raises:
         UserError: something given is wrong; nothing was loaded or written.
@@ -118,7 +118,7 @@ def train(
         if given:
             raise UserError("settings go with a method given by name; a Method is changed with .replace or .adapt")
         built = method
-        # A method that a name composes can be composed again on resume; one made by hand must be given again.
+        # A method that a name composes can be composed again on resume; one composed by hand must be given again.
         composed = dict(built.settings or {})
         name = composed.pop("method", "")
         given = composed
@@ -159,10 +159,10 @@ def resume(
     method: Method | None = None,
     device: str = "",
 ) -> Run:
-    """Go on with a run from its newest whole checkpoint; the result is what the run would have been without the stop.
+    """Resume a run from its newest whole checkpoint; the result equals that of an uninterrupted run.
 
-    A run whose method was composed by hand needs the same `method` again; others find it by its name. `device` takes the place of
-    the run's own, for another machine; the numbers are then rounded differently.
+    A run whose method was composed by hand needs the same `method` again; otherwise it is composed by name. `device` replaces
+    the run's own, on another machine; results then differ by rounding.
     """
     folder = Path(folder)
     config = read_config(folder)
@@ -213,13 +213,13 @@ def _make_task(spec: str, data: str, verifier: str, options: Mapping[str, Any] |
 
 
 def _check_run(config: RunConfig) -> None:
-    """Refuse settings of a run that cannot be, before anything is loaded or written."""
+    """Refuse invalid settings of a run before anything is loaded or written."""
     if config.steps < 1:
         raise UserError(f"steps={config.steps} is out of range: at least 1")
 
 
 def _claim_folder(folder: Path, force: bool) -> Path:
-    """Make the run's folder, or refuse: nothing is overwritten unless asked for."""
+    """Make the run's folder, or refuse: a folder is overwritten only with `force`."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--out {folder} is a file; give a folder")
     if folder.is_dir() and any(folder.iterdir()):
@@ -282,7 +282,7 @@ def _run(
     if config.options.get("engine") == "vllm":
         from vantage.integrations.vllm import VllmEngine
 
-        engine = VllmEngine(policy, sampling=engine.sampling)  # the task's own goes on judging
+        engine = VllmEngine(policy, sampling=engine.sampling)  # the task's own still evaluates
     writers = [task.writer(folder)] if folder is not None and hasattr(task, "writer") else []
     if config.wandb:
         from vantage.integrations.wandb import WandbListener
@@ -309,7 +309,7 @@ def _run(
                 report(note)
             report(f"resumed from step {step} of {trainer.context.total_steps}")
         else:
-            report("the run was stopped before its first checkpoint: it begins again")
+            report("the run was stopped before its first checkpoint: it starts again")
     if not trainer.context.step:
         report(outlook(trainer.context))
     with contextlib.ExitStack() as stack:

@@ -34,7 +34,7 @@ class Train:
     data: str = ""
     """File of your own problems: JSONL, JSON, CSV, Parquet, or a saved `datasets` folder."""
     verifier: str = ""
-    """How answers to --data are judged: exact, numeric, math, regex:pattern=..., choice, python:module:function, ..."""
+    """How answers to --data are scored: exact, numeric, math, regex:pattern=..., choice, python:module:function, ..."""
     steps: int | None = None
     """Length of the run: steps of the loop for language, environment steps for control. Default: the task's."""
     seed: int = 0
@@ -42,13 +42,13 @@ class Train:
     out: str = ""
     """Folder of the run. Default: runs/METHOD-TASK-sSEED."""
     set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE ...")] = ()
-    """Settings of the method (group_size=8) and of its parts (update.optimizer.lr=3e-4)."""
+    """Settings of the method (group_size=8) and of its components (update.optimizer.lr=3e-4)."""
     option: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE ...")] = ()
     """Options of the task's engine and policy (max_new_tokens=64, normalize=true)."""
     save_every: int = 0
-    """Steps of the road between checkpoints; 0: about one a minute."""
+    """Steps of the training loop between checkpoints; 0: about one a minute."""
     eval_every: int = 0
-    """Steps of the road between evaluations; 0: before and after."""
+    """Steps of the training loop between evaluations; 0: before and after."""
     eval_samples: int = 4
     """Samples per held-out problem, or episodes, of an evaluation; 0: none."""
     device: str = "cpu"
@@ -95,7 +95,7 @@ class Train:
 
 @dataclass
 class Resume:
-    """Go on with a run from its newest whole checkpoint."""
+    """Resume a run from its newest whole checkpoint."""
 
     run: Text
     """Folder of the run."""
@@ -120,7 +120,7 @@ class Resume:
 
 @dataclass
 class Eval:
-    """Judge a model, or a run's final model, on held-out problems or fresh episodes."""
+    """Evaluate a model, or a run's final model, on held-out problems or fresh episodes."""
 
     target: Text
     """Folder of a model or of a run."""
@@ -133,7 +133,7 @@ class Eval:
     data: str = ""
     """File of your own problems."""
     verifier: str = ""
-    """How their answers are judged."""
+    """How their answers are scored."""
     option: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE ...")] = ()
     """Options of the task's engine and policy."""
     device: str = ""
@@ -400,7 +400,7 @@ def main(argv: list[str] | None = None) -> int:
         command = tyro.extras.subcommand_cli_from_dict(
             COMMANDS,
             prog="vantage",
-            description="Policy optimisation: every method as a composition of small parts on one road.",
+            description="Policy optimisation: every method as a composition of small components in one training loop.",
             args=arguments or ["--help"],
             config=(tyro.conf.FlagCreatePairsOff,),
         )
@@ -458,7 +458,7 @@ def _ended(run: Any) -> int:
             print(f"{key.removeprefix('eval/'):<24} {value:.4g}{change}")
     if run.outcome.status == "interrupted":
         print(
-            f"interrupted after step {run.outcome.step}; everything is saved: go on with `vantage resume {run.folder}`"
+            f"interrupted after step {run.outcome.step}; everything is saved; resume with `vantage resume {run.folder}`"
         )
         return 130
     print(f"run folder: {run.folder}  (curves.png, metrics.jsonl, model/)")

@@ -1,4 +1,4 @@
-"""Settings of a run: everything needed to run it again, as one JSON file."""
+"""Settings of a run, stored as one JSON file."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ class RunConfig:
 
     Attributes:
         method: name of a method, or path of a file that defines one.
-        settings: of the recipe (`group_size`), and of parts (`update.optimizer.lr`).
+        settings: of the recipe (`group_size`), and of components (`update.optimizer.lr`).
         task: name of a task with its options (`addition:digits=3`), "" when `data` says all.
         model: folder of the model to start from, "" for a fresh one where the task makes one.
         data: file of the user's own problems, "" for none.
-        verifier: how answers are judged (`math`), "" for the task's own.
+        verifier: how answers are scored (`math`), "" for the task's own.
         options: of the task's engine and policy (`max_new_tokens`, `normalize`).
-        steps: as the task counts them (`Task.unit`): steps of the road, or environment steps.
+        steps: as the task counts them (`Task.unit`): steps of the training loop, or environment steps.
         seed: of every random draw.
-        save_every, evaluate_every: in steps of the road; 0: by the clock, and only at the ends.
+        save_every, evaluate_every: in steps of the training loop; 0: by the clock, and only at the ends.
         evaluate_samples: per held-out problem, or episodes; 0 for no evaluation.
         device: where the policy lives.
         threads: CPU threads of the run, 0 leaves them as they are.
@@ -72,7 +72,7 @@ def read_config(folder: Path) -> RunConfig:
     """Read the settings of a run.
 
     Raises:
-        UserError: the folder is none of a run, or its file cannot be read.
+        UserError: the folder is not a run, or its file cannot be read.
     """
     path = folder / "config.json"
     if not path.is_file():
@@ -93,7 +93,7 @@ def read_config(folder: Path) -> RunConfig:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether the folder is one of a run."""
+    """Whether the folder is that of a run."""
     try:
         return "run" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -101,7 +101,7 @@ def is_run(folder: Path) -> bool:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what decides a result."""
+    """Versions of the libraries that a result depends on."""
     found = {"python": platform.python_version(), "platform": f"{platform.system()}-{platform.machine()}"}
     for name in ("vantage", "torch", "numpy", "transformers", "tokenizers", "gymnasium", "mujoco"):
         try:
@@ -112,7 +112,7 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """The commit of the code that runs, with "+" when files are changed; "" outside a checkout."""
+    """Commit of the running code, with "+" when files are changed; "" outside a checkout."""
     root = Path(__file__).resolve().parent
     try:
         head = subprocess.run(

@@ -1,4 +1,4 @@
-"""The picture of a run: the curves that people look at, from its `metrics.jsonl`."""
+"""Charts of a run's metrics, from its `metrics.jsonl`."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _ORDER = (
 
 
 def write_curves(folder: Path, name: str = "curves.png", limit: int = 12) -> Path | None:
-    """Draw the run's metrics into `folder/name`; return its path, or None when nothing was measured."""
+    """Draw the run's metrics into `folder/name`; return its path, or None when there are no metrics."""
     return draw(read_metrics(folder), folder / name, folder.name, limit)
 
 
 def draw(lines: Sequence[dict[str, Any]], path: Path, title: str, limit: int = 12) -> Path | None:
-    """Draw one small chart for each metric with at least two finite values, in the order people read them."""
+    """Draw one small chart for each metric with at least two finite values, the most important first."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -62,7 +62,7 @@ def draw(lines: Sequence[dict[str, Any]], path: Path, title: str, limit: int = 1
 
 
 def _worth_showing(steps: list[int], values: list[float]) -> bool:
-    """A curve has two points and is no constant (what differs by rounding alone is one)."""
+    """Whether a curve has two points and is not constant up to rounding."""
     return len(steps) >= 2 and max(values) - min(values) > 1e-9
 
 

@@ -1,4 +1,4 @@
-"""The main job from end to end, as `make demo`: a small language model is made, warm-started, and trained with GRPO.
+"""Demonstration of training from end to end (`make demo`): a small language model is made, warm-started, and trained with GRPO.
 
 Every stage is one of the library's commands and can be run by hand; the demo prints it. The base model is supervised on
 worked solutions until it solves some of the held-out problems, then GRPO learns from the verifier alone.
@@ -20,7 +20,7 @@ SEED = 0
 def main(argv: list[str] | None = None) -> int:
     """Run the demo; return its exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m vantage.demo", description="A language model learns, from nothing."
+        prog="python -m vantage.demo", description="Train a small language model from random weights."
     )
     parser.add_argument("--out", default="demo", help="folder for the models and runs (default: demo)")
     parser.add_argument("--warm-steps", type=int, default=220, help="supervised steps (default: 220)")
@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     out = Path(arguments.out)
     if out.exists():
-        # The folder is the demo's own: it is made anew each time, and nothing else is touched.
+        # The folder belongs to the demo: it is made anew each time, and no other folder is changed.
         if not (out / ".demo").exists():
             print(f"error: {out} exists and was not made by the demo; give another --out", file=sys.stderr)
             return 2
@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(out: Path, task: str, warm_steps: int, steps: int) -> int:
-    """Make, warm-start, train and judge."""
+    """Make a model, warm-start it, train it and evaluate it."""
     from vantage.cli import main as vantage
 
     started = time.monotonic()
@@ -61,7 +61,7 @@ def run(out: Path, task: str, warm_steps: int, steps: int) -> int:
         "--set", "batch=128", "lr=3e-3", "--eval-samples", "8", "--threads", "1",
     )  # fmt: skip
     stage(
-        "3. GRPO: from the verifier's verdicts alone",
+        "3. GRPO: with rewards from the verifier alone",
         "train", "grpo", "--task", task, "--model", f"{out}/sft/model", "--steps", str(steps), "--out", f"{out}/grpo",
         "--set", "prompts=32", "group_size=8", "lr=3e-4", "beta=0", "--eval-every", str(max(1, steps // 6)),
         "--eval-samples", "8", "--threads", "1",

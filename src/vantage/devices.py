@@ -1,4 +1,4 @@
-"""Where a policy lives: devices by the names that the command line takes."""
+"""Devices of policies, by the names that the command line takes."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class Metrics:
-    """Weighted means of what components record in one step, kept as sums and counts, so that no cut of a batch changes them.
+    """Weighted means of what components record in one step, kept as sums and counts, so that no division of a batch changes them.
 
     Recording never waits for the device.
     """
@@ -25,7 +25,7 @@ class Metrics:
         self.record_total(name, value if weight == 1.0 else value * weight, weight)
 
     def record_total(self, name: str, total: Tensor | float, count: Tensor | float) -> None:
-        """Add a sum and the number of what was summed (scalars) to the step's mean under `name`; a count of 0 adds nothing."""
+        """Add a sum and the count of the summed values (scalars) to the step's mean under `name`; a count of 0 adds nothing."""
         total = total.detach() if isinstance(total, Tensor) else total
         self._records.setdefault(name, []).append((total, count))
 
@@ -45,7 +45,7 @@ class Metrics:
             self.record_total(name, torch.where(mask, values, 0.0).sum(), mask.sum())
 
     def derive(self, name: str, function: Callable[..., float], *of: str) -> None:
-        """Report under `name` a function of the step's means of other names: a mean of such values would be another number."""
+        """Report under `name` a function of the step's means of other names, for values whose mean would be another number."""
         self._derived[name] = (function, of)
 
     def under(self, prefix: str) -> Metrics:
@@ -57,11 +57,11 @@ class Metrics:
         return len(self._records.get(name, ()))
 
     def mean(self, name: str, since: int = 0) -> float:
-        """Return the mean under `name` of what was recorded after its first `since` records, NaN for nothing; waits."""
+        """Return the mean of what was recorded under `name` after its first `since` records, NaN for none; waits for the device."""
         return _means({name: self._records.get(name, [])[since:]}).get(name, math.nan)
 
     def collect(self) -> dict[str, float]:
-        """Return the means and begin again; it waits for the device."""
+        """Return the means and reset them; it waits for the device."""
         collected = _means(self._records)
         for name, (function, of) in self._derived.items():
             if all(part in collected for part in of):
@@ -72,7 +72,7 @@ class Metrics:
 
 
 def _means(records: Mapping[str, Sequence[tuple[Any, Any]]]) -> dict[str, float]:
-    """Return the sum over the count of each name, where it counts anything. One transfer a device."""
+    """Return the sum over the count of each name, where the count is not 0. One transfer per device."""
     scalars = [number for pairs in records.values() for pair in pairs for number in pair]
     tensors: dict[torch.device, list[int]] = {}
     for index, number in enumerate(scalars):

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a live table in a terminal, plain lines elsewhere."""
+"""Progress of a run: a live table in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _SHOWN = (
 
 
 def outlook(context: Context) -> str:
-    """Return how long a run will be, as far as its rollout plan says: steps, samples, optimiser steps."""
+    """Return the length of a run, as far as its rollout plan tells: steps, samples, optimiser steps."""
     method, steps, budget = context.method, context.total_steps, context.budget
     each = cost(method.rollout, getattr(context.task, "episode_length", None))
     updates = getattr(method.update, "optimizer_steps", None)
@@ -55,7 +55,7 @@ def _count(number: float, what: str) -> str:
 
 
 class Progress:
-    """Listener that shows progress, the time left and the metrics that people look at.
+    """Listener that shows progress, the time left and the metrics of most interest.
 
     A rich display in a terminal; otherwise one plain line at most every `interval` seconds, and for every evaluation.
     """

@@ -3,7 +3,7 @@
     value   a number, true, false, none, a list, a mapping, or text
     list    [1, 2], [[8, 8], [4]], [a, "b, c"]
     mapping {correct: 1, "length": 0.5}
-    text    anything else; quotes keep what would be read otherwise: "1", 'none', "[a]"
+    text    anything else; quotes make text of what would be read otherwise: "1", 'none', "[a]"
 
 Names and words of lists need no quotes; JSON is read as JSON has it. Inside brackets and quotes a comma separates no settings.
 """
@@ -22,7 +22,7 @@ _QUOTES = "\"'"
 
 
 def parse_value(text: str) -> Any:
-    """Return the value that a text stands for.
+    """Return the value that a text denotes.
 
     Raises:
         UserError: a bracket or a quote is not closed, or a mapping has an entry without name.
@@ -52,7 +52,7 @@ def parse_settings(pairs: Iterable[str], where: str = "") -> dict[str, Any]:
 
     Args:
         pairs: the texts.
-        where: what has the settings, for errors: `task cartpole`.
+        where: the owner of the settings, for errors: `task cartpole`.
 
     Raises:
         UserError: a pair has no '=' or no name, or its value cannot be read.
@@ -73,7 +73,7 @@ def read_settings(text: str, where: str = "") -> dict[str, Any]:
 
 
 def split(text: str, separator: str = ",") -> list[str]:
-    """Split a text at separators outside brackets and quotes; "" has no part.
+    """Split a text at separators outside brackets and quotes; "" gives an empty list.
 
     Raises:
         UserError: a bracket is not closed, or closed without having been opened.
@@ -121,11 +121,11 @@ def _unquoted(text: str) -> str:
     try:
         return str(ast.literal_eval(text))
     except (ValueError, SyntaxError) as error:
-        raise UserError(f"value {text} is no quoted text: {error}") from error
+        raise UserError(f"value {text} is not a quoted text: {error}") from error
 
 
 def _entry(text: str) -> tuple[str, Any]:
     name, *rest = split(text, ":")
     if not rest:
-        raise UserError(f"{text!r} is no entry of a mapping: write {{name: value}}")
+        raise UserError(f"{text!r} is not an entry of a mapping: write {{name: value}}")
     return str(_unquoted(name) if name[:1] in _QUOTES else name), parse_value(text[text.index(":", len(name)) + 1 :])

@@ -1,4 +1,4 @@
-"""Settings of runs that older versions made, in the words of this one."""
+"""Conversion of the settings of runs that older versions made."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ _SPLIT = {
     "brrl": ("form", {"bpo": "brrl", "gbpo": "brrl-group"}),
     "otc": ("form", {"grpo": "otc", "ppo": "otc-ppo"}),
 }
-"""Pages that held two methods: page -> (the setting that chose, its value -> the method's name now)."""
+"""Pages that held two methods: page -> (the setting that chose, its value -> the method's present name)."""
 _FORM = {"brrl": "bpo", "otc": "grpo"}
-"""The forms that were the defaults."""
+"""Values of the settings above that were defaults."""
 
 
 def upgraded(run: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the stored settings of a run, `RunConfig`'s fields, with methods that were split under their names of now.
+    """Return the stored settings of a run, `RunConfig`'s fields, with methods that were split under their present names.
 
     A setting that was None where each form had a default of its own is left out. Settings that are current stay as they are.
     """

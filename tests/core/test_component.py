@@ -332,7 +332,7 @@ def test_what_memory_holds_is_restored_in_place() -> None:
 def test_what_a_checkpoint_cannot_hold_is_named_when_it_is_saved() -> None:
     one = Mean()
     one._memory["seen"] = {"nested": [1, "two", None, np.zeros(2)]}
-    with pytest.raises(TypeError, match="a checkpoint holds no ndarray"):
+    with pytest.raises(TypeError, match="a checkpoint cannot hold a ndarray"):
         one.state_dict()  # type: ignore[attr-defined]
 
 

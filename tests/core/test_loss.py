@@ -160,5 +160,5 @@ def test_reading_what_was_not_wanted_is_an_error() -> None:
     def greedy(evaluation: Any, batch: Any, context: Any) -> torch.Tensor:
         return evaluation.entropy
 
-    with pytest.raises(UserError, match="'entropy' was not evaluated: the part that reads it must declare it"):
+    with pytest.raises(UserError, match="'entropy' was not evaluated: the component that reads it must declare it"):
         gradient(toy_method(objective=greedy), None)

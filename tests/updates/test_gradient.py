@@ -50,7 +50,7 @@ def test_a_unit_that_the_averaging_forbids_is_refused() -> None:
     policy = task.make_policy(seed=0)
     method = vantage.method("grpo", prompts=2, group_size=4).adapt("update", unit="decision")
     trainer = Trainer(method, task, policy, task.make_engine(policy), Schedule(1), seed=3)
-    with pytest.raises(UserError, match="breaks up what the loss, the averaging or the policy joins: 'row' at least"):
+    with pytest.raises(UserError, match="needs whole: set 'row' or a larger unit"):
         trainer.run()
 
 

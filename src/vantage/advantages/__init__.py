@@ -1,1 +1,1 @@
-"""Who gets the credit: advantages and the values they rest on."""
+"""Advantages, and the value functions that they use."""

@@ -1,4 +1,4 @@
-"""The learned value function: how it is read before the update, and what teaches it."""
+"""Critics: value estimates before the update, and their training."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Critic:
         return fill_values(batch, context)
 
     def prepare(self, context: Context) -> None:
-        """Give the policy a critic, where it has none of its own."""
+        """Add a critic to a policy that has none."""
         add_critic(context)
 
     def loss(self, evaluation: Evaluation, batch: Trajectories, context: Context) -> Tensor:
@@ -49,14 +49,17 @@ class Critic:
 
 
 def add_critic(context: Context) -> None:
-    """Ask a policy that comes without critic (a language model) to grow one."""
+    """Add a critic to a policy that comes without one (a language model)."""
     grow = getattr(context.policy, "add_value_head", None)
     if grow is not None:
         grow()
 
 
 def fill_values(batch: Trajectories, context: Context) -> Trajectories:
-    """Fill `value` and `next_value` from the policy's critic; no gradient. Columns that only bootstrap are spent here."""
+    """Fill `value` and `next_value` from the policy's critic; no gradient.
+
+    Drops `last_observation` and `final_observation`, which only bootstrapping needs.
+    """
     with torch.no_grad():
         value, next_value = context.policy.values(batch)
     return batch.replace(value=value, next_value=next_value, last_observation=None, final_observation=None)
@@ -64,13 +67,13 @@ def fill_values(batch: Trajectories, context: Context) -> Trajectories:
 
 @component
 class FittedCritic:
-    """Fills `value` and `next_value`; after each update the critic alone is fitted to the returns by passes of Adam.
+    """Fills `value` and `next_value`; after each update fits the critic alone to the returns by epochs of Adam.
 
     For updates that the critic must not share (trust regions).
 
     Attributes:
         epochs: passes over the batch (vf_iters).
-        minibatch: decisions a step; rows, with a policy that has memory.
+        minibatch: decisions per step; rows for a policy with memory.
         lr: learning rate of Adam.
     """
 
@@ -115,5 +118,5 @@ class FittedCritic:
         return dict(self._memory["optimizer"].state_dict())
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take it back."""
+        """Restore from `state_dict()`."""
         self._memory["optimizer"].load_state_dict(dict(state))

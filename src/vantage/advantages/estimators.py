@@ -15,7 +15,7 @@ from vantage.functions.whitening import whiten
 
 DISCOUNT = property(
     lambda self: frozenset({("gamma", self.gamma)}),
-    doc="Asks the engine to discount the return by which it scales rewards as this component discounts them.",
+    doc="Discount of the return by which the engine scales rewards: that of this component.",
 )
 
 

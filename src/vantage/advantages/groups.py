@@ -87,6 +87,6 @@ class ScoreLessBaseline:
 
 
 def record_groups(std: Tensor, group: Tensor, context: Context) -> None:
-    """Record the share of rows whose group teaches nothing because all its members score the same."""
+    """Record the share of rows whose group has no signal because all its members have the same score."""
     context.record("groups/without_variance", (std < 1e-6).float().mean())
     context.record("groups/std", std.mean())

@@ -37,13 +37,13 @@ class QuantileTracker:
         return "estimates" in self._memory
 
     def read(self, level: float) -> Tensor:
-        """Return the estimate of the level nearest to `level`, a scalar."""
+        """Return the estimate of the tracked level nearest to `level`, a scalar."""
         nearest = min(range(len(self.levels)), key=lambda place: abs(self.levels[place] - level))
         return self._memory["estimates"][nearest]
 
     @torch.no_grad()
     def update(self, scores: Tensor) -> None:
-        """Take in a batch of scores [M]; missing ones (NaN) are left out."""
+        """Update with a batch of scores [M]; missing ones (NaN) are left out."""
         if bool(torch.isnan(scores).all()):
             return
         levels = torch.tensor(self.levels, device=scores.device)

@@ -20,8 +20,8 @@ class TwinQ:
         a' = clip(target_actor(s') + clip(noise * e, -limit, limit), -1, 1)          e standard normal
         y  = r + gamma * (1 - terminated) * min(Q1', Q2')(s', a')                    loss = mean (Q1 - y)^2 + mean (Q2 - y)^2
 
-    Reads `observation`, `action`, `reward`, `next_observation`, `terminated`, rows of one decision. The policy grows the
-    networks; what moves their targets is a controller (`MoveTargets`).
+    Reads `observation`, `action`, `reward`, `next_observation`, `terminated`, rows of one decision. The policy makes the
+    networks; a controller (`MoveTargets`) updates their targets.
 
     Attributes:
         gamma: discount, 0 to 1.
@@ -38,7 +38,7 @@ class TwinQ:
     needs = frozenset({"transitions"})
 
     def prepare(self, context: Context) -> None:
-        """Have the policy grow the networks, and make their optimiser."""
+        """Add the networks to the policy, and make their optimiser."""
         policy: Any = context.policy
         if not hasattr(policy, "add_critics") or not hasattr(policy, "mean_action"):
             raise UserError(f"TwinQ: {type(policy).__name__} has no action values: take a task of the field offline")
@@ -46,7 +46,7 @@ class TwinQ:
         self._memory["optimizer"] = self.optimizer.build(policy.critics.parameters())
 
     def __call__(self, batch: Trajectories, context: Context) -> Trajectories:
-        """Return the batch: no part reads state values."""
+        """Return the batch: no component reads state values."""
         return batch
 
     def fit(self, batch: Trajectories, context: Context) -> None:

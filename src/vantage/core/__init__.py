@@ -1,4 +1,4 @@
-"""The road: what every method, task and policy shares."""
+"""Training loop, method, trajectories, context and checkpoints: what every method, task and policy shares."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a loss per decision becomes one number: weights [N, T] whose products with the loss are summed.
+"""Averagings of a loss per decision into one number: weights [N, T] whose products with the loss are summed.
 
 Weights are computed on the whole minibatch before it is cut into micro-batches, so that accumulation over any cut gives
 exactly the gradient of the whole.
@@ -28,7 +28,7 @@ Averaging = Callable[[Tensor, Tensor | None], Tensor]
 
 
 def by_group(mask: Tensor, group: Tensor | None = None) -> Tensor:
-    """Every group counts the same, and within it every decision."""
+    """Weights of `group`: every group counts the same, and within it every decision."""
     if group is None:
         raise UserError("averaging='group' needs the column 'group'")
     keys, index = torch.unique(group, return_inverse=True)

@@ -21,12 +21,12 @@ from vantage.core.errors import CheckpointError
 
 MANIFEST = "manifest.json"
 FORMAT = 2
-"""Of the state: 2 holds the state of nested components under places of their own; 1 (no number) that of the outermost alone."""
+"""Format of the state: 2 holds nested components under places of their own; 1 (no number) holds the outermost alone."""
 _FOLDER = re.compile(r"step-(\d+)$")
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file so that a reader, or a crash at any moment, sees the old content or the new, never a part."""
+    """Write a file so that a reader, or a crash at any moment, sees the old content or the new, never a mixture."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     data = content.encode() if isinstance(content, str) else content
     with open(temporary, "wb") as file:
@@ -91,7 +91,7 @@ def random_state(generator: torch.Generator) -> dict[str, Any]:
 
 
 def set_random_state(state: Mapping[str, Any], generator: torch.Generator) -> None:
-    """Take back what `random_state` returned."""
+    """Restore what `random_state` returned."""
     generator.set_state(state["generator"])
     torch.set_rng_state(state["torch"])
     if state["cuda"] and torch.cuda.is_available():
@@ -188,7 +188,7 @@ def newest_checkpoint(folder: Path, report: Any = print) -> tuple[int, dict[str,
     """Return the newest checkpoint that is whole; one that is not is reported and the one before it is tried.
 
     Raises:
-        CheckpointError: none is whole, or there is none.
+        CheckpointError: no checkpoint is whole, or none was written.
     """
     problems = []
     for path in reversed(checkpoints(folder)):

@@ -1,4 +1,4 @@
-"""Columns that a part declares and that the road fills from the policy or a named frozen one, before credit is given."""
+"""Columns that a component declares and the training loop fills from the policy or a named frozen one before the advantage."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FILLERS: dict[str, Callable[[Trajectories, Context], Tensor]] = {
 
 
 def needed_policies(column: str) -> frozenset[str]:
-    """Return the named policies that a column needs, so that a part which reads it need not declare both."""
+    """Return the named policies that a column needs, so that a component that reads it need not declare both."""
     if column == "logp_ref":
         return frozenset({REFERENCE})
     return frozenset({column.removeprefix(UNDER)} if column.startswith(UNDER) else ())
@@ -38,6 +38,8 @@ def fill(batch: Trajectories, names: frozenset[str], context: Context) -> Trajec
         if name in FILLERS:
             filled[name] = FILLERS[name](batch, context)
         elif name.startswith(UNDER):
-            declare(name, "[N, T]", "log-probability under a named frozen policy", "a part that names it in `columns`")
+            declare(
+                name, "[N, T]", "log-probability under a named frozen policy", "a component that names it in `columns`"
+            )
             filled[name] = context.evaluate(batch, "logp", context.named(name.removeprefix(UNDER)))
     return batch.replace(**filled) if filled else batch

@@ -19,13 +19,13 @@ def memory(*, init: Literal[False] = False) -> dict[str, Any]: ...
 @overload
 def memory(default_factory: Callable[[], M], *, init: Literal[False] = False) -> M: ...
 def memory(default_factory: Callable[[], Any] = dict, *, init: Literal[False] = False) -> Any:
-    """Declare a field in which a component remembers from step to step; not a setting, not shown, not compared.
+    """Declare a field for state that a component keeps between steps; not a setting, not shown, not compared.
 
     Args:
-        default_factory: makes its first value: a dictionary, or an object with `state_dict` and `load_state_dict`.
+        default_factory: makes its initial value: a dictionary, or an object with `state_dict` and `load_state_dict`.
         init: always False, for type checkers.
 
-    `dataclasses.replace` begins with an empty memory, `copy.deepcopy` with a copy. It holds tensors, numbers, texts, lists and
+    `dataclasses.replace` starts with an empty memory, `copy.deepcopy` with a copy. It holds tensors, numbers, texts, lists and
     dictionaries, and objects with `state_dict`, which `prepare` makes so that a checkpoint finds them.
     """
     return dataclasses.field(
@@ -42,8 +42,8 @@ def component(cls: Any = None, /, *, label: str = "") -> Any:
     """Make a class a frozen dataclass whose fields are checked against their annotations when it is made.
 
     Checked are `int`, `float`, `bool`, `str`, `Literal[...]`, these with ranges (`Annotated[float, above(0)]`), or none,
-    and tuples of them; every other annotation lets everything pass. A number may also be a callable: a setting that
-    follows the run. A whole number is a float, True is no number, and NaN is out of every range. The class's own
+    and tuples of them; other annotations are not checked. A number may also be a callable: a setting that
+    changes during the run. A whole number is a float, True is no number, and NaN is out of every range. The class's own
     `__post_init__` runs afterwards, for conditions over several fields.
 
     A class with a field `memory()` gets `state_dict` and `load_state_dict`, unless it has them.
@@ -112,7 +112,7 @@ def check_value(place: str, value: Any, annotation: Any) -> None:
 
 
 def state_of(self: Any) -> dict[str, Any]:
-    """Return what a component remembers, tensors copied: the content of its memory; of several, by name."""
+    """Return the state of a component, tensors copied: the content of its memory field; of several fields, by name."""
     fields = _memories(self)
     if len(fields) == 1:
         state: dict[str, Any] = _saved(getattr(self, fields[0]))
@@ -121,7 +121,7 @@ def state_of(self: Any) -> dict[str, Any]:
 
 
 def restore(self: Any, state: Mapping[str, Any]) -> None:
-    """Restore what `state_of` returned; objects with `load_state_dict` that the memory holds already are loaded in place."""
+    """Restore what `state_of` returned; objects with `load_state_dict` that are already in memory are loaded in place."""
     fields = _memories(self)
     for name in fields:
         part = state if len(fields) == 1 else state[name.strip("_")]
@@ -142,7 +142,9 @@ def _saved(value: Any) -> Any:
     if type(value) in (list, tuple):
         return type(value)(_saved(held) for held in value)
     if value is not None and type(value) not in (bool, int, float, str):
-        raise TypeError(f"a checkpoint holds no {type(value).__name__}: give it `state_dict`, or the component its own")
+        raise TypeError(
+            f"a checkpoint cannot hold a {type(value).__name__}: define `state_dict` on it, or on the component"
+        )
     return value
 
 

@@ -22,33 +22,33 @@ from vantage.metrics import Metrics
 
 
 class Engine(Protocol):
-    """Gathers decisions of the policy in the task."""
+    """Samples rows of decisions from the policy in the task."""
 
     def sample(self, prompts: Prompts, count: int, context: Context, *, greedy: bool = False) -> Trajectories:
-        """Run `count` whole episodes from each prompt; rows of a prompt stand side by side and share `group`.
+        """Run `count` whole episodes from each prompt; rows of a prompt are adjacent and share `group`.
 
         `greedy` takes the most likely decision at each step instead of a draw.
         """
         ...
 
     def advance(self, rows: int, steps: int, context: Context) -> Trajectories:
-        """Take `steps` more decisions in each of `rows` streams that go on from call to call."""
+        """Take `steps` more decisions in each of `rows` streams that continue from call to call."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what is needed to go on."""
+        """Return what is needed to resume."""
         ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what `state_dict` returned."""
+        """Restore from `state_dict()`."""
         ...
 
 
 class PrefixEngine(Engine, Protocol):
-    """An engine that can also go on from any prefix and say what a row holds. A plan asks for it by `prefix_engine`."""
+    """An engine that can also resume from any prefix and return the content of a row. A plan asks for it by `prefix_engine`."""
 
     max_length: int
-    """Decisions that a row can have at most."""
+    """Largest number of decisions in a row."""
 
     def sample(
         self, prompts: Prompts, count: int, context: Context, *, greedy: bool = False, limit: int | None = None
@@ -66,7 +66,7 @@ class PrefixEngine(Engine, Protocol):
         *,
         limit: int | None = None,
     ) -> Trajectories:
-        """Run on `count` times from row `rows[i]` of a batch, of which the first `positions[i]` decisions are kept; both [K].
+        """Continue `count` times from row `rows[i]` of a batch, of which the first `positions[i]` decisions are kept; both [K].
 
         No row has ended at its position. `limit` bounds the new decisions of each.
 
@@ -77,14 +77,14 @@ class PrefixEngine(Engine, Protocol):
         ...
 
     def texts(self, batch: Trajectories) -> list[Any]:
-        """Return what each row holds, in the form in which a prompt can hold it: text where the policy speaks."""
+        """Return the content of each row in the form that a prompt can hold: text for a language model."""
         ...
 
 
 class Task(Protocol):
-    """Where prompts come from, what is a good outcome, and how a policy is judged.
+    """Training prompts, rewards of rows, and evaluation of a policy.
 
-    It may offer `fields(ids)`: what the data says of each prompt besides prompt and answer (hints, a difficulty), a mapping each;
+    It may offer `fields(ids)`: further data of each prompt (hints, a difficulty), one mapping per prompt;
     and `observe(batch, context)`, which records metrics of rows (their length) besides their rewards. A task whose `unit` is
     "environment steps" has runs whose length is counted in them; its engine counts them in `taken`. `episode_length` is the
     number of decisions of every episode where all have as many, `episode_limit` the largest that one can have.
@@ -99,17 +99,17 @@ class Task(Protocol):
         ...
 
     def score(self, batch: Trajectories, context: Context) -> dict[str, Tensor]:
-        """Return the named rewards [N] of finished rows; empty when rewards came with the decisions."""
+        """Return the named rewards [N] of finished rows; empty when the environment gave the rewards."""
         ...
 
     def evaluate(self, policy: Any, *, samples: int, seed: int) -> dict[str, float]:
-        """Judge the policy on what it was not trained on."""
+        """Evaluate the policy on held-out problems or fresh episodes."""
         ...
 
 
 @dataclass
 class Context:
-    """Policy, named frozen policies, engine, task, progress, randomness and metrics, shared by all parts of a run."""
+    """Policy, named frozen policies, engine, task, progress, randomness and metrics, shared by all components of a run."""
 
     method: Method
     policy: Policy
@@ -119,24 +119,24 @@ class Context:
     step: int = 0
     """Steps that are done."""
     total_steps: int = 1
-    """Steps that the run will have."""
+    """Total number of steps of the run."""
     policies: dict[str, Policy] = field(default_factory=dict)
     metrics: Metrics = field(default_factory=Metrics)
     micro_batch: int | None = None
-    """Rows that a policy judges at once where no gradient is kept; None for all."""
+    """Rows that a policy evaluates at once without gradient; None for all."""
     budget: Budget | None = None
-    """Environment steps that are left, where the run's length is counted in them."""
+    """Remaining environment steps, where the run's length is counted in them."""
     aside: bool = False
-    """Whether this is for rows beside those that are learnt from (see `under`)."""
+    """Whether this context is for rows that are not learnt from (see `under`)."""
 
     @property
     def progress(self) -> float:
-        """Share of the run that is done, in [0, 1]."""
+        """Fraction of the run that is done, in [0, 1]."""
         return min(self.step / max(self.total_steps, 1), 1.0)
 
     @property
     def device(self) -> torch.device:
-        """Where the policy lives."""
+        """Device of the policy."""
         return next(self.policy.parameters()).device
 
     def record(self, name: str, value: Tensor | float, weight: float = 1.0) -> None:
@@ -144,7 +144,7 @@ class Context:
         self.metrics.record(name, value, weight)
 
     def record_total(self, name: str, total: Tensor | float, count: Tensor | float) -> None:
-        """Record a mean as a sum and the number of what was summed; a count of 0 records nothing."""
+        """Record a mean as a sum and the count of the summed values; a count of 0 records nothing."""
         self.metrics.record_total(name, total, count)
 
     def record_mean(self, name: str, values: Tensor, mask: Tensor) -> None:
@@ -156,23 +156,23 @@ class Context:
         self.metrics.derive(name, function, *of)
 
     def under(self, prefix: str) -> Context:
-        """Return this context for rows beside those that are learnt from: its metrics go under `prefix/`, or with "" nowhere."""
+        """Return a context for rows that are not learnt from: its metrics go under `prefix/`, or with "" are not recorded."""
         return replace(self, metrics=self.metrics.under(prefix) if prefix else Metrics(), aside=True)
 
     def named(self, name: str) -> Policy:
         """Return a named frozen policy.
 
         Raises:
-            UserError: no part declared it in `policies`, so nothing made it.
+            UserError: no component declares it in `policies`.
         """
         if name not in self.policies:
             raise UserError(
-                f"there is no policy named {name!r}: the part that asks for it must declare it in `policies`"
+                f"there is no policy named {name!r}: the component that reads it must declare it in `policies`"
             )
         return self.policies[name]
 
     def freeze(self, name: str) -> None:
-        """Take a frozen copy of the policy as it is now under this name."""
+        """Store a frozen copy of the present policy under this name."""
         self.policies[name] = self.policy.frozen()
 
     def evaluate(
@@ -182,26 +182,26 @@ class Context:
         policy: Policy | None = None,
         read: Callable[[Evaluation, Trajectories], Tensor] | None = None,
     ) -> Tensor:
-        """Return one output of a policy on a batch, [N, T, ...], without gradient and `micro_batch` rows at once.
+        """Evaluate a policy on a batch without gradient, `micro_batch` rows at a time, and return one output, [N, T, ...].
 
         Args:
-            batch: what is judged.
+            batch: rows to evaluate.
             want: the output's name ("logp", "entropy", "value", "hidden", "distribution").
-            policy: who judges; None for the policy that learns.
-            read: `(evaluation, rows)`: what is kept of the evaluation of some rows of the batch, so that a large output need never
-                stand whole; None for the output.
+            policy: the policy to evaluate; None for the one that is trained.
+            read: `(evaluation, rows)`: returns what to keep of the evaluation of some rows, so that a large output is never held
+                for the whole batch; None for the output itself.
         """
-        judge = self.policy if policy is None else policy
+        chosen = self.policy if policy is None else policy
         keep = read if read is not None else lambda evaluation, rows: getattr(evaluation, want)
         size = max(self.rows_at_once or len(batch), 1)
         with torch.no_grad():
             cut = [batch[start : start + size] for start in range(0, max(len(batch), 1), size)]
-            parts = [keep(judge.evaluate(rows, frozenset({want})), rows) for rows in cut]
+            parts = [keep(chosen.evaluate(rows, frozenset({want})), rows) for rows in cut]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     @property
     def rows_at_once(self) -> int | None:
-        """Rows that a policy judges at once, at most: the smaller of the run's micro-batch and the update's; None for all."""
+        """Rows that a policy evaluates at once: the smaller of the micro-batches of run and update; None for all."""
         update = walk(getattr(self.method, "update", None))
         limits = (self.micro_batch, *(getattr(component, "micro_batch", None) for _, component in update))
         return min((limit for limit in limits if limit), default=None)
@@ -211,7 +211,7 @@ class Context:
         return column in self.method.declared("columns")
 
     def now(self, setting: Any) -> Any:
-        """Return the present value of a setting: what it is, or, where it is a function of the run, `setting(context)`."""
+        """Return the present value of a setting: the setting itself, or `setting(context)` where it is a function of the run."""
         return setting(self) if callable(setting) else setting
 
     def next_prompts(self, count: int) -> Prompts:
@@ -219,7 +219,7 @@ class Context:
         return self.method.prompts(count, self)
 
     def verify(self, batch: Trajectories) -> Trajectories:
-        """Fill the named `rewards` by what the task's verifiers say, and `observe` the rows, unless the rewards are there."""
+        """Fill the named `rewards` from the task's verifiers and call `observe`, unless the rewards are there."""
         if "rewards" in batch:
             return batch
         named = self.task.score(batch, self)
@@ -227,19 +227,19 @@ class Context:
         return batch.replace(rewards=dict(named)) if named else batch
 
     def observe(self, batch: Trajectories) -> None:
-        """Let the task record what is worth knowing of these rows; of those that are learnt from, under no prefix."""
+        """Let the task record its own metrics of these rows."""
         observe = getattr(self.task, "observe", None)
         if observe is not None:
             observe(batch, self)
 
 
 def prefix_engine(context: Context, who: str) -> PrefixEngine:
-    """Return the run's engine as one that goes on from prefixes.
+    """Return the run's engine as one that can resume from a prefix.
 
     Raises:
-        UserError: it cannot; the message names the part that asked.
+        UserError: the engine cannot; the message names the component that asked.
     """
     engine: Any = context.engine
     if not hasattr(engine, "resume") or not hasattr(engine, "texts"):
-        raise UserError(f"{who} goes on from the middle of a row, which {type(engine).__name__} cannot")
+        raise UserError(f"{who} needs an engine that can resume from a prefix of a row; {type(engine).__name__} cannot")
     return engine

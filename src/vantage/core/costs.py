@@ -1,4 +1,4 @@
-"""What a step of a rollout plan costs, and how long a budget of environment steps lasts."""
+"""Cost of a step of a rollout plan, and the number of steps in a budget of environment steps."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ ENVIRONMENT_STEPS = "environment steps"
 
 @dataclass(frozen=True)
 class Cost:
-    """What one step of a rollout plan takes; None for what only the step itself will show.
+    """Cost of one step of a rollout plan; None where it is known only after the step.
 
     Attributes:
-        rows: rows that are learnt from.
-        samples: rows that are sampled or read, those included that are not learnt from.
+        rows: rows that enter the loss.
+        samples: rows that are sampled or read, including those that do not enter the loss.
         tokens: decisions in these rows.
         environment_steps: decisions that an environment answers.
     """
@@ -34,28 +34,28 @@ class Cost:
 
 
 def episodes(samples: int, episode: int | None, rows: int | None = None) -> Cost:
-    """Return the cost of `samples` whole episodes of `episode` decisions (None: they differ), of which `rows` are learnt from."""
+    """Return the cost of `samples` whole episodes of `episode` decisions (None: they differ), of which `rows` enter the loss."""
     decisions = samples * episode if episode is not None else None
     return Cost(samples if rows is None else rows, samples, decisions, decisions)
 
 
 def cost(plan: Any, episode: int | None = None) -> Cost:
-    """Return what a step of a rollout plan costs, by its method `cost(episode)`; a plan without one does not know.
+    """Return what a step of a rollout plan costs, by its method `cost(episode)`; unknown (None) for a plan without one.
 
     Args:
         plan: a method's rollout.
-        episode: decisions of a whole episode where all have as many, else None.
+        episode: decisions of a whole episode where all have the same number, else None.
     """
     ask = getattr(plan, "cost", None)
     return Cost() if ask is None else ask(episode)  # type: ignore[no-any-return]
 
 
 class Budget:
-    """Environment steps that a run may take, and how many it has taken, as its engine counts them (`taken`).
+    """Environment steps that a run may take, and those taken, as its engine counts them (`taken`).
 
     Args:
         size: environment steps.
-        engine: what takes them.
+        engine: takes them.
         each: what a step of the loop takes, None where they differ.
 
     Raises:
@@ -70,7 +70,7 @@ class Budget:
             )
         self.size, self.engine, self.each = size, engine, each
         self.before = 0
-        """Taken before the engine was made: by the part of the run that is resumed."""
+        """Environment steps taken before the engine was made, by a run that is resumed."""
 
     @property
     def taken(self) -> int:
@@ -79,18 +79,18 @@ class Budget:
 
     @property
     def left(self) -> int:
-        """Environment steps that may still be taken."""
+        """Remaining environment steps."""
         return max(self.size - self.taken, 0)
 
     def steps(self, done: int) -> int:
-        """Return how many steps of the loop the run will have, `done` of which are done; exact where they cost the same.
+        """Return the total number of steps of the loop, of which `done` are done; exact where all steps cost the same.
 
         Raises:
             UserError: the steps that are done have taken nothing, so that the run would never end.
         """
         if done and not self.taken:
             raise UserError(
-                f"{done} steps have taken no environment step, and the run is {self.size:,} of these long: its rollout reads"
+                f"{done} steps have taken no environment step, and the run's length is {self.size:,} of these: its rollout reads"
                 " stored rows, which go with a task of the field offline"
             )
         each = self.each or (self.taken / done if done else self.size / 100)

@@ -1,4 +1,4 @@
-"""Errors that a user can act on, and the import of optional libraries."""
+"""Errors that a user can correct, and the import of optional libraries."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from vantage.annotations import nearest as nearest
 
 
 class UserError(ValueError):
-    """Something the user gave is wrong. The message names the value, the place and the remedy.
+    """Invalid input of the user. The message names the value, the place and the remedy.
 
     The command line prints the message alone and exits with code 2; from Python it is an ordinary ValueError.
     """
 
 
 class MissingColumn(UserError, AttributeError):
-    """A part read a column of the trajectories that nothing has filled."""
+    """A component read a column of the trajectories that nothing has filled."""
 
 
 class ShapeError(UserError, TypeError):
@@ -26,11 +26,11 @@ class ShapeError(UserError, TypeError):
 
 
 class MissingLibrary(UserError, ImportError):
-    """An optional library is not installed; the message names the extra that brings it."""
+    """An optional library is not installed; the message names the extra that installs it."""
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on (a loss that is not finite, a checkpoint that is not whole)."""
+    """Training cannot continue (a loss that is not finite, a checkpoint that is not whole)."""
 
 
 class CheckpointError(TrainingError):
@@ -38,7 +38,7 @@ class CheckpointError(TrainingError):
 
 
 def unknown(kind: str, name: str, known: Iterable[str], where: str = "") -> UserError:
-    """Build the error for a name that is not known: what it was, where it stood, what is near, what there is."""
+    """Build the error for an unknown name: the name, its place, near names, known names."""
     names = sorted(known)
     listed = ", ".join(names) if len(names) <= 30 else f"{len(names)} names; list them with `vantage {kind}s`"
     place = f" in {where}" if where else ""

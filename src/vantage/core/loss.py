@@ -1,4 +1,4 @@
-"""From a minibatch to its gradient: the loss of a method, exact under any cut into micro-batches."""
+"""Loss and gradient of a method on a minibatch, exact under any division into micro-batches."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ WEIGHTS = "_weights"
 
 
 def weighted(batch: Trajectories, how: Any) -> Trajectories:
-    """Attach the averaging weights, times the column `weight` where there is one.
+    """Attach the averaging weights, times the column `weight` where it exists.
 
-    What the loss reads is 0 outside of the mask: padding may hold anything, and NaN times a gradient of 0 is NaN.
+    The loss is 0 outside of the mask: padding may hold anything, and NaN times a gradient of 0 is NaN.
     """
     weights = averaging(how)(batch.mask, batch.get("group")).float()
     extra = batch.get("weight")
@@ -37,7 +37,7 @@ def weighted(batch: Trajectories, how: Any) -> Trajectories:
 
 
 def reduce(loss: Tensor, batch: Trajectories, whole: Trajectories, part: Any) -> tuple[Tensor, float]:
-    """Return a loss averaged over the minibatch `whole`, of which `batch` is a part, and the share of the mean that it is.
+    """Return a loss averaged over the minibatch `whole`, of which `batch` is a slice, and the slice's share of the mean.
 
     [N, T]: by the weights of the averaging. [N]: mean over the minibatch's rows. [M] (groups): mean over the distinct values
     of the minibatch's column `part.key`. Scalar: taken as it is, and only on a whole minibatch.
@@ -53,12 +53,12 @@ def reduce(loss: Tensor, batch: Trajectories, whole: Trajectories, part: Any) ->
         if extra is not None and extra.dim() == 1 and loss.shape == extra.shape:
             loss = loss * extra
         if key and batch is not whole:
-            # Groups may have unequal numbers of rows: a part's share of the groups is not its share of the rows.
+            # Groups may have unequal numbers of rows: a micro-batch's share of the groups is not its share of the rows.
             share = len(loss) / len(torch.unique(whole[key]))
         elif not key and batch is not whole and len(loss) != len(batch):
             raise UserError(
-                f"{name} returned {len(loss)} losses for {len(batch)} rows: a loss per group declares the column whose values"
-                ' it has one loss for, such as key = "group"'
+                f"{name} returned {len(loss)} losses for {len(batch)} rows: a loss per group must declare the column whose values"
+                ' identify the groups, such as key = "group"'
             )
         return loss.mean() * share, share
     if loss.dim() == 0:
@@ -74,7 +74,7 @@ def _by_weights(loss: Tensor, weights: Tensor) -> Tensor:
 
 
 def _within(evaluation: Evaluation, mask: Tensor) -> Evaluation:
-    """Return the outputs per decision, 0 outside of the mask, so that no gradient reaches what stands there."""
+    """Return the outputs per decision, 0 outside of the mask, so that no gradient flows to other positions."""
     if mask.shape[1] == 1:
         return evaluation
     held = copy.copy(evaluation)
@@ -85,7 +85,7 @@ def _within(evaluation: Evaluation, mask: Tensor) -> Evaluation:
 
 
 def method_loss(evaluation: Evaluation, batch: Trajectories, context: Context, whole: Trajectories) -> Tensor:
-    """Sum the terms of the context's method on (part of) the minibatch `whole`: a scalar with gradient.
+    """Sum the terms of the context's method on (a slice of) the minibatch `whole`: a scalar with gradient.
 
     Terms per decision are added before they are averaged, so that one product and one sum carry gradient.
     """
@@ -116,18 +116,18 @@ UNITS = ("decision", "row", "group", "batch")
 
 
 def units(method: Any) -> list[str]:
-    """Return what each term of the loss joins, the smallest first: 'decision', 'row', 'group' or 'batch'."""
+    """Return the unit of each term of the loss, the smallest first: 'decision', 'row', 'group' or 'batch'."""
     terms = (method.objective, method.regularizers, method.values)
     return sorted({getattr(term, "unit", "decision") for _, term in walk(terms)}, key=UNITS.index)
 
 
 def unit(method: Any) -> str:
-    """Return the largest unit that a term of the loss joins."""
+    """Return the largest unit among the terms of the loss."""
     return units(method)[-1]
 
 
 def micro_batches(batch: Trajectories, size: int | None, whole_groups: bool) -> Sequence[Trajectories]:
-    """Cut a minibatch into parts of at most `size` rows; groups stay whole where asked (one group is never cut)."""
+    """Split a minibatch into slices of at most `size` rows; groups stay whole where asked (one group is never cut)."""
     rows = len(batch)
     if size is None or size >= rows:
         return [batch]

@@ -1,4 +1,4 @@
-"""A method: the names of its components and nothing else."""
+"""Method: the components of a policy optimisation method, by place."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from vantage.core.walk import Component, declared, walk
 
 _SEQUENCES = ("rewards", "selection", "regularizers", "controllers")
 HIDDEN = ("name", "parent", "settings")
-"""Fields of a method that are no components."""
+"""Fields of a method that are not components."""
 
 
 @dataclass(frozen=True)
 class Method:
-    """The parts of a method, in the order in which a batch meets them.
+    """The components of a method, in the order in which the training loop calls them.
 
     Attributes:
-        prompts: `(count, context) -> Prompts`: which prompts or initial states come next.
-        rollout: `(context) -> Trajectories`: how decisions are gathered.
+        prompts: `(count, context) -> Prompts`: the next prompts or initial states.
+        rollout: `(context) -> Trajectories`: samples the rows.
         rewards: `(batch, context) -> Trajectories` each: shape and mix the named rewards into `score` and `reward`.
         values: `(batch, context) -> Trajectories`: fill `value` and `next_value`; its `loss` or `fit`, where it has
-            one, teaches the critic. None for a method without critic.
+            one, trains the critic. None for a method without critic.
         advantage: `(batch, context) -> Tensor | Trajectories`: credit, [N, T] or [N]; no gradient.
-        selection: `(batch, context) -> Trajectories` each: what is learnt from; may drop rows, mask or weigh.
+        selection: `(batch, context) -> Trajectories` each: may drop, mask or weigh rows.
         objective: `(evaluation, batch, context) -> Tensor`: the loss, [N, T] per decision, [N] per row, [M] per
             value of the column that it names as its `key`, or a scalar; to be minimised.
         averaging: how a loss per decision is averaged; a name known to `vantage.core.averaging`, or a function.
@@ -53,7 +53,7 @@ class Method:
     name: str = field(default="", compare=False)
     parent: Method | None = field(default=None, compare=False, repr=False)
     settings: Mapping[str, Any] | None = field(default=None, compare=False, repr=False)
-    """The settings by which `name` composes this method again; None when it was composed by hand."""
+    """The settings by which `name` composes this method; None when it was composed by hand."""
 
     def __post_init__(self) -> None:
         for key in _SEQUENCES:
@@ -67,22 +67,24 @@ class Method:
             object.__setattr__(self, "averaging", canonical(self.averaging))
 
     def replace(self, **parts: Any) -> Method:
-        """Return this method with some parts replaced; a single part stands for a tuple of one.
+        """Return this method with some components replaced; a single component is taken as a tuple of one.
 
         Raises:
-            UserError: a name is none of the parts.
+            UserError: a name is not that of a component.
         """
         known = [f.name for f in fields(self) if f.name not in HIDDEN[1:]]
         for name in parts:
             if name not in known:
-                raise UserError(f"a method has no part {name!r}{nearest(name, known)} (parts: {', '.join(known)})")
+                raise UserError(
+                    f"a method has no component {name!r}{nearest(name, known)} (components: {', '.join(known)})"
+                )
         parts.setdefault("parent", self if self.name and parts.get("name") != self.name else self.parent)
         parts.setdefault("name", "")
         parts.setdefault("settings", None)
         return dataclasses.replace(self, **parts)
 
     def adapt(self, part: str, **settings: Any) -> Method:
-        """Return this method with some settings of one part replaced, the part's other settings kept."""
+        """Return this method with some settings of one component replaced."""
         return self.replace(**{part: dataclasses.replace(getattr(self, part), **settings)})
 
     def components(self) -> Iterator[tuple[str, Component]]:
@@ -94,10 +96,10 @@ class Method:
         return declared([getattr(self, place) for place in PLACES], name)
 
     def asked(self, name: str) -> dict[str, Any]:
-        """Return the options that the components ask of what is made for them: the pairs (option, value) declared under `name`.
+        """Return the options that the components request of the policy or engine: the pairs (option, value) declared under `name`.
 
         Raises:
-            UserError: two components ask for different things.
+            UserError: two components request different values.
         """
         found: dict[str, Any] = {}
         for place, component in self.components():
@@ -110,14 +112,14 @@ class Method:
 
     @property
     def policy_options(self) -> dict[str, Any]:
-        """What the components ask of a policy that is made for them; see `asked`."""
+        """Options that the components request of a policy that is made for them; see `asked`."""
         return self.asked("policy_options")
 
     def policy_for(self, task: Any, *, model: str = "", seed: int = 0) -> Any:
         """Return the policy that a task makes for this method.
 
         Raises:
-            UserError: the method asks for a kind of policy that the task does not make.
+            UserError: the method needs a kind of policy that the task does not make.
         """
         options = self.policy_options
         known = inspect.signature(task.make_policy).parameters if options else {}
@@ -136,9 +138,9 @@ class Method:
 
     @cached_property
     def wants(self) -> frozenset[str]:
-        """What the policy is asked for in each evaluation of the loss."""
+        """Outputs of the policy that the loss reads."""
         return frozenset({"logp"}) | declared((self.objective, self.regularizers, self.values, self.update), "wants")
 
 
 PLACES = tuple(f.name for f in fields(Method) if f.name not in HIDDEN)
-"""The places of a method, in the order of its fields."""
+"""Component names of a method, in the order of its fields."""

@@ -1,4 +1,4 @@
-"""What a policy is asked for, what it answers, and what it starts from. A policy is structural: nothing inherits from it."""
+"""Policy, evaluation and prompts: the interfaces between method and model. A policy is structural: nothing inherits from it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vantage.core.trajectories import Trajectories
 
 @dataclass
 class Evaluation:
-    """What the policy says about a batch, with gradient. Only what was wanted is there.
+    """Outputs of a policy on a batch, with gradient. Only the outputs that were requested are present.
 
     Attributes:
         logp: log-probability of the decisions taken, [N, T]; arbitrary where the mask is False.
@@ -23,7 +23,7 @@ class Evaluation:
         value: the critic's value of the state before the decision, [N, T].
         hidden: the last hidden state before the decision, [N, T, D].
         distribution: the whole distribution of each decision; logits [N, T, A] for a categorical one.
-        extras: outputs of further heads by name.
+        extras: outputs of added heads by name.
         proxy: True when `logp` is a bound or a surrogate (a flow-matching loss, an ELBO), not a log-probability.
     """
 
@@ -39,7 +39,7 @@ class Evaluation:
     def __getattribute__(self, name: str) -> Any:
         found = object.__getattribute__(self, name)
         if found is None and name in ("logp", "entropy", "value", "hidden", "distribution"):
-            raise UserError(f"{name!r} was not evaluated: the part that reads it must declare it in `wants`")
+            raise UserError(f"{name!r} was not evaluated: the component that reads it must declare it in `wants`")
         return found
 
     def has(self, name: str) -> bool:
@@ -58,7 +58,7 @@ class Prompts:
         return len(self.items)
 
     def repeat(self, counts: int | Tensor) -> Prompts:
-        """Each prompt `counts` times, copies side by side."""
+        """Return each prompt `counts` times, copies adjacent."""
         index = torch.arange(len(self)).repeat_interleave(
             torch.full((len(self),), counts) if isinstance(counts, int) else counts
         )
@@ -66,10 +66,10 @@ class Prompts:
 
 
 class Policy(Protocol):
-    """A network that acts: a torch module that can judge the decisions in a batch.
+    """A network that acts: a torch module that evaluates the decisions in a batch.
 
-    It may offer `add_head(name)`: grow one more read-out of the state, [N, T], which `evaluate` then gives in `extras` where
-    `want` holds the name. A part asks for it in `prepare`; asking twice is asking once.
+    It may offer `add_head(name)`: add a head that reads the state, [N, T], which `evaluate` then gives in `extras` where
+    `want` holds the name. A component calls it in `prepare`; a second call has no effect.
     """
 
     memoryless: bool
@@ -78,7 +78,7 @@ class Policy(Protocol):
     training: bool
 
     def evaluate(self, batch: Trajectories, want: frozenset[str]) -> Evaluation:
-        """Judge the batch's decisions; compute nothing that is not wanted. Carries gradient unless disabled."""
+        """Evaluate the batch's decisions; only the outputs in `want` are computed. Carries gradient unless disabled."""
         ...
 
     def values(self, batch: Trajectories) -> tuple[Tensor, Tensor]:
@@ -102,11 +102,11 @@ class Policy(Protocol):
         ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> Any:
-        """Take back what `state_dict` returned."""
+        """Restore from `state_dict()`."""
         ...
 
     def frozen(self) -> Policy:
-        """Return a copy that never learns (or a view of the same weights that leaves out what is learnt)."""
+        """Return a copy that is not trained (or a view of the same weights without the trained ones, such as adapters)."""
         ...
 
     def save(self, folder: Any) -> None:

@@ -1,4 +1,4 @@
-"""What a run writes as it goes: metrics, timings and TensorBoard events."""
+"""Logs of a run: metrics, timings and TensorBoard events."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class RunLog:
                     self._events.add_scalar(name, value, step)
 
     def sync(self) -> None:
-        """Bring what was written to the disk (before a checkpoint claims that it is there)."""
+        """Write buffered lines to disk (before a checkpoint relies on them)."""
         for file in (self._metrics, self._timing):
             file.flush()
             os.fsync(file.fileno())
@@ -65,7 +65,7 @@ def _plain(value: float) -> float | None:
 
 
 def _cut(path: Path, done: int) -> None:
-    """Keep the lines up to step `done`; a last line that was only half written goes too."""
+    """Keep the lines up to step `done`; a last line that was only half written is removed too."""
     if not path.exists():
         return
     kept = []

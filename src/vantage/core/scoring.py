@@ -1,4 +1,4 @@
-"""Score rows as the run's method does, whoever asks: the training loop, or a rollout that wants to know before."""
+"""Score rows by the run's method, for the training loop and for rollouts that need scores earlier."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def scored(batch: Trajectories, context: Context) -> Trajectories:
     """Return the batch as the method's rewards leave it, with `score` [N] and `reward` [N, T]; no gradient.
 
     The task verifies rows that hold no `rewards` yet, columns that the rewards declare are filled, and the rewards run in their
-    order. A row without any reward has the score NaN and an empty mask: it is learnt from nowhere.
+    order. A row without any reward has the score NaN and an empty mask: it does not enter the loss.
 
-    With a context of `Context.under`, for rows that are scored beside the step or before it, the rewards' memory stays as it
-    was: a row that is learnt from is remembered once, by the training loop.
+    With a context of `Context.under` (rows that are scored outside of the step, or before it) the memory of the rewards stays:
+    a row that enters the loss updates it once, in the training loop.
 
     Raises:
-        TrainingError: no row that is to be learnt from has a reward.
+        TrainingError: no row that should enter the loss has a reward.
     """
     rewards = context.method.rewards
     batch = context.verify(batch)
@@ -48,7 +48,7 @@ def scored(batch: Trajectories, context: Context) -> Trajectories:
 
 @contextlib.contextmanager
 def memory_kept(component: Any) -> Iterator[None]:
-    """While this lasts, a component and all inside it may change their memory; afterwards it is as it was."""
+    """Restore the memory of a component and of all inside it when the block ends."""
     held = {place: copy.deepcopy(inner.state_dict()) for place, inner in states(walk(component)).items()}
     try:
         yield

@@ -1,4 +1,4 @@
-"""Named columns of rows: the value that batches are made of."""
+"""Named columns of rows: the base class of batches."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ class Table:
     """Named columns of N rows: tensors [N, ...] and tables of N rows.
 
     A table is a value: indexing and `replace` return new ones, which share what did not change. Rows are gathered when a column
-    is read, so that who takes a minibatch of many columns pays for those that are read. `len` is N; iterating gives names.
+    is read, so that a minibatch costs only the columns that are read. `len` is N; iteration yields names.
 
     Args:
         columns: by name; a mapping becomes a nested table.
-        rows: N; None reads it off the first column.
+        rows: N; None takes that of the first column.
 
     Raises:
         UserError: a column's first dimension is not N.
@@ -193,7 +193,7 @@ def concatenate(batches: Sequence[TableT]) -> TableT:
 
 
 def pad_to_longest(parts: Sequence[Tensor]) -> list[Tensor]:
-    """Pad each [n_i, T_i, ...] with zeros along dimension 1 to the largest T_i; 1-D tensors come back as they are."""
+    """Pad each [n_i, T_i, ...] with zeros along dimension 1 to the largest T_i; 1-D tensors are returned unchanged."""
     if parts[0].dim() < 2:
         return list(parts)
     longest = max(part.shape[1] for part in parts)

@@ -1,4 +1,4 @@
-"""The trainer: carries a batch along the road, step by step, and keeps what a crash would cost."""
+"""Training loop with checkpoints, logging and interrupt handling."""
 
 from __future__ import annotations
 
@@ -33,15 +33,17 @@ from vantage.core.walk import prepare, states
 
 @component
 class Schedule:
-    """When a run saves, evaluates and stops. Counts are steps of the loop; 0 means never (evaluation: only at the ends).
+    """Times of checkpoints and evaluations, and length of a run.
+
+    Counts are steps of the loop; 0 means never (evaluation: before and after).
 
     Attributes:
-        steps: how long the run is, in `unit`.
+        steps: length of the run, in `unit`.
         save_every: steps between checkpoints; the last step always has one. 0: about one a minute, by the clock.
         evaluate_every: steps between evaluations; before the first and after the last step there is always one,
             unless `evaluate_samples` is 0.
-        evaluate_samples: how many samples per held-out problem, or episodes, an evaluation takes.
-        keep: how many checkpoints are kept.
+        evaluate_samples: samples per held-out problem, or episodes, of an evaluation.
+        keep: number of checkpoints that are kept.
         unit: of `steps`; a run of so many environment steps ends with the step in which the last of them is taken.
     """
 
@@ -55,25 +57,25 @@ class Schedule:
 
 @dataclass
 class Report:
-    """What listeners are told after each step."""
+    """Data that listeners receive after each step."""
 
     step: int
     total_steps: int
     metrics: dict[str, float]
     timing: dict[str, float]
     batch: Trajectories | None = None
-    """What the step learnt from, credit included; None before the first step."""
+    """The batch of the step, advantage included; None before the first step."""
 
 
 REMEMBERED = 100
-"""Steps whose metrics a run with a folder keeps in memory."""
+"""Number of steps whose metrics a run with a folder keeps in memory."""
 
 Listener = Callable[[Report], None]
 
 
 @dataclass
 class Outcome:
-    """How a run ended: 'finished' or 'interrupted', after which step, and the metrics of its steps.
+    """End of a run: 'finished' or 'interrupted', the last step, and the metrics of its steps.
 
     A run with a folder has them all in `metrics.jsonl` and the last `REMEMBERED` here; one without has them all here.
     """
@@ -84,19 +86,19 @@ class Outcome:
 
 
 class Trainer:
-    """Runs a method on a task with a policy. It knows none of the three.
+    """Trains a policy with a method on a task.
 
-    The method is copied, so that parts with memory start afresh and two runs never share them.
+    The method is copied, so that components with memory start empty and two runs never share them.
 
     Args:
-        method: the parts.
-        task: where prompts and verdicts come from.
-        policy: what learns.
-        engine: gathers its decisions.
-        schedule: when to save, evaluate, stop.
+        method: its components.
+        task: source of prompts, rewards and evaluations.
+        policy: the policy to train.
+        engine: samples its decisions.
+        schedule: steps between checkpoints and evaluations, and the length.
         seed: of every random draw.
         folder: the run's folder; None keeps everything in memory.
-        micro_batch: rows that the policy judges at once where no gradient is kept; None for all.
+        micro_batch: rows that the policy evaluates at once without gradient; None for all.
         listeners: called after each step.
     """
 
@@ -149,7 +151,7 @@ class Trainer:
     # one step ------------------------------------------------------------------------------------------------------
 
     def step(self) -> tuple[dict[str, float], dict[str, float]]:
-        """Carry one batch along the road; return the step's metrics and the seconds of each stage."""
+        """Run one training step; return its metrics and the seconds of each stage."""
         context, method = self.context, self.context.method
         clock = _Clock()
         batch: Trajectories = method.rollout(context)
@@ -190,7 +192,7 @@ class Trainer:
             TrainingError: a loss or gradient is not finite; the last good checkpoint is kept.
         """
         context, schedule = self.context, self.schedule
-        # Before the first step nothing is kept: a run killed before its first checkpoint begins again.
+        # Before the first step nothing is kept: a run killed before its first checkpoint starts again.
         log = RunLog(self.folder, context.step or -1) if self.folder else None
         history: deque[dict[str, float]] = deque(maxlen=REMEMBERED if self.folder else None)
         try:
@@ -243,17 +245,17 @@ class Trainer:
         # Evaluation must not move the run's randomness: a run evaluated more often is the same run.
         saved = checkpoint.random_state(self.context.generator)
         with torch.no_grad():
-            judged = self.context.task.evaluate(
+            metrics = self.context.task.evaluate(
                 self.context.policy, samples=self.schedule.evaluate_samples, seed=self.seed + 1
             )
         checkpoint.set_random_state(saved, self.context.generator)
         if hasattr(self.context.policy, "train"):
             self.context.policy.train(was_training)
-        return {f"eval/{name}": value for name, value in judged.items()}
+        return {f"eval/{name}": value for name, value in metrics.items()}
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
-        """Turn the first Ctrl-C (or a polite kill) into "finish this step, save, end"; the second one is immediate."""
+        """Turn the first Ctrl-C (or SIGTERM) into "finish this step, save, end"; the second one is immediate."""
 
         def ask(number: int, frame: Any) -> None:
             if self._interrupted:
@@ -264,7 +266,7 @@ class Trainer:
         try:
             for number in (signal.SIGINT, signal.SIGTERM):
                 previous[number] = signal.signal(number, ask)
-        except ValueError:  # not the main thread: interrupts are the caller's affair
+        except ValueError:  # not the main thread: the caller handles interrupts
             previous = {}
         try:
             yield
@@ -275,7 +277,7 @@ class Trainer:
     # checkpoints ---------------------------------------------------------------------------------------------------
 
     def save(self) -> None:
-        """Write a checkpoint of everything that decides how the run goes on."""
+        """Write a checkpoint of everything that a resumed run needs."""
         if self.folder is None:
             return
         context = self.context
@@ -316,7 +318,7 @@ class Trainer:
         return files
 
     def _drop_policies(self) -> None:
-        """Remove files of named policies that no checkpoint refers to any more: a policy frozen anew every step leaves many."""
+        """Remove files of named policies that no checkpoint refers to: a policy that is frozen every step would leave many."""
         assert self.folder is not None
         kept = [int(path.name.removeprefix("step-")) for path in checkpoint.checkpoints(self.folder / "checkpoints")]
         for name in self.context.policies:
@@ -332,7 +334,7 @@ class Trainer:
         """Restore the newest whole checkpoint of the run's folder; return its step.
 
         Raises:
-            CheckpointError: there is none, or it belongs to another method.
+            CheckpointError: there is no checkpoint, or it is of another method.
         """
         if self.folder is None:
             raise CheckpointError("a run without a folder has no checkpoint")
@@ -367,7 +369,7 @@ class Trainer:
 
 
 def _load_weights(policy: Policy, weights: Mapping[str, Tensor]) -> None:
-    """Copy weights in place: what holds a view of a parameter keeps it."""
+    """Copy weights in place, so that views of the parameters stay valid."""
     own = policy.state_dict()
     if set(own) != set(weights):
         odd = ", ".join(sorted(set(own) ^ set(weights))[:5])
@@ -392,7 +394,7 @@ def _check_finite(metrics: Mapping[str, float], step: int, folder: Path | None) 
 
 
 class _Clock:
-    """Seconds between laps."""
+    """Stopwatch: seconds between laps."""
 
     def __init__(self) -> None:
         self.laps: dict[str, float] = {}

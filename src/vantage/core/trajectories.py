@@ -1,4 +1,4 @@
-"""The one value that travels the road: N rows of up to T decisions, as named columns."""
+"""Trajectories: N rows of up to T decisions as named columns, the batch that the training loop passes between components."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class ColumnInfo:
-    """What a well-known column holds: its shape, its meaning, and who fills it."""
+    """Description of a known column: its shape, its meaning, and the component that fills it."""
 
     shape: str
     meaning: str
@@ -48,9 +48,13 @@ COLUMNS: dict[str, ColumnInfo] = {
     "next_value": ColumnInfo("[N, T]", "value of the state after the decision", "`values` (for example values=Critic())"),
     "returns": ColumnInfo("[N, T]", "what the critic is fitted to", "an advantage that estimates returns (GAE)"),
     "advantage": ColumnInfo("[N, T]", "credit of the decision", "`advantage`"),
-    "logp_ref": ColumnInfo("[N, T]", "log-probability under the reference policy", "a part that names it in `columns`"),
-    "logp_current": ColumnInfo("[N, T]", "log-probability under the policy before the update", "a part that names it in `columns`"),
-    "hidden_old": ColumnInfo("[N, T, H]", "hidden state of the policy before the update", "a part that names it in `columns`"),
+    "logp_ref": ColumnInfo("[N, T]", "log-probability under the reference policy", "a component that names it in `columns`"),
+    "logp_current": ColumnInfo(
+        "[N, T]", "log-probability under the policy before the update", "a component that names it in `columns`"
+    ),
+    "hidden_old": ColumnInfo(
+        "[N, T, H]", "hidden state of the policy before the update", "a component that names it in `columns`"
+    ),
     "entropy_old": ColumnInfo("[N, T]", "entropy of the policy that acted", "a rollout that records it"),
     "origin": ColumnInfo("[N, T] int8", "who produced the position: POLICY, ENVIRONMENT or GUIDE", "a multi-turn rollout"),
     "turn": ColumnInfo("[N, T]", "number of the turn that the decision belongs to", "a multi-turn rollout"),
@@ -66,11 +70,11 @@ COLUMNS: dict[str, ColumnInfo] = {
 STORED, FRESH = 0, 1
 """Values of the column `source` of a batch that mixes stored rows with rows that the policy has just sampled."""
 POLICY, ENVIRONMENT, GUIDE = 0, 1, 2
-"""Values of the column `origin`: the policy decided; the environment or a tool wrote; a demonstration or a hint was put in."""
+"""Values of the column `origin`: written by the policy; by the environment or a tool; or by a demonstration or hint."""
 
 
 def declare(name: str, shape: str, meaning: str, filled_by: str) -> None:
-    """Describe a column of your own in `COLUMNS`; `shape` begins with "[N, T" where it is per decision.
+    """Describe a new column in `COLUMNS`; `shape` begins with "[N, T" where it is per decision.
 
     Args:
         name: of the column; "observation.tokens" for one of a nested table.
@@ -167,13 +171,13 @@ class Trajectories(Table):
 
     @property
     def device(self) -> torch.device:
-        """Where the columns live."""
+        """Device of the columns."""
         return self.mask.device
 
     def flatten(self) -> Trajectories:
         """Return one row per decision ([N * T] rows of one decision), in row-major order.
 
-        Columns of a decision are kept as they are; columns of a row are repeated. Which is which, `COLUMNS` says; a column with
+        Columns of a decision are kept as they are; columns of a row are repeated. `COLUMNS` says which is which; a column with
         one dimension is of the row. Rows of a policy with memory must not be flattened: a decision alone is then not what the
         policy saw.
 
@@ -195,14 +199,14 @@ def _flat(table: TableT, steps: int, above: str) -> TableT:
     return table._mapped(one, len(table) * steps)
 
 
-# Masks. Three things are said of a position, by three columns:
+# Masks. Three columns describe a position:
 #
 #   it exists               t < `length`; what lies behind is padding
 #   who produced it         `origin`; without that column the policy did, but in rows with `turn` what is outside of the mask
 #                           was inserted
 #   it is learnt from       `mask`; averagings, losses and statistics read it
 #
-# In a stream of environment steps a reset takes a step of its own: it stands outside of the mask behind the end of an episode.
+# In a stream of environment steps a reset takes a step of its own: it is outside of the mask, after the end of an episode.
 
 
 def exists(batch: Trajectories) -> Tensor:
@@ -214,7 +218,7 @@ def exists(batch: Trajectories) -> Tensor:
 
 
 def own(batch: Trajectories) -> Tensor:
-    """Return which positions [N, T] the policy produced, learnt from or not; what verifiers and length rewards look at."""
+    """Return which positions [N, T] the policy produced, in the loss or not; verifiers and length rewards read these."""
     origin = batch.get("origin")
     if origin is not None:
         return exists(batch) & (origin == POLICY)

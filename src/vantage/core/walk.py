@@ -1,4 +1,4 @@
-"""Walk over a component and the components inside it: the one place that knows how components hold each other.
+"""Walk over a component and the components inside it: the one place that defines how components hold each other.
 
 A component may hold others in its fields, alone or in tuples, lists and mappings, to any depth. What the training loop does
 for a component it does for every one that this walk finds: prepare it, read what it declares, save and restore its state. A
@@ -19,21 +19,21 @@ declare what it reads (`wants`, `columns`, `policies`, `unit`), and have `prepar
 
 @runtime_checkable
 class Stateful(Protocol):
-    """A component that remembers something; the checkpoint carries it."""
+    """A component with state that checkpoints save and restore."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return tensors, numbers, strings, lists and dicts of these."""
+        """Return the state as tensors, numbers, strings, lists and dicts of these."""
         ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore from what `state_dict` returned."""
+        """Restore from `state_dict()`."""
         ...
 
 
 def walk(component: Any, place: str = "") -> Iterator[tuple[str, Component]]:
     """Yield (place, component) for a component and all inside it: inner before outer, in the order of the fields, each object once.
 
-    `place` is where the component stands; one that it holds in the field `plan` stands at `place.plan`, the second of a tuple
+    `place` is the component's location; one that it holds in the field `plan` is at `place.plan`, the second of a tuple
     `transforms` at `place.transforms.1`. A component is a dataclass instance, a callable or a `Stateful` object. Only dataclasses
     are looked into, and of these only fields that the constructor takes: the others are memory. Functions are leaves.
     """
@@ -41,7 +41,7 @@ def walk(component: Any, place: str = "") -> Iterator[tuple[str, Component]]:
 
 
 def _walk(value: Any, place: str, seen: set[int]) -> Iterator[tuple[str, Component]]:
-    # Settings are most of what is met, and the check of a protocol is slow: they are told first.
+    # Most values are settings, and the check of a protocol is slow: settings are recognised first.
     if value is None or isinstance(value, (str, int, float, type)) or id(value) in seen:
         return
     items: Any = ()
@@ -80,14 +80,14 @@ def adapted(component: Any, **settings: Any) -> Any:
 
 
 def states(components: Iterator[tuple[str, Component]]) -> dict[str, Stateful]:
-    """Return those that remember something, by their places."""
+    """Return the components with state, by place."""
     return {place: inner for place, inner in components if isinstance(inner, Stateful)}
 
 
 def reads(
     *wants: str, columns: Sequence[str] = (), policies: Sequence[str] = ()
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Declare on a plain function what it reads: outputs of the policy, columns, named policies."""
+    """Declare the outputs of the policy, columns and named policies that a plain function reads."""
 
     def mark(function: Callable[..., Any]) -> Callable[..., Any]:
         function.wants = frozenset(wants)  # type: ignore[attr-defined]

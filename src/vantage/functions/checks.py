@@ -1,4 +1,4 @@
-"""Shapes and types of tensor arguments, checked at the door of every function of this package."""
+"""Shapes and types of tensor arguments, checked on entry of every function of this package."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def checked(**expected: str) -> Callable[[F], F]:
     """Decorate a function so that its tensor arguments are checked before it runs.
 
     An expectation names the dimensions in order, as in "N T" or "N 1", and may begin with `float`, `bool` or `int`. A name
-    stands for the same size wherever the function's expectations use it, a number for that size; "..." for any dimensions, the
-    same ones wherever it stands (at the front only). Arguments that are None or a Python number are not checked.
+    denotes the same size in all of the function's expectations, a number for that size; "..." for any dimensions, the
+    same ones in all expectations (at the front only). Arguments that are None or a Python number are not checked.
 
         @checked(values="float N T", mask="bool N T")
         def masked_mean(values: Tensor, mask: Tensor) -> Tensor: ...
 
     Raises:
-        ShapeError: when the decorated function is called with something else; names function, argument, shape found and expected.
+        ShapeError: when the decorated function is called with other arguments; names function, argument, shape found and expected.
     """
 
     def decorate(function: F) -> F:

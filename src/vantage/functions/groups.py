@@ -1,8 +1,8 @@
 """Statistics of a score within groups of rows. Nothing here carries gradient.
 
 Groups are any rows that share a key; sizes may differ. A score that is missing (NaN) is left out of the statistics. Every group is
-measured from its own smallest score, so that the mean of equal scores is that score and their spread exactly 0: a mean that was
-added up in float32 differs from equal numbers in the last place, and a division by a spread as small makes an advantage of that.
+computed relative to its smallest score, so that the mean of equal scores is that score and their spread exactly 0: a mean that was
+added up in float32 differs from equal numbers in the last place, and divided by an equally small spread that is an advantage.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def group_median(score: Tensor, group: Tensor) -> Tensor:
     index, count = group_index(group)
     order = torch.argsort(score, stable=True)
     order = order[torch.argsort(index[order], stable=True)]
-    # Missing scores stand behind the others of their group.
+    # Missing scores are sorted behind the others of their group.
     ranked = score.float()[order]
     rows = torch.bincount(index, minlength=count)
     starts = rows.cumsum(0) - rows
@@ -104,7 +104,7 @@ def leave_one_out_mean(score: Tensor, group: Tensor) -> Tensor:
 
 @checked(key="int N")
 def rank_within(key: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Return (rank, total) of keys [N] in [0, count): each element's place among equal keys [N], and sizes [count]."""
+    """Return (rank, total) of keys [N] in [0, count): each element's position among equal keys [N], and sizes [count]."""
     total = torch.bincount(key, minlength=count)
     order = torch.argsort(key, stable=True)
     starts = total.cumsum(0) - total

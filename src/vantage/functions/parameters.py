@@ -36,7 +36,7 @@ def twins(policy: Any, frozen: Any) -> list[tuple[Tensor, Tensor]]:
     """Return the parameters that a policy and a frozen copy of it share by name, as pairs (live, copy).
 
     Raises:
-        UserError: they share none: the copy is only a view of the policy.
+        UserError: they share no parameter: the copy is only a view of the policy.
     """
     theirs = dict(frozen.named_parameters())
     found = [(live, theirs[name]) for name, live in policy.named_parameters() if name in theirs]

@@ -41,7 +41,7 @@ def log_ratio(logp: Tensor, logp_old: Tensor, mask: Tensor, level: str = "token"
     Raises:
         UserError: the level is not known.
     """
-    # Padding becomes ratio 1, so that whatever stands there can neither overflow nor send NaN into the gradient.
+    # Padding becomes ratio 1, so that its values can neither overflow nor bring NaN into the gradient.
     difference = torch.where(mask, logp - logp_old, 0.0)
     if level == "token":
         return bounded(difference)
@@ -62,7 +62,7 @@ def sampling_gap(logp_old: Tensor, logp_sampling: Tensor | None, mask: Tensor) -
 
     Args:
         logp_old: log-probability under the policy that learns, [N, T].
-        logp_sampling: under what drew the decisions (an inference engine), [N, T], or None.
+        logp_sampling: under the sampler that drew the decisions (an inference engine), [N, T], or None.
         mask: [N, T].
     """
     if logp_sampling is None:

@@ -1,4 +1,4 @@
-"""Between a value per row [N] and values per decision [N, T]."""
+"""Conversions between a value per row [N] and values per decision [N, T]."""
 
 from __future__ import annotations
 

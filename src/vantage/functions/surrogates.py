@@ -1,4 +1,4 @@
-"""Losses per decision: of a policy from log-ratios and advantages, of a critic from returns."""
+"""Losses per decision: policy losses from log-ratios and advantages, critic losses from returns."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def clipped_surrogate(
     high: float | Tensor,
     dual: float | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return PPO's loss (arXiv 1707.06347, eq. 7) per decision, and where the clip removed the gradient, both [N, T].
+    """Return PPO's loss (arXiv 1707.06347, eq. 7) per decision, and a mask of where the clip removed the gradient, both [N, T].
 
         loss = -min(ratio * A, clip(ratio, low, high) * A)
         with `dual` c, where A < 0:  loss = min(loss, -c * A)           (dual clip, arXiv 1912.09729, eq. 5)

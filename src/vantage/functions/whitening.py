@@ -1,4 +1,4 @@
-"""Means and spreads over a mask, and values measured in them."""
+"""Means and spreads over a mask, and standardised values."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def whiten(values: Tensor, mask: Tensor, eps: float = 1e-8, ddof: int = 1) -> Te
     """Return (values - mean) / sqrt(variance + eps) over the decisions where the mask holds, [N, T]; 0 elsewhere.
 
     The result has the type of `values`. Equal values give exactly 0, and values that differ by rounding stay near 0 (6e-8
-    apart: below 1e-3), because `eps` stands under the root as in verl's `masked_whiten`. Gradient flows through `values`.
+    apart: below 1e-3), because `eps` is under the root as in verl's `masked_whiten`. Gradient flows through `values`.
 
     Args:
         values: [N, T], in any unit whose spread is well above sqrt(eps).

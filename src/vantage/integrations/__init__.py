@@ -1,1 +1,1 @@
-"""Vantage inside other trainers."""
+"""Integrations with other libraries: vLLM and Weights & Biases."""

@@ -6,8 +6,8 @@ temperature and truncation included), in the learner's process on one device.
 Exercised against vLLM 0.32.0 on CPU (AVX2), eager and compiled, with small Llama, Qwen2 and Qwen3 models, tied and untied:
 what is pushed is what it draws with, log-probabilities agreeing to 3e-5 in float32 (in bfloat16 they differ by up to 0.2);
 streams of rows, truncation, stop tokens and strings, the prefix cache, adapters, and GRPO with truncated importance sampling.
-Not exercised but against a stand-in: a GPU, where weights go another way (`load_into`), sleep mode, every other version. Not
-at all: float16, quantised weights, several devices. On CPU a version is needed whose `reload_weights` takes weights, and
+Tested only against a stand-in: a GPU, where weights are loaded in another way (`load_into`), sleep mode, every other version.
+Not tested: float16, quantised weights, several devices. On CPU a version is needed whose `reload_weights` takes weights, and
 heads of a size that its attention has (0.32.0: 32, 64 and others, not 16).
 """
 
@@ -39,22 +39,22 @@ from vantage.rollouts.tokens.sampling import Sampling, row_seeds
 
 
 class VllmEngine(LanguageEngine):
-    """Gathers completions from a `LanguagePolicy` with vLLM.
+    """Samples completions from a `LanguagePolicy` with vLLM.
 
     Rows have the columns of `LanguageEngine`, with two differences. `logp_sampling` [N, T] is always there: it is what vLLM
     says of each drawn token, under the distribution that it drew from. `logp_old` [N, T] is computed by the policy itself,
-    in one pass without gradient, so that the ratio of an objective compares the learner with the learner; how far apart
-    the two are is recorded (`mismatch/...`), and `TruncatedImportance` corrects for it. `entropy_old` is left to the part
+    in one pass without gradient, so that the ratio of an objective compares the learner with the learner; the difference between
+    the two is recorded (`mismatch/...`), and `TruncatedImportance` corrects for it. `entropy_old` is left to the component
     that declares it. vLLM truncates by min-p before top-k and top-p, not after them as `Sampling` says: where they are
     combined it draws from fewer tokens, and `logp_sampling` is of what it drew from.
 
     Conversations through a live cache (`converse`) are not offered; `respond` is.
 
     Args:
-        policy: what acts.
-        sampling: how tokens are drawn and when a completion ends; its temperature is ignored, the policy's counts.
+        policy: the policy that acts.
+        sampling: how tokens are drawn and when a completion ends; its temperature is ignored, the policy's is used.
         llm: a `vllm.LLM` of the same architecture in this process, with `logprobs_mode="processed_logprobs"`; None makes one.
-        seeded: give each row a random stream of its own, which vLLM draws row by row; False is faster and repeats nothing.
+        seeded: give each row a random stream of its own, which vLLM draws row by row; False is faster but not reproducible.
         sleep: free vLLM's memory between rollouts (`enable_sleep_mode`).
         **options: of `vllm.LLM`, such as `gpu_memory_utilization` (on CPU a share of the machine's memory) and
             `max_model_len`.
@@ -96,12 +96,12 @@ class VllmEngine(LanguageEngine):
         return self._judged(super().resume(batch, rows, positions, count, context, **settings), context)
 
     def respond(self, batch: Trajectories, texts: Any, context: Context, **settings: Any) -> Trajectories:
-        """Put a text behind each completion and let the policy go on, as `LanguageEngine.respond`."""
+        """Append a text to each completion and continue sampling, as `LanguageEngine.respond`."""
         return self._judged(super().respond(batch, texts, context, **settings), context)
 
     def converse(self, *given: Any, **settings: Any) -> Trajectories:
-        """Refuse: vLLM keeps no cache that this could go on from."""
-        raise UserError("converse needs a live cache, which vLLM does not lend: use respond, or backend='auto'")
+        """Raise an error: vLLM keeps no cache that a conversation could continue from."""
+        raise UserError("converse needs a live cache, which vLLM does not offer: use respond, or backend='auto'")
 
     def _rows(self, found: Completions, *given: Any) -> Trajectories:
         return super()._rows(found, *given).replace(entropy_old=None)
@@ -116,7 +116,7 @@ def make_llm(policy: Any, **options: Any) -> Any:
     """Return a `vllm.LLM` with the policy's architecture; its weights are arbitrary until they are pushed.
 
     vLLM is kept in this process, so that weights are handed over without being copied through a pipe. It seeds the random
-    states of the process when it starts: they are put back.
+    states of the process when it starts: they are restored.
     """
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     vllm: Any = require("vllm", "vllm")
@@ -139,7 +139,7 @@ def make_llm(policy: Any, **options: Any) -> Any:
 
 @contextlib.contextmanager
 def _random_states_kept() -> Iterator[None]:
-    """Leave the random states of Python, NumPy and torch (of the present CUDA device too) as they were."""
+    """Restore the random states of Python, NumPy and torch (also of the present CUDA device) when the block ends."""
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the state that vLLM seeds
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=devices):
@@ -156,7 +156,7 @@ _HELD: WeakKeyDictionary[Any, Tensor] = WeakKeyDictionary()
 
 @dataclass
 class VllmTokens:
-    """The part of `TokenEngine` that vLLM can do: `generate`."""
+    """The method `generate` of `TokenEngine`, by vLLM."""
 
     policy: Any
     llm: Any
@@ -169,13 +169,13 @@ class VllmTokens:
         return int(self.policy.tokenizer.pad_token_id)
 
     def push(self) -> bool:
-        """Hand the policy's weights to vLLM if it holds others; return whether it did.
+        """Hand the policy's weights to vLLM if it holds others; return whether they were handed over.
 
         Adapters are multiplied into the weights. What vLLM has cached of prompts was computed by the old weights: it is
         dropped.
 
         Raises:
-            TrainingError: vLLM keeps its cache of prompts, as it does while requests of others are under way.
+            TrainingError: vLLM keeps its cache of prompts, as it does while other requests are running.
         """
         model = self.policy.model
         present = checksum(model.parameters()).cpu()
@@ -187,7 +187,7 @@ class VllmTokens:
             adapted = bool(getattr(self.policy, "_adapted", ()))
             named = merged_state(model) if adapted else dict(model.named_parameters())
             self.llm.collective_rpc(load_into, args=([(name, tensor.detach()) for name, tensor in named.items()],))
-        # Versions that do not say whether they could return None.
+        # Versions that do not report success return None.
         if self.llm.reset_prefix_cache() is False:
             raise TrainingError("vLLM did not drop its cache of prompts, which the old weights computed")
         _HELD[self.llm] = present
@@ -232,7 +232,7 @@ class VllmTokens:
         return self._completions(outputs, settings, prefix, seeds)
 
     def open(self, *given: Any, **settings: Any) -> Any:
-        """Refuse: there is no live cache."""
+        """Raise an error: there is no live cache."""
         raise UserError("a live session needs the engine's own cache: use backend='auto' instead of vllm")
 
     def parameters(self, sampling: Sampling, seed: int | None) -> Any:
@@ -251,7 +251,7 @@ class VllmTokens:
             # The policy says what ends a completion, not the configuration that vLLM read.
             ignore_eos=True,
             logprobs=0,
-            # Generators take 64 bits; the sign is dropped for those who want none.
+            # Generators take 64 bits; the sign is dropped for those that allow none.
             seed=None if seed is None else seed % 2**63,
             detokenize=bool(sampling.stop_strings),
             # Stop strings are looked for in the text of all tokens, special ones too, as the engine does.

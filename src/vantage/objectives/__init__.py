@@ -1,1 +1,1 @@
-"""Log-probabilities and advantages to a loss."""
+"""Objectives: losses of the policy from log-probabilities and advantages."""

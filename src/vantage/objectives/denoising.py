@@ -18,7 +18,7 @@ from vantage.objectives.surrogates import recorded_clip
 
 @component
 class StepClip:
-    """The clipped surrogate with the ratio of a step taken per dimension: exp(mean over dimensions of log p - log p_old).
+    """Clipped surrogate whose ratio is taken per dimension: exp(mean over dimensions of log p - log p_old).
 
         loss = max(-A ratio, -A clip(ratio, 1 - eps, 1 + eps))        Flow-GRPO, arXiv 2505.05470, as released
 

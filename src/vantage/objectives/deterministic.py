@@ -1,4 +1,4 @@
-"""Losses of a deterministic actor: climb the action value, and stay near an action that the data knows."""
+"""Losses of a deterministic actor: maximise the action value, and stay near an action of the data."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class DataAction:
     """Anchor: the action that the data took in the same state."""
 
     def __call__(self, action: Tensor, batch: Trajectories, context: Context) -> Tensor:
-        """Return it, [N, 1, A]."""
+        """Return the data's action, [N, 1, A]."""
         return batch.action
 
 
@@ -31,8 +31,8 @@ class AnchoredGradient:
 
     Attributes:
         alpha: weight of the action value, at least 0.
-        anchor: `(pi(s), batch, context) -> Tensor` [N, 1, A]: where the actor is pulled; what it returns is a constant.
-        pull: weight of the anchor; 0 leaves it out.
+        anchor: `(pi(s), batch, context) -> Tensor` [N, 1, A]: the action towards which the actor is pulled; carries no gradient.
+        pull: weight of the anchor; 0 removes it.
     """
 
     alpha: Annotated[float, at_least(0)] = 2.5
@@ -45,7 +45,7 @@ class AnchoredGradient:
         """Return the loss."""
         action, q = evaluation.extras["mean"], evaluation.extras["q_mean"]
         size = q.detach().abs().mean()
-        # Before the first critic step all values may be 0: then there is nothing to climb.
+        # Before the first critic step all values may be 0: the scale would then be infinite.
         lam = self.alpha / size.clamp(min=1e-8)
         context.record("q/policy", q.mean(), len(q))
         loss = -lam * q.squeeze(-1)

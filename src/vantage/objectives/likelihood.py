@@ -33,7 +33,7 @@ def perplexity(cross_entropy: float) -> float:
 
 @dataclass(frozen=True)
 class NoCredit:
-    """Advantage for methods that give none: zeros [N, T]."""
+    """Advantage for methods without one: zeros [N, T]."""
 
     def __call__(self, batch: Trajectories, context: Context) -> Tensor:
         """Return zeros."""

@@ -1,8 +1,8 @@
 """Losses over pairs of rows that answer one prompt.
 
 The rows of a pair share `group`; the first of them, in the batch's order, is the chosen one. A batch that mixes sources says
-in `source` which rows are stored pairs (`STORED`); the others have loss 0. The loss of a pair stands on both of its rows, so
-that its mean over rows is its mean over pairs, and any cut that keeps groups whole adds up to it.
+in `source` which rows are stored pairs (`STORED`); the others have loss 0. The loss of a pair is placed on both of its rows, so
+that its mean over rows is its mean over pairs, and any division that keeps groups whole adds up to it.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class PairLogistic:
 
     Attributes:
         beta: scale of the implicit reward, above 0.
-        gamma: margin that is asked for, at least 0.
+        gamma: target margin, at least 0.
         average: mean log-probability instead of the log-ratio.
         smoothing: probability that a label is wrong, 0 to below 0.5.
         hinge: the hinge instead of the logistic loss.
@@ -74,7 +74,7 @@ class PairLogistic:
 
     @property
     def columns(self) -> frozenset[str]:
-        """The reference's log-probability, where there is a reference."""
+        """Names the reference's log-probability, where a reference is used."""
         return frozenset() if self.average else frozenset({"logp_ref"})
 
     def __call__(self, evaluation: Evaluation, batch: Trajectories, context: Context) -> Tensor:

@@ -59,14 +59,14 @@ class Surrogate:
 
 @component
 class Clip:
-    """PPO's clipped surrogate (arXiv 1707.06347, eq. 7), with bounds of its own on each side.
+    """PPO's clipped surrogate (arXiv 1707.06347, eq. 7), with separate bounds on each side.
 
         loss = -min(ratio * A, clip(ratio, 1 - low, 1 + high) * A)
         with `dual` c, where A < 0:  loss = min(loss, -c * A)           (dual clip, arXiv 1912.09729, eq. 5)
 
     Attributes:
-        low: how far the ratio may fall below 1 and still be rewarded, at least 0.
-        high: how far it may rise; None takes `low`.
+        low: clip range below 1, at least 0.
+        high: clip range above 1; None takes `low`.
         dual: c > 1, or None.
         level: of the ratio: "token", "sequence" (GSPO) or "product"; see `log_ratio`.
     """

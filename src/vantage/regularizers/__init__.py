@@ -1,1 +1,1 @@
-"""Divergences, entropies and constraints beside the policy loss."""
+"""Terms of the loss beside the objective: divergences, entropies and constraints."""

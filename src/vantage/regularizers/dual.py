@@ -16,14 +16,14 @@ _MODES = ("log", "add", "fixed")
 
 @component
 class Multiplier:
-    """lambda >= 0 of the constraint E[m] <= bound. A loss term reads it and measures m; `DualAscent` moves it.
+    """lambda >= 0 of the constraint E[m] <= bound. A loss term reads it and measures m; `DualAscent` updates it.
 
         "log":   lambda <- lambda * exp(clip(rate * (m / bound - 1), -1, 1)), held in [least, limit]
         "add":   lambda <- clip(lambda + rate * (m - bound), 0, limit)
         "fixed": lambda stays
 
-    m is the mean over all that was measured since the last move, so that micro-batches count as one. Everything stays on the
-    loss's device; nothing waits for it.
+    m is the mean over all measurements since the last update, so that micro-batches count as one. Everything stays on the
+    loss's device, without synchronisation.
 
     Attributes:
         start: lambda at first, at least 0.
@@ -31,7 +31,7 @@ class Multiplier:
         rate: of the ascent, at least 0.
         mode: "log", "add" or "fixed".
         limit: largest lambda, above 0.
-        least: smallest lambda of "log", which could not come back from 0; above 0.
+        least: smallest lambda of "log", which cannot leave 0; above 0.
     """
 
     start: Annotated[float, at_least(0)] = 1.0
@@ -52,14 +52,14 @@ class Multiplier:
 
     @torch.no_grad()
     def measure(self, values: Tensor, mask: Tensor) -> None:
-        """Take in m [N, T] where the mask holds."""
+        """Record m [N, T] where the mask holds."""
         total, count = torch.where(mask, values, 0.0).sum().float(), mask.sum()
         if "total" in self._memory:
             total, count = self._memory["total"] + total, self._memory["count"] + count
         self._memory.update(total=total, count=count)
 
     def ascend(self) -> Tensor | None:
-        """Move lambda by what was measured since the last move; return its mean, None if nothing was."""
+        """Update lambda by the mean of m since the last update; return that mean, None if there was no measurement."""
         if "total" not in self._memory:
             return None
         mean = self._memory.pop("total") / self._memory.pop("count").clamp(min=1)
@@ -75,12 +75,12 @@ class Multiplier:
 
 @dataclass(frozen=True)
 class DualAscent:
-    """Controller: after each optimiser step, moves the `multiplier` of every part of the loss that has one."""
+    """Controller that updates the `multiplier` of every component of the loss that has one after each optimiser step."""
 
     every = "minibatch"
 
     def __call__(self, context: Context) -> None:
-        """Move them, and record each with the mean that it is to bound."""
+        """Update the multipliers, and record each with the mean that it bounds."""
         for _, part in context.method.components():
             held = getattr(part, "multiplier", None)
             if isinstance(held, Multiplier):

@@ -20,7 +20,7 @@ class PathKL:
 
         |mu - mu_ref|^2 / (2 s^2), averaged over the sample's dimensions
 
-    Gradient flows through mu. The reference judges in the loss, so that its means are never stored. Steps without noise count 0.
+    Gradient flows through mu. The reference is evaluated in the loss; its means are not stored. Steps without noise count 0.
 
     Attributes:
         coefficient: beta, at least 0.

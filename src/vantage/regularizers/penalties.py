@@ -1,4 +1,4 @@
-"""Terms beside the policy loss: entropy and divergence to a frozen policy."""
+"""Terms of the loss beside the objective: entropy and divergence to a frozen policy."""
 
 from __future__ import annotations
 

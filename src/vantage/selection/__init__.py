@@ -1,1 +1,1 @@
-"""What is learnt from, and how often."""
+"""Selections: the rows and decisions that enter the loss, and their weights."""

@@ -12,15 +12,15 @@ from vantage.functions.groups import group_index, group_moments
 
 @component
 class DropGroups:
-    """Drop groups that cannot teach: those whose members all score the same, or all score at least `correct_at`.
+    """Drop groups without signal: those whose members all score the same, or all score at least `correct_at`.
 
-    A batch in which no group would stay is left whole: its gradient is zero or small by itself, and a step without rows is
+    A batch in which no group would remain is left unchanged: its gradient is zero or small by itself, and a step without rows is
     an error elsewhere.
 
     Attributes:
         without_variance: drop groups in which all scores are equal.
         all_correct: drop groups in which all scores reach `correct_at`.
-        correct_at: the score of a right answer.
+        correct_at: score of a correct answer.
     """
 
     without_variance: bool = False

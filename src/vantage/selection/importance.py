@@ -1,4 +1,4 @@
-"""Correction of rows that another distribution than the policy's has drawn: an inference engine, a truncated sampler.
+"""Importance weights of rows that were drawn from another distribution than the policy's: an inference engine, a truncated sampler.
 
 An inference engine computes the same weights with other kernels, another precision or another order of sums, so that what
 it draws from is not quite the policy that learns; a truncation (top-k, top-p, min-p) makes the gap larger.
@@ -18,7 +18,7 @@ from vantage.functions.ratios import sampling_gap
 
 @component
 class TruncatedImportance:
-    """Weigh each decision by min(policy / sampler, limit), [N, T], no gradient; what was drawn too seldom counts more.
+    """Weigh each decision by min(policy / sampler, limit), [N, T]; no gradient.
 
     The weight multiplies the loss of the decision, the ratio of the objective stays that of the policy before and after the
     update. Without the limit a weighted mean over the sampler's decisions is the mean over the policy's, decision by

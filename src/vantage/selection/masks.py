@@ -25,8 +25,9 @@ class MonteCarloMasks:
     Attributes:
         samples: n, at least 1.
         kind: "fixed" or "bernoulli"; see `draw_masks`.
-        old: fill `logp_old` with what the policy gives now for the same sets. It is needed where the policy moves before the
-            batch is used up; otherwise it equals `logp`. None asks the method's update whether it takes several steps on it.
+        old: fill `logp_old` from the present policy for the same sets. It is needed where the policy changes before the
+            batch is used up; otherwise it equals `logp`. None asks whether the method's update takes
+            several steps on a batch.
     """
 
     samples: Annotated[int, at_least(1)] = 16
@@ -45,6 +46,6 @@ class MonteCarloMasks:
 
 
 def several_steps(context: Context) -> bool:
-    """Return whether the method's update moves the policy more than once on a batch, as it is set now."""
+    """Return whether the method's update takes more than one optimiser step on a batch, with its present settings."""
     update = context.method.update
     return bool(getattr(update, "minibatches", 1) > 1 or context.now(getattr(update, "epochs", 1)) > 1)

@@ -1,4 +1,4 @@
-"""Which decisions of a row are learnt from, by their place in it."""
+"""Selections of the decisions of a row by their position."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vantage.core.trajectories import Trajectories
 
 @component
 class FirstSteps:
-    """Learn from the first int(share * T) decisions of each row, at least one; the others are masked.
+    """Mask all but the first int(share * T) decisions of each row, at least one.
 
     Attributes:
         share: in (0, 1].
@@ -24,7 +24,7 @@ class FirstSteps:
     share: Annotated[float, above(0), at_most(1)] = 1.0
 
     def __call__(self, batch: Trajectories, context: Context) -> Trajectories:
-        """Mask the rest."""
+        """Mask the others."""
         kept = max(int(self.share * batch.steps), 1)
         if kept == batch.steps:
             return batch
@@ -33,7 +33,7 @@ class FirstSteps:
 
 @component
 class RandomSteps:
-    """Learn from a random int(share * T') decisions of each row, at least one; the others are masked.
+    """Mask all but a random int(share * T') decisions of each row, at least one.
 
     T' is the number of decisions that are drawn from: all, or all but the last.
 
@@ -46,8 +46,8 @@ class RandomSteps:
     last: bool = False
 
     def __call__(self, batch: Trajectories, context: Context) -> Trajectories:
-        """Mask the rest."""
-        # Of a single decision none would be left.
+        """Mask the others."""
+        # A row of a single decision would have none left.
         steps = max(batch.steps - (not self.last), 1)
         kept = max(int(self.share * steps), 1)
         if kept == batch.steps:
@@ -61,7 +61,7 @@ class RandomSteps:
 
 @dataclass(frozen=True)
 class NoisySteps:
-    """Learn from the decisions that were drawn: steps of a sampler without noise (`sigma` 0) are masked."""
+    """Mask the decisions that were not drawn at random: steps of a sampler without noise (`sigma` 0)."""
 
     def __call__(self, batch: Trajectories, context: Context) -> Trajectories:
         """Mask the others."""

@@ -1,1 +1,1 @@
-"""How the policy changes: gradient steps, trust regions, and what stands between gradient and optimiser."""
+"""Updates of the policy: gradient steps, trust regions, learning-rate schedules, target networks."""

@@ -1,4 +1,4 @@
-"""The ordinary update: epochs of minibatches, each a gradient, a clip, and a step of the optimiser."""
+"""Gradient update: epochs of minibatches, each a gradient, a norm clip and an optimiser step."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class GradientUpdate:
     """Epochs of shuffled minibatches; in each: loss, gradient, transforms, norm clip, optimiser step.
 
     Attributes:
-        optimizer: what takes the step (`Adam`, `SGD`, or anything with `lr` and `build(parameters)`).
+        optimizer: makes the optimiser (`Adam`, `SGD`, or anything with `lr` and `build(parameters)`).
         schedule: `(step, total_steps) -> factor` on the learning rate.
         epochs: passes over the batch; a function of the context where it changes in the run.
-        minibatches: how many a pass is cut into.
+        minibatches: number of minibatches in an epoch.
         unit: what is shuffled: "decision", "row" or "group" (groups stay whole); "auto" takes the smallest that the policy
             (decisions of one with memory stay in their row), the averaging (one that counts rows keeps them) and the loss (one
             over groups keeps those whole) allow.
@@ -57,18 +57,18 @@ class GradientUpdate:
 
     @property
     def optimizer_steps(self) -> float | None:
-        """Optimiser steps a batch, at most; None where the number of epochs changes in the run."""
+        """Largest number of optimiser steps per batch; None where the number of epochs changes in the run."""
         return self.epochs * self.minibatches if isinstance(self.epochs, int) else None
 
     def prepare(self, context: Context) -> None:
         """Make the optimiser of the policy's trainable parameters."""
         parameters = [p for p in context.policy.parameters() if p.requires_grad]
         if not parameters:
-            raise UserError("the policy has no parameter that requires gradient: nothing can be learnt")
+            raise UserError("the policy has no parameter that requires gradient: there is nothing to train")
         self._memory.update(parameters=parameters, optimizer=self.optimizer.build(parameters))
 
     def __call__(self, batch: Trajectories, context: Context) -> None:
-        """Change the policy."""
+        """Update the policy."""
         optimizer: torch.optim.Optimizer = self._memory["optimizer"]
         factor = self.schedule(context.step, context.total_steps)
         for group in optimizer.param_groups:
@@ -81,7 +81,7 @@ class GradientUpdate:
         if not bool(batch.mask.all()):
             batch = batch.select(batch.mask.any(-1))
         if not len(batch):
-            raise UserError("no decision is left to learn from: every row's mask is empty")
+            raise UserError("the batch has no decision in the loss: every row's mask is empty")
         for _ in range(context.now(self.epochs)):
             before = context.metrics.recorded(DIVERGENCE)
             for part in minibatches(batch, self.minibatches, chosen, context.generator):
@@ -109,14 +109,14 @@ class GradientUpdate:
                 controller(context)
 
     def differentiate(self, part: Trajectories, context: Context) -> None:
-        """Leave the gradient of the method's loss on a minibatch in the parameters' `.grad`, which is None before."""
+        """Compute the gradient of the method's loss on a minibatch into the parameters' `.grad`, which is None before."""
         backward(part, context, self.micro_batch)
 
     def _unit(self, context: Context) -> str:
-        # Loose decisions have forgotten how many a row has, and how many rows there are.
+        # Flattening loses row lengths and the row count.
         loose = context.policy.memoryless and context.method.averaging in ("token-mean", "group")
         smallest = "decision" if loose else "row"
-        # A term over the whole minibatch takes any; what the other terms join must still come whole.
+        # A term over the whole minibatch allows any division into minibatches; units that the other terms join must stay whole.
         joined = [unit for unit in units(context.method) if unit != "batch"]
         needed = joined[-1] if joined and joined[-1] != "decision" else smallest
         if self.unit == "auto":
@@ -124,7 +124,8 @@ class GradientUpdate:
         order = ("decision", "row", "group")
         if order.index(self.unit) < order.index(needed):
             raise UserError(
-                f"GradientUpdate.unit={self.unit!r} breaks up what the loss, the averaging or the policy joins: {needed!r} at least"
+                f"GradientUpdate.unit={self.unit!r} splits rows or groups that the loss, the averaging or the policy needs whole:"
+                f" set {needed!r} or a larger unit"
             )
         return self.unit
 
@@ -149,9 +150,9 @@ def clip_gradient(parameters: list[torch.nn.Parameter], limit: float | None) -> 
 
 
 def minibatches(batch: Trajectories, count: int, unit_: str, generator: torch.Generator) -> Iterator[Trajectories]:
-    """Cut a shuffled batch into `count` parts of nearly equal size; with unit "group", groups stay whole.
+    """Split a shuffled batch into `count` minibatches of nearly equal size; with unit "group", groups stay whole.
 
-    One gather shuffles the whole batch; the parts are views of it.
+    One gather shuffles the whole batch; the minibatches are views of it.
     """
     rows = len(batch)
     if count == 1:

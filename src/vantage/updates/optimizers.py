@@ -37,7 +37,7 @@ class Adam:
 
 @component
 class CoupledAdam:
-    """Adam whose weight decay is added to the gradient (L2), as torch's own `Adam` has it; `Adam` here decouples it."""
+    """Adam whose weight decay is added to the gradient (L2), as in torch's `Adam`; the `Adam` of this module decouples it."""
 
     lr: Annotated[float, above(0)]
     weight_decay: Annotated[float, at_least(0)] = 0.0
@@ -75,7 +75,7 @@ class RMSprop:
 
 @component
 class Constant:
-    """The learning rate stays, after an optional linear warm-up over `warmup` (share of the run, 0 to 1)."""
+    """Constant learning rate, after an optional linear warm-up over `warmup` (share of the run, 0 to 1)."""
 
     warmup: Annotated[float, between(0, 1)] = 0.0
 
@@ -86,7 +86,7 @@ class Constant:
 
 @component
 class Linear:
-    """The learning rate falls linearly to `final` of itself at the end of the run."""
+    """Learning rate that falls linearly to `final` times its value at the end of the run."""
 
     final: Annotated[float, at_least(0)] = 0.0
     warmup: Annotated[float, between(0, 1)] = 0.0
@@ -98,14 +98,14 @@ class Linear:
 
 @component
 class Cosine:
-    """The learning rate falls along half a cosine to `final` of itself at the end of the run, with an optional linear warm-up.
+    """Learning rate that falls along half a cosine to `final` times its value at the end, with an optional linear warm-up.
 
     Attributes:
         final: share of the rate at the end, at least 0.
         warmup: share of the run over which the rate rises, 0 to 1.
         after: the cosine begins where the warm-up ends, at the full rate, as in transformers'
             `get_cosine_schedule_with_warmup`. Otherwise it spans the whole run and the warm-up is a factor on it, so that the rate
-            has begun to fall before it is reached: the start models of the arenas are made so.
+            has begun to fall before it is reached: the start models of the arenas were trained so.
     """
 
     final: Annotated[float, at_least(0)] = 0.0
@@ -121,5 +121,5 @@ class Cosine:
 
 
 def _warm(step: int, total_steps: int, warmup: float) -> float:
-    # The first step already moves: it has 1 / (warm-up steps) of the rate, not 0.
+    # The first step is not lost: it has 1 / (warm-up steps) of the rate, not 0.
     return min(1.0, (step + 1) / (warmup * total_steps)) if warmup > 0 else 1.0

@@ -1,4 +1,4 @@
-"""Gradients through a simulator: the same trajectories again, differentiated from their rewards to the policy's weights."""
+"""Gradients through a simulator: rows are replayed and differentiated from their rewards to the policy's weights."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ REPLAYED = "reward"
 
 @component
 class Pathwise(GradientUpdate):
-    """Gradient steps in which the rows are replayed, in hindsight, under the present policy's most likely decisions.
+    """Gradient steps on rows that are replayed with their recorded randomness under the present policy's most likely decisions.
 
-    What was random in a row is kept and the row is run again, so that its rewards are a differentiable function of the weights.
+    The random draws of a row are kept and the row is run again, so that its rewards are a differentiable function of the weights.
     The task does it: `replay(policy, batch) -> reward [N, T]`, with gradient through all T steps. The objective finds the
     rewards as `evaluation.extras["reward"]`; averaging, regularizers, epochs and minibatches are as usual, over whole rows.
     """
@@ -52,7 +52,7 @@ class Pathwise(GradientUpdate):
 
 @dataclass(frozen=True)
 class ReplayedCost:
-    """-reward of the replayed decisions [N, T]: what the simulator charges; gradient flows through the simulator."""
+    """-reward of the replayed decisions [N, T]: the cost in the simulator; gradient flows through the simulator."""
 
     unit = "row"
 

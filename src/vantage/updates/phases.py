@@ -10,10 +10,10 @@ from vantage.core.context import Context
 
 @component
 class Until:
-    """A setting that is `before` in the first `step` steps and `after` from then on. For any setting read by `context.now`.
+    """A setting that is `before` in the first `step` steps and `after` afterwards. For any setting read by `context.now`.
 
     Attributes:
-        step: steps that the first phase has, at least 0.
+        step: number of steps of the first phase, at least 0.
         before, after: its values.
     """
 

@@ -1,4 +1,4 @@
-"""Copies that follow what learns slowly: target networks and slow opponents; and parts that act every few steps."""
+"""Polyak averages of networks: target networks and slow opponents; and updates that run every few steps."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vantage.functions.parameters import polyak, twins
 
 @component
 class SlowCopy:
-    """Controller: after every optimiser step the named frozen policy moves towards the policy by `rate`.
+    """Controller: after every optimiser step moves the named frozen policy towards the policy (Polyak average).
 
     copy <- (1 - rate) * copy + rate * policy
 
@@ -48,7 +48,7 @@ class SlowCopy:
         return {str(place): copy.detach().clone() for place, (_, copy) in enumerate(self._memory["pairs"])}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take them back."""
+        """Restore from `state_dict()`."""
         with torch.no_grad():
             for place, (_, copy) in enumerate(self._memory["pairs"]):
                 copy.copy_(state[str(place)])
@@ -56,7 +56,7 @@ class SlowCopy:
 
 @component
 class MoveTargets:
-    """Controller: every `every_steps` steps the policy's target networks move towards the networks by `rate`.
+    """Controller: every `every_steps` steps moves the policy's target networks towards the networks (Polyak average).
 
     The policy names them in `targets()`: pairs (network's parameter, target's).
 
@@ -71,7 +71,7 @@ class MoveTargets:
     every: Literal["step", "minibatch"] = "step"
 
     def __call__(self, context: Context) -> None:
-        """Move them, when it is time."""
+        """Move the targets in every `every_steps`-th step."""
         if context.step % self.every_steps:
             return
         policy: Any = context.policy
@@ -81,11 +81,11 @@ class MoveTargets:
 
 @component
 class Every:
-    """Update that takes place in every `steps`-th step only, the first time in step number `steps`; the other steps pass.
+    """Update that runs in every `steps`-th step only, first in step number `steps`; the other steps leave the policy unchanged.
 
     Attributes:
         steps: at least 1.
-        update: what takes place.
+        update: the update to run.
     """
 
     steps: Annotated[int, at_least(1)]
@@ -93,11 +93,11 @@ class Every:
 
     @property
     def optimizer_steps(self) -> float | None:
-        """Optimiser steps a batch, on average; None where the update does not say."""
+        """Mean number of optimiser steps per batch; None where the update does not tell."""
         inner = getattr(self.update, "optimizer_steps", None)
         return None if inner is None else inner / self.steps
 
     def __call__(self, batch: Trajectories, context: Context) -> None:
-        """Update, when it is time."""
+        """Update in every `steps`-th step."""
         if (context.step + 1) % self.steps == 0:
             self.update(batch, context)

@@ -71,7 +71,7 @@ class TrustRegion:
     needs = frozenset({"divergence"})
 
     def __call__(self, batch: Trajectories, context: Context) -> None:
-        """Move the policy, or leave it."""
+        """Update the policy, or leave it unchanged when no step is accepted."""
         policy: Any = context.policy
         if policy.memoryless:
             batch = batch.flatten()

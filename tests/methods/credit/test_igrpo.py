@@ -144,7 +144,7 @@ def test_what_cannot_be_done_is_refused() -> None:
     with pytest.raises(UserError, match=r"BestDraft\.drafts=-1"):
         BestDraft(drafts=-1)
     where: Any = SimpleNamespace(engine=object(), next_prompts=lambda count: Prompts(torch.arange(1), ["a"]))
-    with pytest.raises(UserError, match="BestDraft goes on from the middle"):
+    with pytest.raises(UserError, match="BestDraft needs an engine that can resume from a prefix"):
         BestDraft()(where)
 
 

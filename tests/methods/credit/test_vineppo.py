@@ -178,7 +178,9 @@ def test_engines_and_settings_that_cannot_are_refused() -> None:
 
     run = trainer(method(), 1)
     run.context.engine = Simple(run.context.engine)  # type: ignore[assignment]
-    with pytest.raises(UserError, match="VineValues goes on from the middle of a row, which Simple cannot"):
+    with pytest.raises(
+        UserError, match="VineValues needs an engine that can resume from a prefix of a row; Simple cannot"
+    ):
         run.step()
 
 

@@ -1,0 +1,55 @@
+"""Docstrings in the field's plain terms: first lines that name the thing, and none of the private idioms that the library had."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1] / "src" / "vantage"
+DONE = ("advantages", "core", "functions", "integrations", "objectives", "regularizers", "selection", "updates")
+"""Packages whose text is held to this."""
+QUESTION = re.compile(r"(How|What|Where|Who|Why)\b")
+IDIOM = re.compile(
+    r"\bthe road\b|\btak(?:e|es|en|ing) (?:it|them) back\b|\bjudg(?:e|es|ed|ing)\b|\bgrows? (?:a|an|the|values|one)\b"
+    r"|\bcrash would cost\b|\bparts? of (?:a|the) method\b|\bthere is none of\b",
+    re.IGNORECASE,
+)
+
+
+def docstrings(path: Path) -> list[tuple[int, str]]:
+    """Return (line, text) of the docstrings of a module: its own, those of classes, functions and documented constants."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        for one in getattr(node, "body", []) if isinstance(getattr(node, "body", None), list) else []:
+            if isinstance(one, ast.Expr) and isinstance(one.value, ast.Constant) and isinstance(one.value.value, str):
+                found.append((one.lineno, one.value.value))
+    return found
+
+
+@pytest.mark.parametrize("package", DONE)
+def test_docstrings_are_plain(package: str) -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line}: {text.strip().splitlines()[0]}"
+        for path in sorted((ROOT / package).rglob("*.py"))
+        for line, text in docstrings(path)
+        if QUESTION.match(text.strip()) or IDIOM.search(text)
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize(
+    ("text", "question", "idiom"),
+    [
+        ("How a step is taken.", True, False),
+        ("Whether a step is taken.", False, False),
+        ("Take them back.", False, True),
+        ("Policy that is judged.", False, True),
+        ("Carries a batch along the road.", False, True),
+        ("The policy grows a critic.", False, True),
+        ("Memory grows with the number of rows.", False, False),
+        ("Restore from `state_dict()`.", False, False),
+    ],
+)
+def test_what_counts_as_idiom(text: str, question: bool, idiom: bool) -> None:
+    assert (bool(QUESTION.match(text)), bool(IDIOM.search(text))) == (question, idiom)
