@@ -77,7 +77,7 @@ class PrefixEngine(Engine, Protocol):
         ...
 
     def texts(self, batch: Trajectories) -> list[Any]:
-        """Return the content of each row in the form that a prompt can hold: text for a language model."""
+        """Return the content of each row in the form that a prompt can hold: text where rows are texts."""
         ...
 
 

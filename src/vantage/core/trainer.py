@@ -148,8 +148,6 @@ class Trainer:
             named |= columns.needed_policies(column)
         return named
 
-    # one step ------------------------------------------------------------------------------------------------------
-
     def step(self) -> tuple[dict[str, float], dict[str, float]]:
         """Run one training step; return its metrics and the seconds of each stage."""
         context, method = self.context, self.context.method
@@ -182,8 +180,6 @@ class Trainer:
             metrics["environment_steps"] = float(context.budget.taken)
         clock.lap("update")
         return metrics, clock.laps
-
-    # a run ---------------------------------------------------------------------------------------------------------
 
     def run(self) -> Outcome:
         """Train to the last step, or until an interrupt, which ends the run after the step in progress and saves it.
@@ -273,8 +269,6 @@ class Trainer:
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
-
-    # checkpoints ---------------------------------------------------------------------------------------------------
 
     def save(self) -> None:
         """Write a checkpoint of everything that a resumed run needs."""

@@ -153,13 +153,13 @@ def to_plain(space: Observations | Actions) -> dict[str, Any]:
 
 
 def observations(plain: Mapping[str, Any]) -> Observations:
-    """Take back what `to_plain` returned."""
+    """Restore what `to_plain` returned."""
     given: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in plain.items()}
     return Observations(**given)
 
 
 def actions(plain: Mapping[str, Any]) -> Actions:
-    """Take back what `to_plain` returned."""
+    """Restore what `to_plain` returned."""
     given: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in plain.items()}
     return Actions(**given)
 

@@ -1,1 +1,1 @@
-"""How decisions are gathered."""
+"""Rollouts: engines and plans that sample rows from the policy in a task."""

@@ -1,4 +1,4 @@
-"""Samplers of flow models as rollouts: from noise to a sample in T steps, whole, in part, or on from the middle."""
+"""Samplers of flow models as rollouts: from noise to a sample in T steps, whole, in part, or resumed from a step."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ OUTCOMES = ("state", "prediction")
 
 @component
 class Sampler:
-    """When the sampler looks and how much noise it adds.
+    """Times and noise levels of a sampler of flow models.
 
     Times are 1 = s_0 > s_1 > .. > s_T = 0, equally spaced, then shifted: s <- shift s / (1 + (shift - 1) s).
 
@@ -41,9 +41,9 @@ class Sampler:
         steps: T, at least 1.
         noise: noise level, at least 0; 0 is the ODE.
         kind: "ratio" or "constant".
-        shift: above 0; more than 1 spends more of the steps near the noise.
+        shift: above 0; more than 1 places more of the steps near the noise.
         stochastic: steps (from 0) that add noise; None for all. The others are steps of the ODE.
-        outcome: what is judged: the last "state", or the noise-free "prediction" x - t v of the last step.
+        outcome: the output that is scored: the last "state", or the noise-free "prediction" x - t v of the last step.
     """
 
     steps: Annotated[int, at_least(1)] = 10
@@ -64,7 +64,7 @@ class Sampler:
         if self.kind == "constant":
             sigma = torch.full_like(now, self.noise)
         else:
-            # Where 1 - t is 0 the second time stands in; with a single step there is none, and 1/2 does.
+            # Where 1 - t is 0 the second time is used; with a single step there is none, and 1/2 is used.
             second = float(now[1]) if self.steps > 1 else 0.5
             sigma = self.noise * (now / (1 - torch.where(now == 1, second, now))).sqrt()
         if self.stochastic is not None:
@@ -76,7 +76,7 @@ class Sampler:
 
 @component
 class Denoise:
-    """Rollout: `size` samples from each of `prompts` prompts, every step a decision; a group is a prompt.
+    """Rollout: `size` samples from each of `prompts` prompts, every step is a decision; the samples of a prompt are a group.
 
     Attributes:
         prompts: prompts a step, at least 1.
@@ -92,7 +92,7 @@ class Denoise:
     needs = frozenset({"flow"})
 
     def cost(self, episode: int | None = None) -> Cost:
-        """What a step takes."""
+        """Return the cost of a step."""
         return episodes(self.prompts * self.size, self.sampler.steps)
 
     def __call__(self, context: Context) -> Trajectories:
@@ -109,7 +109,7 @@ def denoising_engine(context: Context, who: str) -> Any:
     """Return the run's engine, which must draw with a `Sampler`.
 
     Raises:
-        UserError: it does not; the message names the part that asked.
+        UserError: it does not; the message names the component that asked.
     """
     engine: Any = context.engine
     if not isinstance(getattr(engine, "sampler", None), Sampler):
@@ -121,15 +121,16 @@ def denoising_engine(context: Context, who: str) -> Any:
 
 
 class DenoisingEngine:
-    """Draws samples of a flow policy; an engine that can go on from any step (`PrefixEngine`).
+    """Draws samples of a flow policy; an engine that can resume from any step (`PrefixEngine`).
 
-    A prompt's item is its label, or None. Rows hold, besides the columns of any rollout, `outcome` [N, 1, *shape], what is
-    judged, and, where a part of the method declares it in `columns`, `mean_old` [N, T, *shape], the mean of each step under the
-    policy that acted. The state before step i is the one after step i - 1: both are views of one tensor.
+    A prompt's item is its label, or None. Rows hold, besides the columns of any rollout, `outcome` [N, 1, *shape],
+    the output that is scored, and, where a component of the method declares it in `columns`, `mean_old` [N, T,
+    *shape], the mean of each step under the policy that acted. The state before step i is the one after step i - 1:
+    both are views of one tensor.
 
     Args:
-        policy: draws.
-        sampler: used where a plan brings none of its own.
+        policy: its policy samples.
+        sampler: the default where a plan has none.
     """
 
     def __init__(self, policy: FlowPolicy, sampler: Sampler | None = None) -> None:
@@ -193,7 +194,7 @@ class DenoisingEngine:
         sampler: Sampler | None = None,
         noise_scale: float = 1.0,
     ) -> Trajectories:
-        """Go on `count` times from the state before step `positions[i]` of row `rows[i]`; see `PrefixEngine.resume`.
+        """Continue `count` times from the state before step `positions[i]` of row `rows[i]`; see `PrefixEngine.resume`.
 
         The first new step's noise is multiplied by `noise_scale`; `logp_old` is that of the policy's own step all the same.
         Times and noise levels are the row's; of `sampler` only the outcome is read.
@@ -227,7 +228,7 @@ class DenoisingEngine:
         generator: torch.Generator,
         context: Context,
     ) -> Trajectories:
-        """Take the steps from `first` [N] on, in place of what `chain` [N, T + 1, *shape] holds there."""
+        """Take the steps from `first` [N] on, overwriting `chain` [N, T + 1, *shape]."""
         total, steps = len(chain), chain.shape[1] - 1
         last = torch.full_like(first, steps) if limit is None else (first + limit).clamp(max=steps)
         logp = torch.zeros(total, steps, device=chain.device) if kept is None else kept.logp_old.clone()
@@ -272,7 +273,7 @@ class DenoisingEngine:
         return Trajectories(columns, rows=total)
 
     def advance(self, rows: int, steps: int, context: Context) -> Trajectories:
-        """A sample ends after T steps: there is no stream to go on with."""
+        """Raise a UserError: a sample ends after T steps, so there are no streams to continue."""
         raise UserError(
             "a flow model has no streams of steps: the method needs whole samples, with rollout=Groups(...) or Denoise(...)"
         )
@@ -282,7 +283,7 @@ class DenoisingEngine:
         return list(batch["outcome"].squeeze(1).tolist())
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: all randomness is the run's."""
+        """Return {}: all randomness is the run's."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -290,5 +291,5 @@ class DenoisingEngine:
 
 
 def _generator(context: Context, device: torch.device) -> torch.Generator:
-    """A generator on the device, seeded from the run's."""
+    """Return a generator on the device, seeded from the run's."""
     return torch.Generator(device).manual_seed(int(torch.randint(2**62, (), generator=context.generator)))

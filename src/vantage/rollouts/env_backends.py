@@ -14,7 +14,7 @@ from vantage.rollouts import env_state
 
 Array = NDArray[Any]
 NATIVE_FROM = 8
-"""Copies from which a native vector version is taken; below, its overhead is more than that of stepping one by one."""
+"""Number of copies from which a native vector version is used; below, it is slower than stepping one by one."""
 
 
 class Backend(Protocol):
@@ -22,10 +22,10 @@ class Backend(Protocol):
 
     count: int
     late_reset: bool
-    """Whether a finished copy resets by itself in its next step, whose action and reward then mean nothing."""
+    """Whether a finished copy resets by itself in its next step, whose action and reward are then meaningless."""
 
     def reset(self, seeds: Sequence[int], out: Array) -> None:
-        """Begin an episode in every copy."""
+        """Start an episode in every copy."""
         ...
 
     def step(
@@ -35,7 +35,7 @@ class Backend(Protocol):
         ...
 
     def reset_some(self, which: Sequence[int], out: Array) -> None:
-        """Begin another episode in these copies; `out` has a row for each."""
+        """Start another episode in these copies; `out` has a row for each."""
         ...
 
     def save(self) -> list[Any]:
@@ -47,7 +47,7 @@ class Backend(Protocol):
         ...
 
     def load(self, states: Sequence[Any]) -> None:
-        """Take back what `save` returned."""
+        """Restore what `save` returned."""
         ...
 
 
@@ -63,7 +63,7 @@ class OneByOne:
         self._scalar = scalar_actions
 
     def reset(self, seeds: Sequence[int], out: Array) -> None:
-        """Begin an episode in every copy, each with its seed."""
+        """Start an episode in every copy, each with its seed."""
         for i, (env, seed) in enumerate(zip(self.envs, seeds, strict=True)):
             out[i], _ = env.reset(seed=seed)
 
@@ -96,7 +96,7 @@ class OneByOne:
             observation[j], reward[j], terminated[j], truncated[j], _ = self._steps[i](chosen[j])
 
     def reset_some(self, which: Sequence[int], out: Array) -> None:
-        """Begin another episode; the random generators go on."""
+        """Start another episode; the random generators continue."""
         for j, i in enumerate(which):
             out[j], _ = self.envs[i].reset()
 
@@ -105,7 +105,7 @@ class OneByOne:
         return [env_state.save(env) for env in self.envs]
 
     def load(self, states: Sequence[Any]) -> None:
-        """Take back what `save` returned."""
+        """Restore what `save` returned."""
         for env, state in zip(self.envs, states, strict=True):
             env_state.load(env, state)
 
@@ -120,7 +120,7 @@ class Native:
         self.count = int(env.num_envs)
 
     def reset(self, seeds: Sequence[int], out: Array) -> None:
-        """Begin an episode in every copy; the first seed decides all."""
+        """Start an episode in every copy; the first seed determines all."""
         out[...], _ = self.env.reset(seed=int(seeds[0]))
 
     def step(
@@ -139,7 +139,7 @@ class Native:
         return [env_state.save(self.env)]
 
     def load(self, states: Sequence[Any]) -> None:
-        """Take back what `save` returned."""
+        """Restore what `save` returned."""
         env_state.load(self.env, states[0])
 
 
@@ -164,7 +164,7 @@ class EnvPool:
         self._dtype = self.spec.action_space.dtype
 
     def reset(self, seeds: Sequence[int], out: Array) -> None:
-        """Begin an episode in every copy; a pool is seeded when it is made, so a new one is."""
+        """Start an episode in every copy; a pool is seeded when it is made, so a new one is made."""
         if self._env is not None:
             self._env.close()
         self._env = self._make(int(seeds[0]) % 2**31)
@@ -184,7 +184,7 @@ class EnvPool:
 
     def save(self) -> list[Any]:
         """Refuse."""
-        raise env_state.CannotSave("EnvPool keeps its environments' states to itself")
+        raise env_state.CannotSave("EnvPool does not expose the states of its environments")
 
     def load(self, states: Sequence[Any]) -> None:
         """Never called: nothing was saved."""
@@ -192,7 +192,7 @@ class EnvPool:
 
 
 def envpool_spec(env_id: str, options: Mapping[str, Any]) -> Any:
-    """Return what EnvPool says of an environment: `observation_space`, `action_space` and `config`.
+    """Return EnvPool's specification of an environment: `observation_space`, `action_space` and `config`.
 
     Raises:
         UserError: it has no such environment, or it takes no such options.
@@ -242,7 +242,7 @@ def native(env_id: str, count: int, options: dict[str, Any]) -> Native:
 
 
 def seeds_of(seed: int, count: int, round_: int = 0) -> list[int]:
-    """Seeds of `count` copies that do not meet those of another run's seed or round."""
+    """Return seeds of `count` copies, different from those of another run's seed or round."""
     return [
         int(np.random.SeedSequence([seed % 2**63, round_, i]).generate_state(1, np.uint64)[0] >> np.uint64(33))
         for i in range(count)

@@ -1,4 +1,4 @@
-"""Whole episodes in single environments, side by side, each from its own seed."""
+"""Whole episodes in several single environments, each from its own seed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vantage.rollouts.env_backends import OneByOne
 
 Array = NDArray[Any]
 CHUNK = 64
-"""Steps for which room is made at a time."""
+"""Number of steps for which memory is allocated at a time."""
 
 
 def run_episodes(
@@ -28,7 +28,7 @@ def run_episodes(
     generator: torch.Generator,
     greedy: bool = False,
 ) -> dict[str, Array]:
-    """Run an episode in each environment until all have ended; those that have are not stepped further.
+    """Run an episode in each environment until all have ended; finished ones are not stepped further.
 
     `greedy` takes the most likely action at each step.
 
@@ -86,7 +86,7 @@ def run_episodes(
 
 
 def see(raw: Array, moments: Moments | None, acted_on: Array | None = None) -> Array:
-    """Return observations [n, *shape] as the policy sees them, after the moments have taken in those that it acts on.
+    """Return observations [n, *shape] as the policy sees them, after the moments are updated by those that it acts on.
 
     `acted_on` [n] bool leaves out the observations that end an episode, as OpenAI Baselines' and Stable-Baselines3's
     VecNormalize do; None: the policy acts on all.

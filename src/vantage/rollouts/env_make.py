@@ -1,4 +1,4 @@
-"""Making one Gymnasium environment, with errors that say what to do."""
+"""Construction of a Gymnasium environment, with errors that name the remedy."""
 
 from __future__ import annotations
 
@@ -68,12 +68,12 @@ def _hear_mujoco() -> None:
     try:
         mujoco: Any = importlib.import_module("mujoco")
     except ModuleNotFoundError:
-        return  # gymnasium.make says so better
+        return  # gymnasium.make gives a better error
     if hasattr(mujoco, "get_mju_user_warning") and mujoco.get_mju_user_warning() is None:
         mujoco.set_mju_user_warning(_warn)
 
 
 def _warn(message: str) -> None:
-    # What is deprecated in the model files that Gymnasium ships is nobody's concern here.
+    # What is deprecated in the model files that Gymnasium ships does not matter here.
     if "deprecated" not in message:
         warnings.warn(f"MuJoCo: {message}", RuntimeWarning, stacklevel=2)

@@ -170,7 +170,7 @@ def encode(value: Any) -> Any:
 
 
 def decode(value: Any) -> Any:
-    """Take back what `encode` made."""
+    """Restore what `encode` made."""
     if isinstance(value, list):
         return [decode(item) for item in value]
     if not isinstance(value, Mapping):

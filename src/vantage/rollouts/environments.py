@@ -1,4 +1,4 @@
-"""Decisions gathered in Gymnasium environments: streams that go on for ever, and whole episodes from given seeds."""
+"""Engine of Gymnasium environments: endless streams of decisions, and whole episodes from given seeds."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class EnvironmentEngine:
     bootstraps. A late reset is a decision outside the mask.
 
     The policy acts step by step; the log-probabilities of what it did are computed afterwards, for the whole batch. Its
-    critic is not asked. Returns and lengths of finished episodes, in the environment's own reward, are recorded as
+    critic is not evaluated. Returns and lengths of finished episodes, in the environment's own reward, are recorded as
     `episode/return`, `episode/length` and `episode/count`.
 
     Args:
@@ -91,12 +91,12 @@ class EnvironmentEngine:
         self.gamma = gamma
         self.max_episode_steps = max_episode_steps
         self.resume_notes: list[str] = []
-        """What could not be brought back by `load_state_dict`."""
+        """Environment states that `load_state_dict` could not restore."""
         self.taken = 0
-        """Environment steps that were taken."""
+        """Number of environment steps taken."""
         self._resets = 0
         self._loaded: Mapping[str, Any] | None = None
-        """A state that was loaded and not yet put into environments."""
+        """A loaded state that is not yet restored into environments."""
         self._streams: Backend | None = None
         self._pool: list[Any] = []
         self._seeds: list[int] = []
@@ -108,7 +108,7 @@ class EnvironmentEngine:
     # streams -------------------------------------------------------------------------------------------------------
 
     def advance(self, rows: int, steps: int, context: Context) -> Trajectories:
-        """Take `steps` more decisions in each of `rows` streams, which begin anew whenever an episode ends.
+        """Take `steps` more decisions in each of `rows` streams, which reset whenever an episode ends.
 
         Raises:
             UserError: `rows` is another number than before.
@@ -117,14 +117,16 @@ class EnvironmentEngine:
         with ExitStack() as stack:
             moments = None if policy.normalizer is None else stack.enter_context(policy.normalizer.on_host())
             if self._seeds and rows != len(self._seeds):
-                raise UserError(f"rows={rows}: this engine has {len(self._seeds)} streams, and their number stays")
+                raise UserError(
+                    f"rows={rows}: this engine has {len(self._seeds)} streams, and their number cannot change"
+                )
             if self._streams is None:
                 self._open(rows, policy, moments)
             self.taken += rows * steps
             return self._advance(steps, context, policy, moments)
 
     def _open(self, rows: int, policy: ControlPolicy, moments: Moments | None) -> None:
-        """Build the streams, and begin them or put them where the loaded state left them."""
+        """Build the streams, and reset them or restore the loaded state."""
         self._streams = streams = self._make_backend(rows, policy)
         if self._loaded is not None and self._loaded["envs"] is not None:
             streams.load(self._loaded["envs"])
@@ -284,7 +286,7 @@ class EnvironmentEngine:
     def state_dict(self) -> dict[str, Any]:
         """Return the streams' environments, current observations and running sums, as tensors and plain values.
 
-        An environment whose state cannot be saved is there as the seed with which it will be reset.
+        Of an environment whose state cannot be saved, the seed with which it will be reset.
         """
         if self._loaded is not None:
             return dict(self._loaded)
@@ -310,7 +312,7 @@ class EnvironmentEngine:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what `state_dict` returned; the streams open with the next `advance`.
+        """Restore from `state_dict()`; the streams open with the next `advance`.
 
         Environments whose state was not saved are reset then, with seeds that follow from the run's; `resume_notes` and a
         warning say so.
@@ -352,7 +354,7 @@ def _control(policy: Any) -> ControlPolicy:
 
 
 def _finish(columns: dict[str, torch.Tensor], outputs: torch.Tensor, policy: ControlPolicy) -> Trajectories:
-    """Bring the columns to the policy's device and add the log-probabilities, from the outputs that the actor gave."""
+    """Move the columns to the policy's device and add the log-probabilities, from the outputs of the actor."""
     device = policy.device
     if device.type != "cpu":
         columns = {name: column.to(device, non_blocking=True) for name, column in columns.items()}

@@ -22,7 +22,7 @@ class Interpolated:
     needs = frozenset({"flow"})
 
     def cost(self, episode: int | None = None) -> Cost:
-        """What a step takes."""
+        """Return the cost of a step."""
         return Cost(self.batch, self.batch, self.batch)
 
     def __call__(self, context: Context) -> Trajectories:

@@ -20,7 +20,7 @@ from vantage.rollouts.tokens.sampling import Sampling
 
 
 class LanguageEngine:
-    """Gathers completions from a `LanguagePolicy`.
+    """Samples completions from a `LanguagePolicy`.
 
     A row is a completion. Its columns: `observation` (tokens [N, P] int64, the prompt from column 0 on and padding behind
     it; length [N]), `action` [N, T] the completion's tokens padded behind, `length` [N], `mask` [N, T] (the policy's own
@@ -29,13 +29,13 @@ class LanguageEngine:
     top-k, top-p, min-p or greedy decoding drew from another distribution, `logp_sampling` [N, T] is of that one. A
     conversation also has `turn` and `origin` [N, T].
 
-    The policy's temperature is that of the sampling, unless a call brings its own settings. Each call draws one 64-bit
-    seed from the run's generator, and each row's stream follows from it and the row's place alone.
+    The policy's temperature is that of the sampling, unless a call has its own settings. Each call draws one 64-bit
+    seed from the run's generator, and each row's stream follows from it and the row's index alone.
 
     Args:
-        policy: what acts.
-        sampling: how tokens are drawn and when a completion ends; its temperature is ignored, the policy's counts.
-        max_batch_tokens: tokens that the cache may hold at once; rows beyond wait. None measures the free memory.
+        policy: the policy that acts.
+        sampling: how tokens are drawn and when a completion ends; its temperature is ignored, the policy's is used.
+        max_batch_tokens: tokens that the cache may hold at once; further rows wait. None measures the free memory.
         backend: of the token engine: "auto", "lean" or "transformers".
     """
 
@@ -66,7 +66,7 @@ class LanguageEngine:
 
     @property
     def max_decisions(self) -> int:
-        """Most tokens of a completion that the policy produces, which leaves out what the environment inserts."""
+        """Largest number of tokens of a completion that the policy itself produces, without those that the environment inserts."""
         return self.sampling.max_new_tokens
 
     # sampling ------------------------------------------------------------------------------------------------------
@@ -81,13 +81,13 @@ class LanguageEngine:
         limit: int | None = None,
         sampling: Sampling | None = None,
     ) -> Trajectories:
-        """Sample `count` completions of each prompt; rows of a prompt stand side by side and share `group`.
+        """Sample `count` completions of each prompt; rows of a prompt are adjacent and share `group`.
 
         Args:
             prompts: items are token ids, text, or chat messages (through the tokenizer's chat template).
             count: completions of each, at least 1.
             context: the run; its generator gives the seed.
-            greedy: take the most likely token at each step; the log-probabilities stay those at the temperature.
+            greedy: take the most likely token at each step; the log-probabilities remain those at the temperature.
             limit: tokens of each completion at most, where that is less than the settings allow.
             sampling: settings of this call alone, the temperature included.
 
@@ -106,7 +106,7 @@ class LanguageEngine:
     def advance(self, rows: int, steps: int, context: Context) -> Trajectories:
         """Draw `rows` prompts and sample one completion of each, of at most `steps` and at most `max_new_tokens` tokens.
 
-        A language row ends with its completion: what the limit cuts is truncated, and the next call draws new prompts.
+        A row ends with its completion: a completion that reaches the limit is truncated, and the next call draws new prompts.
         """
         return self.sample(context.next_prompts(rows), 1, context, limit=steps)
 
@@ -132,7 +132,7 @@ class LanguageEngine:
             context: the run.
             limit: new tokens of each row at most.
             sampling: settings of this call; `max_new_tokens` bounds the whole completion, kept tokens included.
-            learn_prefix: whether the kept tokens stay in the mask; otherwise only what is new is learnt from.
+            learn_prefix: whether the kept tokens stay in the mask; otherwise only new tokens are in it.
 
         Returns:
             K * count rows with whole completions and the column `parent` [K * count]; they share `group` where they share
@@ -144,7 +144,7 @@ class LanguageEngine:
         ended = (positions == batch.length[rows]) & batch.terminated[rows].any(-1)
         if bool((ended | (positions >= settings.max_new_tokens)).any()):
             raise UserError(
-                f"resume: a row that has ended, or holds max_new_tokens={settings.max_new_tokens}, has nothing left to sample"
+                f"resume: a row that has ended, or holds max_new_tokens={settings.max_new_tokens}, cannot be continued"
             )
         origin = batch.select(rows)
         kept = [ids[:size] for ids, size in zip(_lists(origin), positions.tolist(), strict=True)]
@@ -175,10 +175,10 @@ class LanguageEngine:
         sampling: Sampling | None = None,
         origin: int = ENVIRONMENT,
     ) -> Trajectories:
-        """Put a text behind each completion (a tool's answer, a hint) and let the policy go on after it.
+        """Append a text to each completion (a tool's answer, a hint) and let the policy continue after it.
 
         The inserted tokens count in `length`, are not in the mask, are marked in `origin`, and the policy's next turn has the
-        next number in `turn`. A row whose text is None stays as it is. The whole row is read again; `converse` keeps its cache.
+        next number in `turn`. A row whose text is None stays as it is. The whole row is computed again; `converse` keeps its cache.
 
         Args:
             batch: N rows of this engine.
@@ -220,7 +220,7 @@ class LanguageEngine:
         turns: int = 4,
         sampling: Sampling | None = None,
     ) -> Trajectories:
-        """Sample conversations: after each turn of the policy, `answer` is asked for what the environment says.
+        """Sample conversations: after each turn of the policy, `answer` gives the environment's reply.
 
         Args:
             prompts: as in `sample`.
@@ -233,7 +233,7 @@ class LanguageEngine:
 
         Returns:
             Rows as of `sample`, inserted tokens outside of the mask, with `turn` [N, T], the number of the policy's turn,
-            inserted tokens counting to the turn that they follow, and `origin` [N, T], ENVIRONMENT for inserted tokens.
+            inserted tokens belong to the turn that they follow, and `origin` [N, T], ENVIRONMENT for inserted tokens.
         """
         encoded = self.encode(prompts.items)
         found = self._conversations(encoded, count, self._settings(sampling), _seed(context), answer, turns)
@@ -258,7 +258,7 @@ class LanguageEngine:
                 break
             held = session.result(live)
             ends = dict(zip(live, held.length.tolist(), strict=True))
-            # A turn that the limit cut is no turn to answer.
+            # A turn that the limit truncated is not answered.
             done = held.finished.nonzero().squeeze(-1).tolist()
             ended = [live[i] for i in done]
             spoken = [held.tokens[i, begins[row] : ends[row]].tolist() for i, row in zip(done, ended, strict=True)]
@@ -277,7 +277,7 @@ class LanguageEngine:
         return session.result()
 
     def complete(self, items: Sequence[Any], count: int, *, seed: int, sampling: Sampling | None = None) -> Completions:
-        """Complete prompts outside of a run: `count` completions of each item, side by side; for evaluations."""
+        """Complete prompts outside of a run: `count` completions of each item, adjacent; for evaluations."""
         return self.tokens.generate(self.encode(items), count, self._settings(sampling), seed=seed)
 
     # text ----------------------------------------------------------------------------------------------------------
@@ -331,11 +331,11 @@ class LanguageEngine:
         return Trajectories(columns)
 
     def state_dict(self) -> dict[str, Any]:
-        """Rows sampled so far."""
+        """Return the number of rows sampled so far."""
         return dict(self._counts)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what `state_dict` returned."""
+        """Restore from `state_dict()`."""
         self._counts.update({name: int(value) for name, value in state.items()})
 
 
@@ -344,9 +344,9 @@ def _seed(context: Context) -> int:
 
 
 def turn_numbers(forced: Tensor) -> Tensor:
-    """Return the number of the turn that each token belongs to [N, T], from which were put in [N, T].
+    """Return the number of each token's turn [N, T], given which tokens were inserted [N, T].
 
-    A turn begins where a drawn token follows one that was put in, which counts to the turn before.
+    A turn begins where a sampled token follows an inserted one, which belongs to the turn before.
     """
     starts = torch.zeros(forced.shape, dtype=torch.int64, device=forced.device)
     starts[:, 1:] = forced[:, :-1] & ~forced[:, 1:]
@@ -364,7 +364,7 @@ def _with_origin(batch: Trajectories) -> Trajectories:
 def _going_on(batch: Trajectories, rows: Tensor, kept: Tensor, action: Tensor) -> dict[str, Tensor]:
     """Return `turn` and `origin` of tokens [K, S] that the policy samples behind the first `kept` [K] positions of rows [K]."""
     last = (kept - 1).clamp(min=0).unsqueeze(-1)
-    # What the environment inserted counts to the turn before: behind it a turn begins.
+    # Tokens that the environment inserted belong to the turn before; after them a turn begins.
     turn = batch.turn[rows].gather(1, last) + (batch.origin[rows].gather(1, last) != POLICY)
     turn = torch.where(kept.unsqueeze(-1) > 0, turn, 0)
     return {"turn": turn.expand(action.shape).clone(), "origin": torch.zeros_like(action, dtype=torch.int8)}
@@ -400,7 +400,7 @@ _DECISIONS = ("action", "mask", "logp_old", "entropy_old", "logp_sampling", "ter
 
 
 def _behind(batch: Trajectories, rows: Tensor, kept: Tensor, fresh: Trajectories, learn: bool) -> Trajectories:
-    """Put the rows `fresh` [K] behind the first `kept` [K] decisions of rows of the batch."""
+    """Append the rows `fresh` [K] to the first `kept` [K] decisions of rows of the batch."""
     head = batch.select(rows)
     steps = int((kept + fresh.length).max())
     place = torch.arange(steps, device=kept.device).expand(len(rows), steps)
@@ -427,7 +427,7 @@ def _behind(batch: Trajectories, rows: Tensor, kept: Tensor, fresh: Trajectories
 
 
 def _put_in(fresh: Trajectories, inserted: Sequence[Sequence[int]], turn: Tensor, origin: int) -> Trajectories:
-    """Put inserted tokens in front of the rows' completions."""
+    """Insert tokens before the rows' completions."""
     tokens, sizes = _aligned(inserted, 0, fresh.device)
     blank = tokens.new_zeros(tokens.shape)
     zeros = torch.zeros(tokens.shape, device=fresh.device)

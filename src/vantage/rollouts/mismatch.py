@@ -1,4 +1,4 @@
-"""How far what drew the decisions is from the policy that learns from them."""
+"""Difference between the distribution that drew the decisions and the policy that learns from them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from vantage.functions.ratios import sampling_gap
 
 
 def record_mismatch(batch: Trajectories, context: Context) -> None:
-    """Record how far the sampler is from the policy, over the decisions in the mask.
+    """Record the difference between sampler and policy, over the decisions in the mask.
 
     `mismatch/logp` is the mean and `mismatch/max` the largest |logp_old - logp_sampling|; `mismatch/kl` is the estimate k3,
     mean(ratio - 1 - log ratio) with ratio = policy / sampler, of KL(sampler || policy): at least 0.

@@ -1,4 +1,4 @@
-"""Minibatches of what was recorded: nothing is sampled from the policy."""
+"""Minibatches of stored rows; nothing is sampled from the policy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vantage.core.trajectories import Trajectories
 
 
 class StoredEngine(Engine, Protocol):
-    """An engine that also holds rows which someone else made."""
+    """An engine that also holds stored rows, which another policy or a person produced."""
 
     def read(self, ids: Tensor, context: Context) -> Trajectories:
         """Return the stored rows with these ids [B] (in [0, `task.size`)), as many to an id as the task stores."""
@@ -26,7 +26,7 @@ def stored_engine(context: Context, who: str) -> StoredEngine:
     """Return the run's engine as one that holds stored rows.
 
     Raises:
-        UserError: it holds none; the message names the part that asked.
+        UserError: it holds none; the message names the component that asked.
     """
     engine: Any = context.engine
     if not hasattr(engine, "read"):
@@ -49,7 +49,7 @@ class Transitions:
     needs = frozenset({"transitions"})
 
     def cost(self, episode: int | None = None) -> Cost:
-        """What a step takes: rows of one decision, and no environment."""
+        """Return the cost of a step: rows of one decision, and no environment."""
         return Cost(self.rows, self.rows, self.rows)
 
     def __call__(self, context: Context) -> Trajectories:

@@ -1,4 +1,4 @@
-"""Preference pairs as rows, alone or beside what the policy samples; and duels of the policy with a slower copy of itself."""
+"""Preference pairs as rows, alone or with samples of the policy; and comparisons of the policy with a slower copy of itself."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vantage.rollouts.plans import set_temperature
 
 @component
 class StoredPairs:
-    """The next `prompts` stored pairs, each once an epoch: rows 2 i and 2 i + 1 are the chosen and the rejected answer.
+    """The next `prompts` stored pairs, each once per epoch: rows 2 i and 2 i + 1 are the chosen and the rejected answer.
 
     Attributes:
         prompts: pairs a step, at least 1.
@@ -30,7 +30,7 @@ class StoredPairs:
     needs = frozenset({"pairs"})
 
     def cost(self, episode: int | None = None) -> Cost:
-        """What a step takes."""
+        """Return the cost of a step."""
         return episodes(2 * self.prompts, episode)
 
     def __call__(self, context: Context) -> Trajectories:
@@ -40,9 +40,9 @@ class StoredPairs:
 
 @component
 class PairsAndFresh:
-    """Stored pairs and, behind them, fresh samples of the policy for further prompts, in one batch.
+    """Stored pairs followed by fresh samples of the policy for further prompts, in one batch.
 
-    `source` tells them apart (`STORED`, `FRESH`), their groups never meet, and `weight` makes the mean over all rows the
+    `source` distinguishes them (`STORED`, `FRESH`), their groups are disjoint, and `weight` makes the mean over all rows the
     mean over the pairs' rows plus the mean over the fresh rows, whatever their numbers. Columns that only one side has are dropped.
 
     Attributes:
@@ -64,11 +64,11 @@ class PairsAndFresh:
         return 2 * self.pairs + self.fresh * self.samples
 
     def cost(self, episode: int | None = None) -> Cost:
-        """What a step takes."""
+        """Return the cost of a step."""
         return episodes(self.rows, episode)
 
     def prepare(self, context: Context) -> None:
-        """Give the policy its temperature."""
+        """Set the temperature of the policy."""
         set_temperature(context, self.temperature)
 
     def __call__(self, context: Context) -> Trajectories:
@@ -83,13 +83,13 @@ class PairsAndFresh:
             kept = part.replace(**{name: None for name in part if name not in shared})
             parts.append(kept.replace(group=group, weight=weight, source=torch.full_like(group, source), rewards=None))
         joined = concatenate(parts)
-        # Nothing is to be verified: neither side is scored.
+        # No verification: neither side is scored.
         return joined.replace(rewards={})
 
 
 @contextmanager
 def acting_as(context: Context, name: str) -> Iterator[None]:
-    """Let a named frozen policy act in the engine: its weights stand in the policy's place while this lasts."""
+    """Let a named frozen policy act in the engine within the block: its weights replace the policy's."""
     pairs = twins(context.policy, context.named(name))
     own = [live.detach().clone() for live, _ in pairs]
     try:
@@ -103,12 +103,12 @@ def acting_as(context: Context, name: str) -> Iterator[None]:
 
 @component
 class Duels:
-    """Answers of the policy to `prompts` prompts, each judged against an answer of a named frozen policy.
+    """Answers of the policy to `prompts` prompts, each compared with an answer of a named frozen policy.
 
     `win` [N] is the probability that the policy's answer is preferred: the task's own `prefer(first, second, context)` where
     it has one, else sigmoid of the difference of the two scores, as the method's rewards make them;
-    where one of these is missing, nothing is learnt. Only the policy's rows come back; what is recorded of the
-    opponent's stands under `opponent/`.
+    where one of these is missing, the row does not enter the loss. Only the policy's rows are returned; metrics of the
+    opponent are recorded under `opponent/`.
 
     Attributes:
         prompts: prompts a step, at least 1.
@@ -129,15 +129,15 @@ class Duels:
         return frozenset({self.opponent})
 
     def cost(self, episode: int | None = None) -> Cost:
-        """What a step takes, the opponent's answers included."""
+        """Return the cost of a step, the opponent's answers included."""
         return episodes(2 * self.prompts * self.size, episode, rows=self.prompts * self.size)
 
     def prepare(self, context: Context) -> None:
-        """Give both policies their temperature."""
+        """Set the temperature of the policy."""
         set_temperature(context, self.temperature)
 
     def __call__(self, context: Context) -> Trajectories:
-        """Sample both sides and judge them."""
+        """Sample both sides and compare them."""
         prompts = context.next_prompts(self.prompts)
         own = context.engine.sample(prompts, self.size, context)
         # The metrics of the step are those of the policy's own answers.

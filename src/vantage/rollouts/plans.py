@@ -1,4 +1,4 @@
-"""Rollout plans that any engine can carry out: groups of episodes, streams of steps, refilled batches."""
+"""Rollout plans for any engine: groups of episodes, streams of steps, refilled batches."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vantage.core.trajectories import Trajectories, concatenate
 from vantage.functions.groups import group_index, group_moments
 
 UNLIMITED = 1000
-"""Decisions that an episode is taken to have at most where nothing limits it."""
+"""Assumed largest number of decisions of an episode that has no limit."""
 
 
 @component
@@ -61,7 +61,7 @@ class Shuffled:
 
 @component
 class Groups:
-    """`size` whole episodes from each of `prompts` prompts; a group is a prompt.
+    """`size` whole episodes from each of `prompts` prompts; the episodes of a prompt are a group.
 
     Attributes:
         prompts: prompts a step, at least 1.
@@ -75,11 +75,11 @@ class Groups:
     needs = frozenset({"episodes"})
 
     def prepare(self, context: Context) -> None:
-        """Give the policy its temperature."""
+        """Set the temperature of the policy."""
         set_temperature(context, self.temperature)
 
     def cost(self, episode: int | None = None) -> Cost:
-        """What a step takes."""
+        """Return the cost of a step."""
         return episodes(self.prompts * self.size, episode)
 
     def __call__(self, context: Context) -> Trajectories:
@@ -91,7 +91,7 @@ class Groups:
         parts: list[Trajectories] = []
         wanted = self.prompts
         while wanted and (not parts or budget.left):
-            # As many as fit if all their episodes are as long as they can be; what is left is known after them.
+            # As many as fit if all their episodes are as long as they can be; the remainder is known afterwards.
             count = min(wanted, max(budget.left // longest, 1))
             parts.append(context.engine.sample(context.next_prompts(count), self.size, context))
             wanted -= count
@@ -100,18 +100,18 @@ class Groups:
 
 @component
 class Steps:
-    """`length` further decisions in each of `rows` streams, which go on from call to call through episode ends."""
+    """`length` further decisions in each of `rows` streams, which continue from call to call across ends of episodes."""
 
     rows: Annotated[int, at_least(1)] = 4
     length: Annotated[int, at_least(1)] = 128
     needs = frozenset({"streams"})
 
     def cost(self, episode: int | None = None) -> Cost:
-        """What a step takes."""
+        """Return the cost of a step."""
         return Cost(self.rows, self.rows, self.rows * self.length, self.rows * self.length)
 
     def __call__(self, context: Context) -> Trajectories:
-        """Go on; the last step of a budget of environment steps is as short as these allow."""
+        """Continue the streams; the last step of a budget of environment steps is shortened to what remains."""
         left = self.length if context.budget is None else math.ceil(context.budget.left / self.rows)
         return context.engine.advance(self.rows, min(self.length, max(left, 1)), context)
 
@@ -120,14 +120,14 @@ class Steps:
 class Refill:
     """Repeat a plan until `groups` groups have outcomes that differ; groups whose members all score the same are dropped.
 
-    Known as dynamic sampling (DAPO, arXiv 2503.14476, eq. 11). The share kept is recorded as `rollout/informative`, what is
-    recorded of all that was drawn stands under `drawn/`. If no group is informative after `rounds` plans, the batch is the last
+    Known as dynamic sampling (DAPO, arXiv 2503.14476, eq. 11). The share kept is recorded as `rollout/informative`, metrics of all
+    drawn rows are recorded under `drawn/`. If no group is informative after `rounds` plans, the batch is the last
     plan's, unfiltered.
 
     Attributes:
-        plan: samples more groups; its `prompts` a round.
+        plan: samples more groups; its `prompts` per round.
         groups: informative groups wanted.
-        rounds: plans at most.
+        rounds: largest number of plans.
         metric: whose values in a group must differ: a named reward, or "score" as the method's rewards make it.
 
     Raises:
@@ -140,7 +140,7 @@ class Refill:
     metric: str = "score"
 
     def __call__(self, context: Context) -> Trajectories:
-        """Sample until there is enough."""
+        """Sample until there are enough informative groups."""
         kept: list[Trajectories] = []
         aside = context.under("drawn")
         found = drawn = 0
@@ -179,7 +179,7 @@ class Refill:
 
 
 def joined(parts: Sequence[Trajectories]) -> Trajectories:
-    """Stack batches; groups of different parts never meet: they are numbered on, 0, 1, 2, ..."""
+    """Stack batches; groups of different batches stay apart: they are renumbered 0, 1, 2, ..."""
     numbered, start = [], 0
     for part in parts:
         index, count = group_index(part.group)
@@ -189,7 +189,7 @@ def joined(parts: Sequence[Trajectories]) -> Trajectories:
 
 
 def set_temperature(context: Context, temperature: float) -> None:
-    """Give the policy a temperature; one without logits takes only 1."""
+    """Set the policy's temperature; a policy without logits accepts only 1."""
     if hasattr(context.policy, "temperature"):
         context.policy.temperature = temperature
         for frozen in context.policies.values():

@@ -1,4 +1,4 @@
-"""What a method remembers of each prompt from step to step: numbers in a table that grows with the prompts seen."""
+"""Table of numbers per prompt, kept across steps; it is enlarged for each new prompt."""
 
 from __future__ import annotations
 
@@ -39,23 +39,23 @@ class PromptIndex:
         return self.find(ids)
 
     def to(self, device: torch.device) -> None:
-        """Move the table to where it is asked."""
+        """Move the table to a device."""
         if self.keys.device != device:
             self.keys, self.places = self.keys.to(device), self.places.to(device)
 
     def state_dict(self) -> dict[str, Any]:
-        """The two columns."""
+        """Return the two columns."""
         return {"keys": self.keys, "places": self.places}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take them back."""
+        """Restore from `state_dict()`."""
         self.keys, self.places = state["keys"], state["places"]
 
 
 class Records:
     """Named numbers (float32) of each prompt, kept across steps.
 
-    Reading a prompt that was never written gives the initial values. The table lives where the ids of the last call live.
+    Reading a prompt that was never written gives the initial values. The table is on the device of the last call's ids.
 
     Args:
         initial: name -> value of a prompt that was never written.
@@ -81,10 +81,10 @@ class Records:
         }
 
     def write(self, ids: Tensor, **values: Tensor) -> None:
-        """Set values [B] of these prompts [B], each of which must stand there once; names left out keep what they had."""
+        """Set values [B] of these prompts [B], each of which must occur once; values of names that are not given are kept."""
         odd = set(values) - set(self.values)
         if odd:
-            raise UserError(f"these records hold {', '.join(self.values)}, not {', '.join(sorted(odd))}")
+            raise UserError(f"these records have {', '.join(self.values)}, not {', '.join(sorted(odd))}")
         places = self.index.add(ids)
         self._follow(ids.device)
         for name, held in self.values.items():
@@ -92,7 +92,7 @@ class Records:
             if new:
                 held = torch.cat([held, held.new_full((new,), self.initial[name])])
             if name in values:
-                # Out of place: what was read before is never changed behind the reader's back.
+                # Out of place, so that values read before do not change.
                 held = held.scatter(0, places, values[name].to(held.dtype))
             self.values[name] = held
 
@@ -104,7 +104,7 @@ class Records:
         return {"index": self.index.state_dict(), "values": dict(self.values)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take it back."""
+        """Restore from `state_dict()`."""
         self.index.load_state_dict(state["index"])
         self.values = dict(state["values"])
 

@@ -1,7 +1,7 @@
-"""Rows of earlier steps beside fresh ones: queues per prompt, and a window of the latest rollouts.
+"""Rows of earlier steps together with fresh ones: queues per prompt, and a window of the latest rollouts.
 
-What is kept is what the rollout gave, with the log-probabilities of the policy that acted (`logp_old`) and its rewards. Kept
-rows live on the CPU; they move to the batch's device when they are read.
+Rows are kept as the rollout returned them, with the log-probabilities of the policy that acted (`logp_old`) and its rewards. Kept
+rows stay on the CPU; they move to the batch's device when they are read.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def from_state(state: Mapping[str, Any] | None) -> Trajectories | None:
 
 
 class RowTable:
-    """Rows of trajectories in numbered slots: written in place, read by gather, widened when a longer row comes."""
+    """Rows of trajectories in numbered slots: written in place, read by gather, widened for longer rows."""
 
     def __init__(self) -> None:
         self.rows: Trajectories | None = None
@@ -62,12 +62,12 @@ class RowTable:
         return {"rows": to_state(self.rows)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take them back."""
+        """Restore from `state_dict()`."""
         self.rows = from_state(state["rows"])
 
 
 def _extended(table: Table, rows: int) -> dict[str, Any]:
-    """Return the columns of a table with zeros behind its rows, `rows` in all."""
+    """Return the columns of a table padded with zeros to `rows` rows."""
     return {
         name: _extended(column, rows)
         if isinstance(column, Table)
@@ -106,7 +106,7 @@ class PromptQueues:
         self.table = RowTable()
 
     def push(self, batch: Trajectories) -> None:
-        """Append rows in their order, each to the queue of its `prompt`; the oldest make room."""
+        """Append rows in their order, each to the queue of its `prompt`; the oldest are dropped."""
         batch = batch.to("cpu")
         place = self.index.add(batch.prompt)
         self.pushed = torch.cat([self.pushed, self.pushed.new_zeros(len(self.index) - len(self.pushed))])
@@ -127,11 +127,11 @@ class PromptQueues:
         return slot, order < held.unsqueeze(-1)
 
     def state_dict(self) -> dict[str, Any]:
-        """Queues and rows."""
+        """Return queues and rows."""
         return {"index": self.index.state_dict(), "pushed": self.pushed, "table": self.table.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take them back."""
+        """Restore from `state_dict()`."""
         self.index.load_state_dict(state["index"])
         self.pushed = state["pushed"]
         self.table.load_state_dict(state["table"])
@@ -140,7 +140,7 @@ class PromptQueues:
 def _takes_prompts(plan: Any) -> None:
     if not hasattr(plan, "prompts"):
         raise ValueError(
-            f"{type(plan).__name__} does not say how many prompts it takes, and so cannot be asked for fewer: put RecentReplay"
+            f"{type(plan).__name__} does not declare its number of prompts, which RecentReplay must reduce: put RecentReplay"
             " inside it instead"
         )
 
@@ -149,13 +149,13 @@ def _takes_prompts(plan: Any) -> None:
 class RecentReplay:
     """A plan in which each group is, with probability `share`, one of the `window` rollouts before this one.
 
-    For each of the plan's prompts a draw says fresh or old, and for an old one how many steps back, 1 to `window`, each alike;
-    where the run is too young, or that rollout has no further group, it is fresh. Groups are replayed whole, with the
+    For each of the plan's prompts a draw says fresh or old, and for an old one how many steps back, uniform in 1 to `window`;
+    where the run has fewer steps, or that rollout has no further group, it is fresh. Groups are replayed whole, with the
     log-probabilities of the policy that generated them in `logp_old`, and `age` [N] says how many steps ago that was.
-    At least one group is fresh. With share 0 nothing is kept and the plan is as it was.
+    At least one group is fresh. With share 0 no rows are kept and the plan is unchanged.
 
     Attributes:
-        plan: gathers fresh groups; has `prompts`.
+        plan: samples fresh groups; has `prompts`.
         share: probability of an old group, 0 to below 1; a function of the context where it changes in the run.
         window: rollouts that are kept.
         current: fill `logp_current` too, by one more forward pass over the old rows; of fresh ones it is `logp_old`.
@@ -168,12 +168,12 @@ class RecentReplay:
     _memory: dict[str, Any] = memory()
 
     def cost(self, episode: int | None = None) -> Cost:
-        """What a step takes; where groups are replayed, how many are fresh is drawn in the step."""
+        """Return the cost of a step; where groups are replayed, the number of fresh ones is drawn in the step."""
         whole = cost(self.plan, episode)
         return whole if self.share == 0 else Cost(rows=whole.rows)
 
     def __call__(self, context: Context) -> Trajectories:
-        """Gather fresh groups and put old ones behind them."""
+        """Sample fresh groups and append old ones."""
         share = float(context.now(self.share))
         kept: list[Trajectories] = self._memory.setdefault("kept", [])
         if share == 0:
@@ -214,11 +214,11 @@ class RecentReplay:
         return old
 
     def state_dict(self) -> dict[str, Any]:
-        """The rollouts that are kept, newest first."""
+        """Return the rollouts that are kept, newest first."""
         return {"kept": [to_state(batch) for batch in self._memory.get("kept", [])]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take them back."""
+        """Restore from `state_dict()`."""
         self._memory["kept"] = [from_state(batch) for batch in state["kept"]]
 
 

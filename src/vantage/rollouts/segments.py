@@ -1,4 +1,4 @@
-"""Where one step of a row ends and the next begins."""
+"""Division of a row into steps."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from vantage.core.trajectories import Trajectories
 class StepsByToken:
     """Number of the step that each decision belongs to: a step ends with a token that ends steps.
 
-    A run of such tokens ends one step, with its last. A token in which a step ends and another begins belongs to the first, and the
-    token that terminates a row belongs to the last step, unless each token is one.
+    Consecutive such tokens end one step, at the last of them. A token in which a step ends and another begins belongs to the
+    first, and the token that terminates a row belongs to the last step, unless each token is one.
 
     Attributes:
-        text: a token ends a step if its text holds this; asked of the policy's tokenizer once. "": each token is a step.
+        text: a token ends a step if its text holds this; decoded once by the policy's tokenizer. "": each token is a step.
         ids: these tokens end a step instead; for policies without a tokenizer.
     """
 
@@ -30,11 +30,11 @@ class StepsByToken:
 
     @property
     def needs(self) -> frozenset[str]:
-        """A tokenizer, where the separator is given as text."""
+        """Name a tokenizer, where the separator is given as text."""
         return frozenset({"text"} if self.text and not self.ids else ())
 
     def __call__(self, batch: Trajectories, context: Context) -> Tensor:
-        """Return the numbers [N, T], 0 for a row's first step; beyond its length they mean nothing."""
+        """Return the numbers [N, T], 0 for a row's first step; undefined beyond its length."""
         if not self.text and not self.ids:
             return torch.arange(batch.steps, device=batch.device).expand(batch.mask.shape)
         ends = torch.isin(batch.action, self._ends(context).to(batch.device))
@@ -61,7 +61,7 @@ class StepsByToken:
 
 
 def first_places(segment: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
-    """Return (start, count): where each step of a row begins [N, S] (T for one that is not there), and how many it has [N].
+    """Return (start, count): the first position of each step of a row [N, S] (T where there is none), and its steps [N].
 
     Args:
         segment: numbers of the steps [N, T].

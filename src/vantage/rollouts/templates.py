@@ -1,4 +1,4 @@
-"""Prompts made from prompts: a text around or behind what was asked."""
+"""Prompt templates: a text around or after the original prompt."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Template:
     """Rewrites a prompt, given as text or as chat messages (their last one of the user is rewritten).
 
     Attributes:
-        text: with {prompt} for what it was and {NAME} for what else is given.
+        text: with {prompt} for the original prompt and {NAME} for each further field.
     """
 
     text: str
@@ -25,7 +25,7 @@ class Template:
         """Return the new prompt.
 
         Raises:
-            UserError: the prompt is neither text nor messages, or the text names what is not given.
+            UserError: the prompt is neither text nor messages, or the text names a field that is not given.
         """
         if isinstance(item, str):
             return self._fill(item, fields)
@@ -42,10 +42,10 @@ class Template:
         raise UserError(f"Template rewrites text or chat messages, not a prompt of type {type(item).__name__}")
 
     def check(self, where: str, given: Sequence[str]) -> None:
-        """Raise a UserError unless the text names each of what it will be given, and nothing else.
+        """Raise a UserError unless the text names exactly the given fields.
 
         Raises:
-            UserError: it does not, or is no text with fields; the message begins with `where`.
+            UserError: it does not, or is not a template; the message begins with `where`.
         """
         try:
             names = {re.split(r"[.\[]", name)[0] for _, name, _, _ in Formatter().parse(self.text) if name is not None}

@@ -1,4 +1,4 @@
-"""A rollout plan that grows the answers to a prompt as a tree, segment by segment, sharing what they have in common."""
+"""Rollout plan that samples the answers to a prompt as a tree of segments with shared prefixes."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ class Trees(Groups):
     From the prompt a random number of branches start. After each segment the branches of a prompt that have not ended are
     continued in as many copies as there is room, at most `branching` for each that was there, shared equally, the rest to the
     last. When all have ended and leaves are missing, leaves are drawn (those that ended by themselves first), cut back to a
-    random multiple of `segment`, and continued in `branching` copies; the leaf itself stays. All tokens of a row are learnt from,
-    those too that it shares with others.
+    random multiple of `segment`, and continued in `branching` copies; the leaf itself stays. All tokens of a row are in its mask,
+    including those that it shares with others.
 
     Fills `path` [N, K] int64: the numbers of the branches that lead to a row, from 1, 0 where it has fewer than K. Rows of a
-    `group` (the prompt) whose paths begin alike grew from one branch. What a leaf is continued as has the leaf's whole path
-    before its own number, or with `cut_path` as much of it as text was kept.
+    `group` (the prompt) whose paths begin alike share a branch. A continuation of a leaf has the leaf's whole path
+    before its own number, or with `cut_path` the part of it whose text was kept.
 
-    Room may be shared, and cuts may be placed, by the log-probabilities `logp_old` that the rows were sampled with:
+    Copies may be allotted, and cuts may be placed, by the log-probabilities `logp_old` that the rows were sampled with:
 
         share "logp"        weights softmax(-s / share_temperature) over the branches of a prompt, s the log-probability of all
                               of a branch's tokens: unlikely branches get more copies; a temperature below 0 favours likely ones
@@ -54,7 +54,7 @@ class Trees(Groups):
         cut "block"         before a block of `block` tokens, drawn by softmax of the blocks' mean log-probability: a likely block
                               is drawn more often
 
-    Each branch has one copy; the rest of the room is shared in proportion to the weights, by largest remainder.
+    Each branch has one copy; the remaining copies are shared in proportion to the weights, by largest remainder.
 
     Attributes:
         segment: tokens a branch, at least 1.
@@ -81,11 +81,11 @@ class Trees(Groups):
     needs = frozenset({"prefixes"})
 
     def cost(self, episode: int | None = None) -> Cost:
-        """What a step takes; how often a branch is continued depends on where answers end."""
+        """Return the cost of a step; how often a branch is continued depends on where answers end."""
         return Cost(self.prompts * self.size)
 
     def __call__(self, context: Context) -> Trajectories:
-        """Grow the trees. Records the tokens that were decoded a row, and their share of those that the rows hold."""
+        """Sample the trees. Records the decoded tokens per row, and their share of the rows' tokens."""
         engine = prefix_engine(context, "Trees")
         prompts = context.next_prompts(self.prompts)
         least, most = (min(count, self.size) for count in self.first)
@@ -119,7 +119,7 @@ class Trees(Groups):
     def _next(
         self, rows: Trajectories, over: Tensor, earlier: int, trees: int, context: Context
     ) -> tuple[Tensor, Tensor]:
-        """Return in how many copies each row is continued [N], and how many of its tokens these keep [N].
+        """Return the number of copies in which each row is continued [N], and the number of tokens that these keep [N].
 
         The first `earlier` rows had ended before the last round.
         """
@@ -128,12 +128,12 @@ class Trees(Groups):
         alive = torch.bincount(tree[~over], minlength=trees)
         just = torch.bincount(tree[earlier:][over[earlier:]], minlength=trees)
         room = self.size - ended
-        # Branches that live share the room of their tree, with what those leave that have just ended.
+        # Active branches share the copies of their tree, including those of branches that have just ended.
         total = torch.minimum(room, self.branching * (alive + just))
         live = (~over).nonzero().squeeze(-1)
         copies = torch.zeros_like(tree)
         copies[live] = self._shared(rows.select(live), total, alive)
-        # Where none lives, leaves are cut back: those that ended by themselves first, among them by lot.
+        # Where no branch is active, leaves are cut back: those that ended by themselves first, in random order.
         lot = torch.rand(2, len(rows), generator=context.generator).to(device)
         order = torch.argsort(lot[0] - rows.terminated.any(-1).float())
         rank = torch.empty_like(tree)
@@ -155,7 +155,7 @@ class Trees(Groups):
         return 1 + largest_remainder(-logp / self.share_temperature, tree, total - alive)
 
     def _cut(self, rows: Trajectories, lot: Tensor) -> Tensor:
-        """Return how many tokens of each row [N] stay where it is cut back; `lot` [N] is uniform in [0, 1)."""
+        """Return the number of tokens of each row [N] that are kept when it is cut back; `lot` [N] is uniform in [0, 1)."""
         if self.cut == "least_likely":
             return rows.logp_old.masked_fill(~_inside(rows), torch.inf).argmin(-1)
         size = self.segment if self.cut == "random" else self.block
@@ -169,9 +169,9 @@ class Trees(Groups):
 
 
 def largest_remainder(score: Tensor, group: Tensor, total: Tensor) -> Tensor:
-    """Share `total` [K] whole things of each group among its rows by the softmax of their scores; return how many each gets [N].
+    """Divide `total` [K] copies of each group among its rows by the softmax of their scores; return the number for each row [N].
 
-    A row gets its exact share rounded down; what is left goes one each to the largest remainders, of equal ones to the first.
+    A row gets its exact share rounded down; the rest goes one each to the largest remainders, on ties to the first.
 
     Args:
         score: [N] float.
@@ -182,7 +182,7 @@ def largest_remainder(score: Tensor, group: Tensor, total: Tensor) -> Tensor:
     weight = (score - top.scatter_reduce(0, group, score, "amax")[group]).exp()
     sums = torch.zeros_like(top).index_add_(0, group, weight)
     exact = weight / sums[group] * total[group]
-    # A share that is whole but for rounding is whole.
+    # A share that is whole up to rounding is taken as whole.
     whole = (exact + 1e-9).floor().long()
     left = total - torch.zeros_like(total).index_add_(0, group, whole)
     order = torch.argsort(whole - exact, stable=True)
@@ -205,12 +205,12 @@ def block_means(values: Tensor, length: Tensor, size: int) -> Tensor:
 
 
 def _inside(rows: Trajectories) -> Tensor:
-    """Return which places of [N, T] a row holds."""
+    """Return the mask of positions [N, T] within the rows' lengths."""
     return torch.arange(rows.steps, device=rows.device) < rows.length.unsqueeze(-1)
 
 
 def _numbered(rows: Trajectories, tree: Tensor, path: Tensor, reach: Tensor, before: int) -> Trajectories:
-    """Return rows that have just got a segment: all tokens learnt from, a number above `before` at the end of each path.
+    """Return rows that have just got a segment: all tokens in the mask, a number above `before` at the end of each path.
 
     `reach` [N, K] is the length of the row at the end of each branch of its path.
     """

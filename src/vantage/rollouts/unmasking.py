@@ -1,4 +1,4 @@
-"""Answers of a masked diffusion model: all positions masked at first, the surest filled in step by step."""
+"""Answers of a masked diffusion model: all positions masked at first, the most probable filled in step by step."""
 
 from __future__ import annotations
 
@@ -59,11 +59,11 @@ class Unmask:
     needs = frozenset({"masked"})
 
     def prepare(self, context: Context) -> None:
-        """Give the policy its temperature."""
+        """Set the temperature of the policy."""
         set_temperature(context, self.temperature)
 
     def cost(self, episode: int | None = None) -> Cost:
-        """What a step takes."""
+        """Return the cost of a step."""
         return episodes(self.prompts * self.size, episode)
 
     def __call__(self, context: Context) -> Trajectories:
@@ -79,11 +79,11 @@ class Unmask:
 
 
 class UnmaskingEngine:
-    """Draws answers of a masked diffusion policy. A prompt's item is its text.
+    """Samples answers of a masked diffusion policy. A prompt's item is its text.
 
     Args:
-        policy: answers.
-        per_step: tokens that a pass fills in, at least 1.
+        policy: the policy that answers.
+        per_step: tokens filled in per pass, at least 1.
     """
 
     def __init__(self, policy: MaskedDiffusionPolicy, per_step: int = 1) -> None:
@@ -124,13 +124,13 @@ class UnmaskingEngine:
         return batch.replace(logp_old=context.evaluate(batch)) if judged else batch
 
     def advance(self, rows: int, steps: int, context: Context) -> Trajectories:
-        """An answer is filled in as a whole: there is no stream to go on with."""
+        """Raise a UserError: an answer is filled in as a whole, so there are no streams."""
         raise UserError(
             "a masked diffusion model has no streams: the method needs whole answers, with rollout=Groups(...)"
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: all randomness is the run's."""
+        """Return {}: all randomness is the run's."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -145,7 +145,7 @@ class WorkedAnswers:
     needs = frozenset({"masked"})
 
     def cost(self, episode: int | None = None) -> Cost:
-        """What a step takes."""
+        """Return the cost of a step."""
         return Cost(self.batch, self.batch)
 
     def __call__(self, context: Context) -> Trajectories:
@@ -167,7 +167,7 @@ class WorkedAnswers:
                 "length": torch.full((len(action),), action.shape[1]),
                 "group": rows,
                 "prompt": prompts.ids,
-                # Nothing is to be verified.
+                # No verification.
                 "rewards": {},
             }
         ).to(context.device)

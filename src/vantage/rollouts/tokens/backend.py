@@ -1,4 +1,4 @@
-"""What the engine asks of a backend's cache."""
+"""Interface of a backend's cache."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class Cache(Protocol):
     """Live rows of a backend. Each row's last token is pending: known, and not in the cache yet."""
 
     capturable: bool
-    """Whether `graph.replayed` can run it."""
+    """Whether `graph.replayed` supports it."""
 
     @property
     def rows(self) -> int:
@@ -28,7 +28,7 @@ class Cache(Protocol):
         ...
 
     def forget(self, counts: Tensor) -> None:
-        """Take back the last tokens of each row, [n] of them (host)."""
+        """Remove the last tokens of each row, [n] of them (host)."""
         ...
 
     def retain(self, index: Tensor) -> Tensor:
@@ -36,9 +36,9 @@ class Cache(Protocol):
         ...
 
     def take(self, index: Tensor) -> Any:
-        """Copy these rows (host) into a cache of their own, a row more than once if asked."""
+        """Copy these rows (host) into a new cache; a row may occur more than once."""
         ...
 
     def join(self, other: Any) -> None:
-        """Put another cache's rows behind these."""
+        """Append another cache's rows."""
         ...

@@ -1,4 +1,4 @@
-"""The cache of the lean path: each row's own tokens, right aligned, beside prompts that groups share."""
+"""The cache of the lean path: each row's own tokens, right aligned, and prompts that groups share."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vantage.rollouts.tokens.weights import Weights
 
 
 class Storage:
-    """Live rows: keys and values [2, R, Hkv, C, d] of each layer for what each row has of its own.
+    """Live rows: keys and values [2, R, Hkv, C, d] of each layer for each row's own tokens.
 
     All rows write the same column next, whatever their position, so a write is a slice. Columns `low` to `end` are in
     use, by the first `rows` rows of the storage. A row that has no token in a column of these masks it.
@@ -79,7 +79,7 @@ class Storage:
     # ------------------------------------------------------------------------------------------------ storage
 
     def reserve(self, end: int) -> None:
-        """Let the columns reach `end`: move them to the left when what is before them is free, or else grow."""
+        """Let the columns reach `end`: move them to the left when there is free space before them, else enlarge the storage."""
         have = self.kv[0].shape[3]
         if end <= have:
             return
@@ -87,7 +87,7 @@ class Storage:
         if self.low >= max(16, used):
             self._shift(have)
         else:
-            # Little to spare: columns not yet used lie between those that are, and reading skips over them.
+            # Small reserve: unused columns lie between used ones, and reading skips them.
             need = end - self.low
             spare = max(16, need // 4) if self.weights.device.type == "cpu" else max(64, need // 2)
             self._shift(need + min(spare, self.room))
@@ -102,7 +102,7 @@ class Storage:
         low, end, rows, last = self.low, self.end, self.rows, first + self.end - self.low
 
         shape = 2, capacity, self.weights.kv_heads, columns, self.weights.dim
-        for index, old in enumerate(self.kv):  # one by one: the old ones are let go; masked columns must be numbers
+        for index, old in enumerate(self.kv):  # one by one: the old ones are freed; masked columns must be numbers
             self.kv[index] = new = old.new_empty(shape)
             new[:, :, :, :first] = new[:, :, :, last:] = 0.0
             new[:, :rows, :, first:last] = old[:, :rows, :, low:end]
@@ -165,7 +165,7 @@ class Storage:
         self._mask()
 
     def _prune(self) -> None:
-        """Let go of prompts that nobody reads, and of storage when most of it is free."""
+        """Free prompts that no row reads, and storage when most of it is free."""
         blocks: list[Block] = []
         member = self.member.clone()
         for number, block in enumerate(self.blocks):
@@ -183,7 +183,7 @@ class Storage:
             self._shift(self.kv[0].shape[3] - self.low)
 
     def take(self, index: Tensor) -> Storage:
-        """Copy these rows (host), a row more than once if asked; prompts stay shared."""
+        """Copy these rows (host), a row may occur more than once; prompts stay shared."""
         self._settle()
         taken = copy.copy(self)
         taken.graph = None
@@ -197,21 +197,21 @@ class Storage:
         return taken
 
     def join(self, other: Storage) -> None:
-        """Put another cache's rows behind these; all end at the same column."""
+        """Append another cache's rows; all end at the same column."""
         self._settle()
         other._settle()
         device = self.weights.device
         width = other.end - other.low
         total, (_, capacity, _, columns, _) = self.rows + other.rows, self.kv[0].shape
         if self.end < width or capacity < total:
-            # No place beside what is here: new storage, with the columns further right and rows to spare.
+            # No space in the present storage: new storage, with the columns further right and rows to spare.
             used = self.end - self.low
             front, spare = max(0, width - used), max(min(self.room, 16), columns - self.end)
             self._store(max(total, min(2 * capacity, total + total // 4)), front, front + used + spare)
         first = self.end - width
         here = slice(self.rows, total)
         for x, y in zip(self.kv, other.kv):
-            x[:, here, :, :first] = 0.0  # masked, and yet it must be a number
+            x[:, here, :, :first] = 0.0  # masked, but must be finite
             x[:, here, :, first : self.end] = y[:, : other.rows, :, other.low : other.end]
         if self.bias is not None or other.bias is not None or self.low != first:
             self.bias = self.explicit()

@@ -22,14 +22,14 @@ from vantage.rollouts.tokens.strings import StopStrings
 class TokenEngine:
     """Generates from a Hugging Face causal language model: groups that share their prompt, rows of their own length.
 
-    The weights are read at each call, so training the model between calls needs no notice to the engine.
+    The weights are read at each call, so training the model between calls needs no call of the engine.
 
     Args:
         model: the module; LoRA wrappers of peft are allowed.
         tokenizer: needed for stop strings only.
         eos_token_ids: tokens that end a completion (default: the model's generation configuration).
         pad_token_id: fills rows on the right (default: the model's, else the first end token, else 0).
-        max_batch_tokens: tokens that the cache may hold at once; rows beyond wait and come in as others finish. By
+        max_batch_tokens: tokens that the cache may hold at once; further rows wait until others finish. By
             default a third of the memory that is free.
         backend: "lean" (Llama, Qwen2, Qwen3), "transformers" (any), or "auto": lean where it can.
 
@@ -38,10 +38,10 @@ class TokenEngine:
     """
 
     segment = 32
-    """Tokens decoded between two looks at which rows have ended."""
+    """Number of tokens decoded between two tests for rows that have ended."""
 
     patience: int
-    """One row in so many may have ended before the others move together, which costs more than a row's decoding."""
+    """Fraction 1 / this of the rows may have ended before the batch is compacted, which costs more than decoding one row."""
 
     def __init__(
         self,
@@ -63,7 +63,9 @@ class TokenEngine:
             pad_token_id = getattr(settings, "pad_token_id", None)
         self.pad_token_id = pad_token_id if pad_token_id is not None else next(iter(self.eos_token_ids), 0)
         if max_batch_tokens is not None and max_batch_tokens < 1:
-            raise UserError(f"max_batch_tokens={max_batch_tokens}: must be 1 or more, or None for the memory's measure")
+            raise UserError(
+                f"max_batch_tokens={max_batch_tokens}: must be 1 or more, or None to measure the free memory"
+            )
         self.max_batch_tokens = max_batch_tokens
         if backend not in ("auto", "lean", "transformers"):
             raise UserError(f"backend={backend!r}: must be 'auto', 'lean' or 'transformers'")
@@ -84,7 +86,7 @@ class TokenEngine:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """Device of the model."""
         return self.backend.device
 
     @property
@@ -102,7 +104,7 @@ class TokenEngine:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Inference mode, with the model in evaluation mode; on leaving it is as it was."""
+        """Inference mode, with the model in evaluation mode; the mode is restored on exit."""
         training = [module for module in self.model.modules() if module.training]
         try:
             for module in training:
@@ -128,12 +130,12 @@ class TokenEngine:
 
         Args:
             prefixes: token ids of each prefix, 1 or more; a prompt, or a prompt with the beginning of a completion.
-                A prefix that comes twice is computed once.
+                A prefix that occurs twice is computed once.
             n: completions of each prefix, one number for all or one for each.
             sampling: how tokens are drawn (default: `Sampling()`).
             seed: 64-bit seed; row i of the result draws from a stream that follows from it and i alone.
             seeds: [N] int64, the rows' streams instead. The stream is indexed by the token's place in prefix and
-                completion, so a row cut short and resumed from what it held, with its seed, goes on as it would have.
+                completion, so a row cut short and resumed from its tokens, with its seed, continues identically.
             generator: draw `seed` from this CPU generator.
             max_new_tokens: limit of each row, N of them, instead of the sampling's.
 
@@ -156,9 +158,9 @@ class TokenEngine:
         generator: torch.Generator | None = None,
         max_new_tokens: Sequence[int] | None = None,
     ) -> Session:
-        """Prefill like `generate` and return the live rows, for stepping, forking and putting tokens in.
+        """Prefill like `generate` and return the live rows, for stepping, forking and inserting tokens.
 
-        All rows are alive at once, whatever `max_batch_tokens` says, and rows that end keep their cache until closed.
+        All rows are alive at once, whatever `max_batch_tokens` says, and rows that have ended keep their cache until closed.
         """
         session, rows = self._start(prefixes, n, sampling, seed, seeds, generator, max_new_tokens, keep=True)
         with self.running():
@@ -204,7 +206,7 @@ class TokenEngine:
             seed = int(torch.randint(2**62, (), generator=generator))
         with self.running():
             if self._wanted == "auto":
-                self.backend = self._choose()  # hooks and adapters come and go
+                self.backend = self._choose()  # hooks and adapters may be added or removed
             session = Session(self, sampling, seed=seed, keep=keep)
             session.prefixes = prefixes
             owner = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts, dtype=torch.int64))
@@ -214,7 +216,7 @@ class TokenEngine:
         return session, rows
 
     def _groups(self, session: Session, rows: Tensor) -> list[list[int]]:
-        """The rows that continue the same tokens, group by group."""
+        """Return the rows that continue the same tokens, group by group."""
         groups: dict[Sequence[int], list[int]] = {}
         for row, prefix in zip(rows.tolist(), session.prefix[rows].tolist()):
             groups.setdefault(session.prefixes[prefix], []).append(row)
@@ -223,14 +225,14 @@ class TokenEngine:
     def _schedule(self, session: Session, rows: Tensor) -> None:
         """Run all rows, as many at a time as the budget holds, in the order of their groups.
 
-        A group comes in whole, so that its prompt is computed once, unless it fills an eighth of the budget. Groups wait
-        until a quarter of the budget is free: bringing rows in costs more than the places that stand empty meanwhile.
+        A group is admitted whole, so that its prompt is computed once, unless it fills an eighth of the budget. Groups wait
+        until a quarter of the budget is free: admitting rows costs more than unused places.
         """
         budget = self.max_batch_tokens if self.max_batch_tokens is not None else self._budget()
         base, limit = session.base, session.limit
 
         def cost(rows: Tensor) -> int:
-            """Tokens that these rows may come to hold; a prompt counts once where a group shares it."""
+            """Return the largest number of tokens that these rows can hold; a prompt counts once where a group shares it."""
             prompts = session.prefix[rows].unique() if self.backend.name == "lean" else session.prefix[rows]
             return int(limit[rows].sum()) + sum(len(session.prefixes[index]) for index in prompts.tolist())
 
@@ -255,7 +257,7 @@ class TokenEngine:
             session.run(None, until=lambda: bool(waiting) and free() >= max(budget // 4, costs[-1]))
 
     def _budget(self) -> int:
-        """Tokens whose keys, values and logits fill a third of the memory that is free."""
+        """Return the number of tokens whose keys, values and logits fill a third of the memory that is free."""
         config = self.model.config.get_text_config()
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

@@ -15,7 +15,7 @@ from vantage.core.errors import require
 
 
 class GenericBackend:
-    """Runs the module's own forward on a `DynamicCache`. Rows are right aligned; `mask` marks what is real."""
+    """Runs the module's own forward on a `DynamicCache`. Rows are right aligned; `mask` marks real tokens."""
 
     name = "transformers"
 
@@ -27,15 +27,15 @@ class GenericBackend:
         self.options = {name for name in ("position_ids", "logits_to_keep") if name in accepted}
 
     def weights(self) -> None:
-        """Nothing is kept of the weights."""
+        """Return None: this backend keeps no copy of the weights."""
 
     def forward(self, ids: Tensor, mask: Tensor | None, positions: Tensor, cache: Any) -> Tensor:
-        """Logits of the last column [n, V] for ids [n, m] put behind the cache."""
+        """Logits of the last column [n, V] for ids [n, m] appended to the cache."""
         extra: dict[str, Any] = {"position_ids": positions, "logits_to_keep": 1}
         extra = {name: extra[name] for name in self.options}
         found = self.model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **extra)
         logits = found.logits[:, -1].float()
-        return logits.clamp(min=torch.finfo(torch.float32).min)  # impossible tokens: finite, as `draw` asks
+        return logits.clamp(min=torch.finfo(torch.float32).min)  # impossible tokens: finite, as `draw` requires
 
     def open(self, weights: None, prefixes: Sequence[Sequence[int]], counts: Sequence[int], room: int) -> GenericCache:
         """Cache all but the last token of each prefix, once, for `counts` rows each."""
@@ -55,7 +55,7 @@ class GenericCache:
         self._fill(histories)
 
     def _fill(self, histories: Sequence[Sequence[int]]) -> None:
-        """Compute the cache of these token rows from nothing."""
+        """Compute the cache of these token rows anew."""
         device, pad = self.backend.device, self.backend.pad
         self.ids, self.mask = _right_aligned(histories, pad, device)
         self.position = self.mask.sum(-1)
@@ -66,7 +66,7 @@ class GenericCache:
             self.backend.forward(self.ids, self.mask if self.ragged else None, positions, self.kv)
         else:
             self.ragged = False
-        # Sliding and recurrent layers cannot have holes put into them or be laid side by side; rows are computed anew.
+        # Sliding and recurrent layers allow neither holes nor concatenation; rows are computed anew.
         self.plain = all(type(layer).__name__ == "DynamicLayer" for layer in self.kv.layers)
 
     @property
@@ -98,7 +98,7 @@ class GenericCache:
         self.position = self.position + real.sum(-1)
 
     def forget(self, counts: Tensor) -> None:
-        """Take back the last tokens of each row, [n] of them (host)."""
+        """Remove the last tokens of each row, [n] of them (host)."""
         kept = self.position - counts.to(self.backend.device)
         self.mask = self.mask * (self.mask.cumsum(-1) <= kept[:, None])
         if not self.plain:
@@ -119,7 +119,7 @@ class GenericCache:
         self.ids, self.mask, self.position = self.ids[index], self.mask[index], self.position[index]
 
     def take(self, index: Tensor) -> GenericCache:
-        """Copy these rows (host) into a cache of their own, a row more than once if asked."""
+        """Copy these rows (host) into a new cache; a row may occur more than once."""
         taken = copy.copy(self)
         taken.kv = copy.copy(self.kv)
         taken.kv.layers = [copy.copy(x) if self.plain else copy.deepcopy(x) for x in self.kv.layers]
@@ -127,7 +127,7 @@ class GenericCache:
         return taken
 
     def join(self, other: GenericCache) -> None:
-        """Put another cache's rows behind these."""
+        """Append another cache's rows."""
         if not (self.plain and other.plain):
             self._fill(self._histories() + other._histories())
             return
@@ -150,7 +150,7 @@ class GenericCache:
 
 
 def _right_aligned(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Token rows padded on the left [n, m] and the mask of what is real [n, m], both int64."""
+    """Token rows padded on the left [n, m] and the mask of real tokens [n, m], both int64."""
     width = max((len(row) for row in rows), default=0)
     ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows], dtype=torch.int64, device=device)
     lengths = torch.tensor([len(row) for row in rows], device=device)

@@ -14,15 +14,15 @@ if TYPE_CHECKING:
     from vantage.rollouts.tokens.cache import Storage
 
 WINDOW = 32
-"""Steps that are replayed at most before the host looks at what was drawn."""
+"""Largest number of replayed steps before the host reads the drawn tokens."""
 
 
 class DecodeGraph:
     """One decode step of a lean cache, from token to token, on tensors that keep their addresses.
 
-    What changes from step to step (the tokens, the column that is written, the step's number) lies in tensors that the
+    The values that change from step to step (the tokens, the column that is written, the step's number) are in tensors that the
     step itself advances, so a replay needs nothing from the host. The attention runs over all columns that the storage
-    has, those not yet written masked. A graph holds for one state of the cache's storage (`Storage.version`).
+    has, those not yet written masked. A graph is valid for one state of the cache's storage (`Storage.version`).
 
     Args:
         cache: the rows; its storage must not be replaced while the graph is used.
@@ -41,7 +41,7 @@ class DecodeGraph:
         self.stream = torch.zeros(WINDOW, rows, dtype=torch.float64, device=device)
         self.bias = torch.zeros(rows, self.columns - self.low, device=device)
         self.drawn: list[Tensor] = []
-        # The table of rotations must not be made anew while its address is in the graph.
+        # The table of rotations must not be reallocated while its address is in the graph.
         self.table = cache.weights.table(cache.farthest + self.columns - cache.end + 1)
         self.graph: torch.cuda.CUDAGraph | None = None
         self.capture = capture
@@ -64,7 +64,7 @@ class DecodeGraph:
             self.stream[:steps] = stream[:steps]
         done = 0
         if self.graph is None:
-            # The first step runs by itself: it is real work, and libraries set themselves up before the capture.
+            # The first step runs by itself: its result is used, and libraries initialise before the capture.
             self._prepare()
             self._advance()
             done = 1
@@ -85,7 +85,7 @@ class DecodeGraph:
         return Draw(*(unlike[id(x)] for x in self.drawn))
 
     def _prepare(self) -> None:
-        """Make room for what is drawn; columns that are one and the same stay so."""
+        """Allocate tensors for the draws; columns that share a tensor stay shared."""
         if self.drawn:
             return
         sampling, shape = self.sampling, (WINDOW, len(self.tokens))
@@ -96,7 +96,7 @@ class DecodeGraph:
         self.drawn = [token, logp, other, raw, entropy]
 
     def _advance(self) -> None:
-        """Feed the tokens, draw the next, and move on by one."""
+        """Feed the tokens, draw the next, and advance the step."""
         cache, weights, rows = self.cache, self.cache.weights, len(self.tokens)
         plan = cache.plan()
         self.bias.index_fill_(1, self.column - self.low, 0.0)
@@ -123,6 +123,6 @@ def replayed(cache: Storage, pending: Tensor, stream: Tensor | None, steps: int,
     steps = min(steps, WINDOW)
     cache.reserve(cache.end + steps)
     if cache.graph is None or not cache.graph.fits(cache, sampling, steps):
-        cache.graph = None  # let go of the old graph's memory before the new one asks for its own
+        cache.graph = None  # free the old graph's memory before the new one is allocated
         cache.graph = DecodeGraph(cache, sampling, capture=pending.device.type == "cuda")
     return cache.graph.run(pending, stream, steps)

@@ -24,7 +24,7 @@ _ARCHITECTURES = {
 
 
 def unwrapped(model: Any) -> Any:
-    """The transformers module inside a LoRA wrapper (peft), a compiled module or a data-parallel one, or the model."""
+    """Return the transformers module inside a LoRA wrapper (peft), a compiled or data-parallel module, or the model itself."""
     if type(model).__name__ in ("OptimizedModule", "DistributedDataParallel"):
         return unwrapped(getattr(model, "_orig_mod", None) or model.module)
     adapters = getattr(model, "peft_config", None)
@@ -35,7 +35,7 @@ def unwrapped(model: Any) -> Any:
 
 
 def unsupported(model: Any) -> str | None:
-    """Why the lean path cannot run this model, or None where it can."""
+    """Return the reason why the lean path cannot run this model, or None where it can."""
     model = unwrapped(model)
     kind = type(model)
     if not kind.__module__.startswith(_ARCHITECTURES.get(kind.__name__, " ")):
@@ -57,7 +57,7 @@ def unsupported(model: Any) -> str | None:
 
 
 def _changed(module: Any) -> bool:
-    """Whether something hangs on a module's forward, other than what transformers hangs there to record outputs."""
+    """Whether a module's forward is hooked or replaced, other than by transformers to record outputs."""
     hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
     own = "transformers.utils.output_capturing"
     return "forward" in module.__dict__ or any(getattr(hook, "__module__", "") != own for hook in hooks)
@@ -85,11 +85,11 @@ def sharing_pays(
 
 
 class LeanCache(Storage):
-    """Live rows of the lean path: prompts computed once, tokens put in and taken back. (`backend.Cache`)"""
+    """Live rows of the lean path: prompts computed once, tokens inserted and removed. (`backend.Cache`)"""
 
     @classmethod
     def open(cls, weights: Weights, prompts: Sequence[Sequence[int]], counts: Sequence[int], room: int) -> LeanCache:
-        """Compute each prompt once; `counts` rows of each, side by side."""
+        """Compute each prompt once; `counts` rows of each, adjacent."""
         group = torch.arange(len(prompts)).repeat_interleave(torch.tensor(list(counts), dtype=torch.int64))
         length = torch.tensor([len(prompt) for prompt in prompts], dtype=torch.int64)
         cache = cls(weights, length[group], room)
@@ -122,7 +122,7 @@ class LeanCache(Storage):
         extend(self, tokens)
 
     def forget(self, counts: Tensor) -> None:
-        """Take back the last tokens of each row, [n] of them (host)."""
+        """Remove the last tokens of each row, [n] of them (host)."""
         forget(self, counts)
 
 

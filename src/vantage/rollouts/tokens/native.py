@@ -1,4 +1,4 @@
-"""The decode steps of small float32 models on the CPU in C (`decode.c`), compiled at first use, where a compiler is at hand.
+"""The decode steps of small float32 models on the CPU in C (`decode.c`), compiled at first use, where a compiler is installed.
 
 Without one the same steps run operation by operation, some two times slower for models of a few million parameters and
 with the same draws but for rounding. `VANTAGE_NATIVE=0` turns the compiled path off.
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 SOURCE = Path(__file__).with_name("decode.c")
 DIGEST = "74ec5f9d102748b751313321a5ea2d9ece577de1a7adefca7ed6ba2eed28369e"
-"""SHA-256 of `decode.c`. What decides a result is told from Python sources alone (`study/fingerprint.py`), so it stands in one;
-a test keeps it true."""
+"""SHA-256 of `decode.c`. Fingerprints of results read Python sources alone (`study/fingerprint.py`), so it is kept in one;
+a test checks it."""
 FLAGS = ("-O3", "-march=native", "-std=gnu11", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared", "-pthread")
 
 _log = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ class _Call(ctypes.Structure):
 
 @functools.cache
 def library() -> Any:
-    """The compiled library, or None where it is turned off or cannot be compiled."""
+    """Return the compiled library, or None where it is turned off or cannot be compiled."""
     if os.environ.get("VANTAGE_NATIVE", "1") == "0":
         return None
     try:
@@ -89,7 +89,7 @@ def library() -> Any:
 
 
 def compiled() -> Path:
-    """Compile `decode.c` for this processor unless that was done before; the library's path.
+    """Compile `decode.c` for this processor unless that was done before; return the library's path.
 
     Raises:
         OSError: there is no compiler, or nowhere to write.
@@ -109,12 +109,12 @@ def compiled() -> Path:
         made = Path(folder) / target.name
         command = [compiler, *FLAGS, str(SOURCE), "-o", str(made), "-lm"]
         subprocess.run(command, capture_output=True, check=True, timeout=300)
-        os.replace(made, target)  # whole or not there, whoever else compiles it
+        os.replace(made, target)  # atomic, also when another process compiles it
     return target
 
 
 def _processor() -> str:
-    """What tells this kind of processor from others: code for one may not run on another that shares the cache folder."""
+    """Return a name of this kind of processor: code for one may not run on another that shares the cache folder."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -173,14 +173,14 @@ class Native:
         }
 
     def _keep(self, x: Tensor | None) -> int | None:
-        """The address of a tensor, which stays as long as this object."""
+        """Return the address of a tensor, which is kept alive by this object."""
         if x is None:
             return None
         self._held.append(x := x.detach().contiguous())
         return x.data_ptr()
 
     def _call(self, cache: Storage, tokens: Tensor, steps: int) -> tuple[_Call, list[Any]]:
-        """What `decode.c` needs of a cache that has room for `steps` columns, and what must live as long."""
+        """Return the arguments of `decode.c` for a cache that has room for `steps` columns, and the objects to keep alive."""
         for mine, kv in zip(self.layers, cache.kv):
             assert kv.is_contiguous()
             mine.kv = kv.data_ptr()
@@ -257,11 +257,11 @@ class Native:
             cache: the rows.
             pending: the last token of each row.
             stream: uniform numbers [steps, n] of double precision; None for the most probable token.
-            steps: at most so many tokens.
+            steps: largest number of tokens.
             sampling: how tokens are drawn.
             stop: [S] tokens that end a row.
-            ended: [n] bool, rows that have ended already.
-            enough: it ends early when so many rows have ended, where there are stop tokens.
+            ended: [n] bool, rows that have already ended.
+            enough: end early when this many rows have ended, where there are stop tokens.
 
         Raises:
             TrainingError: a logit is not finite.
@@ -287,7 +287,7 @@ class Native:
 
 
 def native(weights: Weights) -> Native | None:
-    """The compiled path of these weights; None where there is none for them."""
+    """Return the compiled path of these weights; None where it does not support them."""
     plain = type(weights.embedding) is nn.Embedding and type(weights.head) is nn.Linear
     if not (weights.folded and plain and weights.device.type == "cpu" and weights.dtype == torch.float32):
         return None

@@ -32,10 +32,10 @@ def buckets(lengths: Sequence[int], slack: float = 0.15, least: int = 64) -> lis
 
 
 def prefill(weights: Weights, prompts: Sequence[Sequence[int]], limit: int) -> list[tuple[list[int], list[Tensor]]]:
-    """Keys and values of prompts, bucket by bucket: the prompts' indices and what each layer keeps.
+    """Keys and values of prompts, bucket by bucket: the prompts' indices and the keys and values of each layer.
 
-    Keys and values [2, G, Hkv, L, d] stand at the right, zeros before them. About `limit` tokens go through the model at
-    once, or one prompt that is longer. Empty prompts are a bucket with L = 0. What all prompts begin with (instructions,
+    Keys and values [2, G, Hkv, L, d] are right aligned, zeros before them. About `limit` tokens are computed at
+    once, or one prompt that is longer. Empty prompts are a bucket with L = 0. The common start of all prompts (instructions,
     worked examples) is computed once.
     """
     start = common_start(prompts)
@@ -62,14 +62,14 @@ def prefill(weights: Weights, prompts: Sequence[Sequence[int]], limit: int) -> l
 
 
 def common_start(prompts: Sequence[Sequence[int]]) -> int:
-    """How many tokens all prompts begin with."""
+    """Return the number of tokens that all prompts begin with."""
     texts = [tuple(prompt) for prompt in prompts]
     low, high = min(texts, default=()), max(texts, default=())  # the two that differ first
     return next((i for i, (a, b) in enumerate(zip(low, high)) if a != b), min(len(low), len(high)))
 
 
 class _Bucket:
-    """Prompts of like length among the packed tokens, from `first` on, behind a beginning that all share."""
+    """Prompts of like length among the packed tokens, from `first` on, after a start that all share."""
 
     def __init__(
         self, weights: Weights, members: list[int], lengths: list[int], first: int, common: list[Tensor] | None
@@ -80,7 +80,7 @@ class _Bucket:
         self.first, self.end = first, first + sum(lengths)
         self.kv: list[Tensor] = []
         self.left: Tensor | None = None  # places of the packed tokens in [rows, width]
-        self.mask: Tensor | None = None  # what is behind a beginning sees all of it
+        self.mask: Tensor | None = None  # prompts attend to all of the common start
         start = 0 if common is None else common[0].shape[3]
         if min(lengths) < self.width:
             length = torch.tensor(lengths)
@@ -104,10 +104,10 @@ class _Bucket:
         return x.unflatten(0, (self.rows, self.width))
 
     def attend(self, q: Tensor, kv: Tensor, scale: float) -> Tensor:
-        """Keep the keys and values; return what the heads read, packed [m, Hq * d].
+        """Keep the keys and values; return the heads' outputs, packed [m, Hq * d].
 
-        Prompts stand at the left for the attention: padding at the right needs no mask, for what is causal does not
-        look there. They are kept at the right, where the tokens that follow will stand.
+        Prompts stand at the left for the attention: padding at the right needs no mask, for causal attention does not
+        look there. They are kept at the right, where further tokens are appended.
         """
         asked = self._padded(q[self.first : self.end]).transpose(1, 2)
         laid = self._padded(kv[self.first : self.end]).permute(2, 0, 3, 1, 4)
@@ -134,7 +134,7 @@ def _packed(
     start: int,
     common: list[Tensor] | None,
 ) -> list[tuple[list[int], list[Tensor]]]:
-    """Compute these groups of prompts in one pass over the model, behind `start` tokens that are known."""
+    """Compute these groups of prompts in one pass over the model, after `start` tokens that are cached."""
     lengths = [[len(prompts[index]) for index in members] for members in groups]
     made, first = [], 0
     for members, length in zip(groups, lengths):

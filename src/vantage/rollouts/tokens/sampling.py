@@ -1,4 +1,4 @@
-"""How the next token is drawn: temperature, truncation, a random stream of its own for every row."""
+"""Sampling of the next token: temperature, truncation, and an independent random stream for every row."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from vantage.core import above, at_least, at_most, below, between, component, hi
 
 @component
 class Sampling:
-    """How tokens are drawn and when a completion ends.
+    """Settings of sampling: temperature, truncation, and the ends of completions.
 
-    The truncations apply in this order, each to what the one before left: temperature, top-k, top-p, min-p.
+    The truncations apply in this order, each to the result of the one before: temperature, top-k, top-p, min-p.
 
     Attributes:
         temperature: divides the logits; above 0.
@@ -24,7 +24,7 @@ class Sampling:
         min_p: keep tokens at least this fraction as probable as the most probable one; in [0, 1], 0 keeps all.
         max_new_tokens: longest completion, in tokens, the stop token included.
         stop_tokens: ids that end a completion, besides the engine's end-of-sequence tokens.
-        stop_strings: texts that end a completion once they stand in what was generated; the tokens that hold them stay.
+        stop_strings: texts that end a completion once the generated text contains them; the tokens that hold them are kept.
         greedy: take the most probable token; the temperature still scales the reported log-probabilities.
 
     Raises:

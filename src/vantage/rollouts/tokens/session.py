@@ -1,4 +1,4 @@
-"""A batch of rows that are being generated: stepped, forked, forced, closed, and read out."""
+"""Session: a batch of rows in generation, which can be stepped, forked, extended and closed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vantage.rollouts.tokens.strings import StopStrings
 
 
 class Host(Protocol):
-    """What a session uses of the engine that opened it."""
+    """Interface of the engine that a session uses."""
 
     backend: Any
     eos_token_ids: tuple[int, ...]
@@ -29,7 +29,7 @@ class Host(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where the model's parameters live."""
+        """Device of the model's parameters."""
         ...
 
     @property
@@ -49,7 +49,7 @@ class Host(Protocol):
 class Session:
     """Rows being generated, with a live cache. Made by `TokenEngine.open`; row indices are those of the result.
 
-    Rows 0 .. N-1 are those asked for at the start; `fork` adds rows behind them. The model's weights must not change
+    Rows 0 .. N-1 are those requested at the start; `fork` adds rows behind them. The model's weights must not change
     while a session lives: its cache holds what the old weights computed.
     """
 
@@ -61,7 +61,7 @@ class Session:
         self.prefixes: Sequence[Sequence[int]] = []
         self.length = torch.zeros(0, dtype=torch.int64)
         self.limit, self.prefix, self.base = self.length.clone(), self.length.clone(), self.length.clone()
-        self.since = self.length.clone()  # where what a stop string may stand in begins
+        self.since = self.length.clone()  # start of the text in which a stop string may occur
         self.finished = torch.zeros(0, dtype=torch.bool)
         self.closed = torch.zeros(0, dtype=torch.bool)
         self.seeds = torch.zeros(0, dtype=torch.int64, device=self.device)
@@ -79,7 +79,7 @@ class Session:
     # ------------------------------------------------------------------------------------------------ rows
 
     def add_rows(self, prefix: Tensor, base: Tensor, limit: Tensor, seeds: Tensor | None) -> Tensor:
-        """Make room for new rows that continue these prefixes, and return their indices. Nothing is computed."""
+        """Allocate new rows that continue these prefixes, and return their indices. Nothing is computed."""
         old, new = len(self.length), len(prefix)
         rows = torch.arange(old, old + new)
         if seeds is None:
@@ -95,7 +95,7 @@ class Session:
         return rows
 
     def _room(self, rows: int, width: int) -> None:
-        """Let the columns hold this many rows and tokens."""
+        """Enlarge the columns to this many rows and tokens."""
         have_rows, have = self.tokens.shape
         if rows <= have_rows and width <= have:
             return
@@ -107,7 +107,7 @@ class Session:
         self.scores = {name: torch.nn.functional.pad(x, grow) for name, x in self.scores.items()}
 
     def admit(self, groups: Sequence[Sequence[int]]) -> None:
-        """Bring groups of rows to life, each group's rows on the same prefix, which is computed once."""
+        """Prefill groups of rows, each group's rows on the same prefix, which is computed once."""
         if not groups:
             return
         rows = torch.tensor([row for group in groups for row in group], dtype=torch.int64)
@@ -140,11 +140,11 @@ class Session:
         return self.finished[self.live] | (self.length[self.live] >= self.limit[self.live])
 
     def _enough(self) -> int:
-        """How many rows may have ended before the others move together."""
+        """Return how many rows may have ended before the batch is compacted."""
         return 1 if self.keep else max(1, len(self.live) // self.engine.patience)
 
     def _most(self, ended: Tensor, steps: int | None) -> int:
-        """How many tokens to decode before looking again: until enough rows have reached their limits, or fewer."""
+        """Return the number of tokens to decode before the next test: until enough rows have reached their limits, or fewer."""
         left = (self.limit - self.length)[self.live[~ended]].sort().values
         enough = min(self._enough() - int(ended.sum()), len(left))
         most = min(int(left[max(enough, 1) - 1]), 8 if self.sampling.stop_strings else self.engine.segment)
@@ -187,7 +187,7 @@ class Session:
         return tokens == self.stop if len(self.stop) == 1 else torch.isin(tokens, self.stop)
 
     def _record(self, drawn: Draw, ended: Tensor) -> Tensor:
-        """Write down what rows that had not `ended` drew [n, k], up to their stops; return what they drew beyond [live]."""
+        """Store the tokens of rows that had not `ended` [n, k], up to their stops; return the number drawn beyond them [live]."""
         got, alive = drawn.token.shape[1], ~ended
         rows, pick = self.live[alive], alive.to(self.device)
         tokens = drawn.token[pick]
@@ -216,14 +216,16 @@ class Session:
         return overshoot
 
     def _compact(self, overshoot: Tensor) -> bool:
-        """Let rows that ended leave the batch when that pays; return whether any left."""
+        """Remove rows that have ended from the batch when that is faster; return whether any were removed."""
         ended = self._ended()
         count = int(ended.sum())
         if self.keep:
             if count:
                 index = ended.nonzero().squeeze(1)
                 cache = self.cache.take(index)
-                if bool((overshoot[index] > 0).any()):  # decoded past its end; taken back, so that it can go on from it
+                if bool(
+                    (overshoot[index] > 0).any()
+                ):  # decoded past its end; removed, so that it can continue from there
                     cache.forget(overshoot[index])
                 self.parked.append((cache, self.live[index]))
         elif count < len(ended) and count < self._enough():
@@ -246,7 +248,7 @@ class Session:
 
     @property
     def active(self) -> Tensor:
-        """[R] bool: rows that `step` will go on with."""
+        """[R] bool: rows that `step` will continue."""
         return ~self.finished & ~self.closed & (self.length < self.limit)
 
     def step(self, max_new_tokens: int | None = None) -> Tensor:
@@ -258,11 +260,11 @@ class Session:
     def fork(
         self, rows: Sequence[int], lengths: Sequence[int] | None = None, *, seeds: Tensor | None = None
     ) -> list[int]:
-        """Copy rows with their live cache and return the indices of the copies; a row may come more than once.
+        """Copy rows with their live cache and return the indices of the copies; a row may occur more than once.
 
         Args:
             rows: rows of this session that are not closed.
-            lengths: tokens of each completion that the copy keeps (default: all); the rest is drawn anew by the copy.
+            lengths: tokens of each completion that the copy keeps (default: all); the copy samples the rest anew.
             seeds: [F] random streams of the copies; by default they follow from the session's seed and the new index.
         """
         index = self._known(rows)
@@ -297,9 +299,9 @@ class Session:
     def append(
         self, rows: Sequence[int], tokens: Sequence[Sequence[int]], *, max_new_tokens: int | None = None
     ) -> None:
-        """Put tokens into rows behind what they hold (a tool's answer, a hint), and let the rows go on after them.
+        """Append tokens to rows (a tool's answer, a hint) and let the rows continue after them.
 
-        The tokens are marked `forced` and carry no log-probability. A row that ended comes alive again unless its
+        The tokens are marked `forced` and carry no log-probability. A row that ended becomes active again unless its
         limit is reached.
 
         Args:
@@ -347,7 +349,7 @@ class Session:
             self._unpark(index)
 
     def result(self, rows: Sequence[int] | None = None) -> Completions:
-        """What the rows hold (default: all, forks behind the first)."""
+        """Return the rows' completions (default: all, forks after the first)."""
         index = torch.arange(len(self.length)) if rows is None else torch.tensor(list(rows), dtype=torch.int64)
         width = int(self.length[index].max()) if len(index) else 0
         place = index.to(self.device)
@@ -391,7 +393,7 @@ class Session:
         return found
 
     def _wake(self, rows: Tensor) -> None:
-        """Bring parked rows back to life."""
+        """Return parked rows to the batch."""
         for cache, held in self._unpark(rows):
             length = self.length[held].to(self.device)
             drawn = self.tokens[held.to(self.device), (length - 1).clamp(min=0)] if self.tokens.shape[1] else length

@@ -10,14 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 NEVER = -1e30
-"""Added to the score of what must not be read. Finite, so that a row with nothing to read gives numbers."""
+"""Added to the score of masked keys. Finite, so that a row whose keys are all masked gives numbers."""
 
 
 @dataclass(eq=False)
 class Block:
     """Prompts of G groups, never written again, so that caches may share it.
 
-    Keys and values [2, G, Hkv, L, d] of each layer stand at the right; `bias` [G, L] is NEVER before them, or None where
+    Keys and values [2, G, Hkv, L, d] of each layer are right aligned; `bias` [G, L] is NEVER before them, or None where
     all prompts fill their row.
     """
 
@@ -27,7 +27,7 @@ class Block:
 
     @classmethod
     def of(cls, kv: list[Tensor], lengths: Sequence[int]) -> Block:
-        """Make the mask that goes with the lengths; a block of empty prompts gets one column that nobody reads."""
+        """Make the mask that goes with the lengths; a block of empty prompts gets one masked column."""
         if not kv[0].shape[3]:
             kv = [F.pad(x, (0, 0, 1, 0)) for x in kv]
         width = kv[0].shape[3]
@@ -73,7 +73,7 @@ def log_normaliser(found: Tensor, weights: Tensor) -> Tensor:
 def attended(
     layer: int, q: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, scale: float, plan: Plan | None
 ) -> Tensor:
-    """What queries [n, Hq, d] read [n, Hq * d] from their rows' own keys and values [n * Hkv, T, d] and their prompts.
+    """Return the attention outputs [n, Hq * d] of queries [n, Hq, d] over their rows' keys and values [n * Hkv, T, d] and prompts.
 
     `bias` [n * Hkv, 1, T] is added to the scores on the own keys. The softmax runs over both parts: each part's own
     softmax, weighed by the part's share of the normaliser.
@@ -90,7 +90,7 @@ def attended(
 
 
 class Plan:
-    """Which rows read which block: queries are put side by side by group, and what they read is put back.
+    """Which rows read which block: queries are gathered by group, and outputs are scattered back.
 
     Groups need not be of one size: a group smaller than its block's largest repeats a row, whose result is not used.
     """
@@ -123,7 +123,7 @@ class Plan:
         self.place = None if total == count and torch.equal(place, whole) else place.to(device)
 
     def read(self, layer: int, q: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        """What queries [n, Hq, d] read from their prompts [n, Hq, d], and the log normaliser [n, Hq]."""
+        """Return the attention outputs of queries [n, Hq, d] over their prompts [n, Hq, d], and the log normaliser [n, Hq]."""
         reads, norms = [], []
         heads, dim = q.shape[1:]
         kv_heads = self.blocks[0].kv[0].shape[2]

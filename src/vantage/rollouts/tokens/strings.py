@@ -1,4 +1,4 @@
-"""Stop strings: where in the tokens of a completion a text first stands."""
+"""Stop strings: position of a text in the tokens of a completion."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tokens put into rows of the lean cache, and taken back from them."""
+"""Insertion and removal of tokens in rows of the lean cache."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from vantage.rollouts.tokens.cache import Storage
 
 _CHUNK = 1 << 25
-"""Elements of keys that are laid out for one attention at most."""
+"""Largest number of elements of keys that are gathered for one attention."""
 
 
 def extend(cache: Storage, tokens: Sequence[Sequence[int]]) -> None:
@@ -40,7 +40,7 @@ def extend(cache: Storage, tokens: Sequence[Sequence[int]]) -> None:
     target, place = given[row].to(device), (first + column).to(device)
     positions = cache.position[target] + within.to(device)
 
-    # Rows are taken together by block, as many as the laid out keys allow.
+    # Rows are taken together by block, as many as the gathered keys allow.
     chunks: list[tuple[Tensor, Tensor, int]] = []
     for number in range(max(1, len(cache.blocks))):
         of = (cache.member[given, 0] == number).nonzero().squeeze(1) if cache.blocks else torch.arange(len(given))
@@ -53,7 +53,7 @@ def extend(cache: Storage, tokens: Sequence[Sequence[int]]) -> None:
 
     def attend(layer: int, q: Tensor, kv: Tensor) -> Tensor:
         held = cache.kv[layer]
-        held[:, : cache.rows, :, first:end] = 0.0  # where a row gets nothing: masked, and yet a number
+        held[:, : cache.rows, :, first:end] = 0.0  # where a row gets nothing: masked, but finite
         held[:, target, :, place] = kv  # [m, 2, Hkv, d]: indices apart put their axis first
         read = torch.empty(len(q), q.shape[1] * dim, dtype=q.dtype, device=device)
         for part, at, number in chunks:
@@ -93,16 +93,16 @@ def extend(cache: Storage, tokens: Sequence[Sequence[int]]) -> None:
 
 
 def forget(cache: Storage, counts: Tensor) -> None:
-    """Take back the last tokens of each row, [n] of them (host): of its own tokens, not of a shared prompt.
+    """Remove the last tokens of each row, [n] of them (host): of its own tokens, not of a shared prompt.
 
     Raises:
         ValueError: a row has fewer tokens of its own.
     """
     cache._settle()
     if bool((counts > cache.filled).any()):
-        raise ValueError("tokens of a shared prompt cannot be taken back")
+        raise ValueError("tokens of a shared prompt cannot be removed")
     if bool((counts == counts[0]).all()) and cache.bias is None:
-        cache.end -= int(counts[0])  # the same from all, and no holes: the columns go
+        cache.end -= int(counts[0])  # the same number from all rows, and no holes: remove the columns
     else:
         bias = cache.explicit()
         mine = bias[: cache.rows, cache.low : cache.end]

@@ -1,4 +1,4 @@
-"""The weights of Llama, Qwen2 and Qwen3 as the lean path reads them: layers on the module's own parameters."""
+"""The weights of Llama, Qwen2 and Qwen3 for the lean path: layers on the module's own parameters."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 Attend = Callable[[int, Tensor, Tensor], Tensor]
-"""(layer, queries [m, Hq, d], keys and values [m, 2, Hkv, d]), rotated, to what the heads read [m, Hq * d]."""
+"""(layer, queries [m, Hq, d], keys and values [m, 2, Hkv, d]), rotated, to the heads' outputs [m, Hq * d]."""
 
 
 class _Norm:
@@ -44,7 +44,7 @@ class _Direct:
         return _rotated(q, rope), torch.stack((_rotated(k, rope), v), 1)
 
     def after(self, x: Tensor, read: Tensor) -> Tensor:
-        """The stream [m, D] after what the heads read [m, Hq * d] and the feed-forward part."""
+        """The stream [m, D] after the heads' outputs [m, Hq * d] and the feed-forward block."""
         x = x + self.o(read)
         y = self.between(x)
         return x + self.down(self.act(self.gate(y)) * self.up(y))
@@ -86,7 +86,7 @@ class _Joined(_Direct):
         return y[:, : self.queries], y[:, self.queries :].unflatten(1, (2, self.kv))
 
     def after(self, x: Tensor, read: Tensor) -> Tensor:
-        """The stream [m, D] after what the heads read [m, Hq * d] and the feed-forward part."""
+        """The stream [m, D] after the heads' outputs [m, Hq * d] and the feed-forward block."""
         x = x + self.o(read)
         y = F.linear(self.between(x), self.gate_up, self.gate_bias)
         return x + self.down(self.act(y[:, : len(self.gate_up) // 2]) * y[:, len(self.gate_up) // 2 :])
@@ -150,7 +150,7 @@ class _Folded:
         return y[:, : self.queries], y[:, self.queries :].unflatten(1, (2, self.kv))
 
     def after(self, x: Tensor, read: Tensor) -> Tensor:
-        """The stream [m, D] after what the heads read [m, Hq * d] and the feed-forward part."""
+        """The stream [m, D] after the heads' outputs [m, Hq * d] and the feed-forward block."""
         x = torch.addmm(x, read, self.o)
         if self.o_bias is not None:
             x.add_(self.o_bias)
@@ -161,10 +161,10 @@ class _Folded:
 
 
 class Weights:
-    """The model as the lean path reads it, for one call of the engine: it does not outlive a change of the weights."""
+    """The model's weights for one call of the engine of the lean path; invalid after the weights change."""
 
     def __init__(self, model: Any, layer: type | None = None) -> None:
-        """`layer` is one of the classes above, or None for the one that suits the model and its device."""
+        """`layer` is one of the classes above, or None to choose it by model and device."""
         body, config = model.model, model.config
         self.embedding, self.head, self.norm = body.embed_tokens, model.lm_head, _Norm(body.norm)
         self.rotary = body.rotary_emb
@@ -206,7 +206,7 @@ class Weights:
 
 
 def suited(model: Any) -> type:
-    """The kind of layer to use: with joined matrices where the maps are plain and there is little to copy at each call.
+    """Return the kind of layer to use: with joined matrices where the maps are plain and there is little to copy at each call.
 
     On the CPU that is up to 64 million parameters in float32, about a fifth of a second's worth of products; on CUDA,
     up to 2 GB, a millisecond's worth of copying.

@@ -79,7 +79,7 @@ class Grid(gymnasium.Env[Any, Any]):
         return {"row": self.row, "column": self.column, "random": self.np_random.bit_generator.state}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take them back."""
+        """Restore from `state_dict()`."""
         self.row, self.column = state["row"], state["column"]
         self.np_random.bit_generator.state = state["random"]
 
@@ -140,6 +140,6 @@ class VectorGrid(VectorEnv[Any, Any, Any]):
         return {**{name: array.copy() for name, array in held.items()}, "random": self.np_random.bit_generator.state}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take them back."""
+        """Restore from `state_dict()`."""
         self.place, self.steps, self.over = state["place"], state["steps"], state["over"]
         self.np_random.bit_generator.state = state["random"]

@@ -153,7 +153,7 @@ class Lake(gymnasium.Env[Any, Any]):
         return {"cell": self.cell, "random": self.np_random.bit_generator.state}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take them back."""
+        """Restore from `state_dict()`."""
         self.cell = int(state["cell"])
         self.np_random.bit_generator.state = state["random"]
 

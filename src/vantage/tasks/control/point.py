@@ -59,7 +59,7 @@ class Plane(gymnasium.Env[Any, Any]):
         return {**held, "random": self.np_random.bit_generator.state}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take them back."""
+        """Restore from `state_dict()`."""
         self.place, self.moment = state["place"].copy(), state["moment"]
         self.tally = Counter(state["tally"])
         self.np_random.bit_generator.state = state["random"]
@@ -180,7 +180,7 @@ class Detour(Plane):
         return {**super().state_dict(), "strayed": int(self.strayed), "side": float(self.side)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take them back."""
+        """Restore from `state_dict()`."""
         super().load_state_dict(state)
         self.strayed, self.side = state["strayed"], state["side"]
 

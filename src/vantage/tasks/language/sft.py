@@ -65,7 +65,7 @@ class Demonstrations:
         self._ready.clear()
 
     def cost(self, episode: int | None = None) -> Cost:
-        """What a step takes."""
+        """Return the cost of a step."""
         return Cost(self.batch, self.batch)
 
     def __call__(self, context: Context) -> Trajectories:
