@@ -189,7 +189,7 @@ def test_a_place_outside_of_the_row_is_refused(engine):
     batch = engine.sample(prompts(), 1, run())
     with pytest.raises(UserError, match="between 0 and"):
         engine.resume(batch, torch.tensor([0]), batch.length[:1] + 1, 1, run())
-    with pytest.raises(UserError, match="nothing left"):
+    with pytest.raises(UserError, match="cannot be continued"):
         engine.resume(batch, torch.tensor([0]), batch.length[:1], 1, run())
 
 

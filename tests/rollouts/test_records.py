@@ -37,7 +37,7 @@ def test_names_left_out_keep_their_values_and_unknown_ones_are_refused() -> None
     found = records.read(torch.tensor([4, 9]))
     assert found["a"].tolist() == [1.0, 5.0]
     assert found["b"].tolist() == [6.0, 2.0]
-    with pytest.raises(UserError, match="hold a, b, not c"):
+    with pytest.raises(UserError, match="have a, b, not c"):
         records.write(torch.tensor([4]), c=torch.tensor([1.0]))
 
 
