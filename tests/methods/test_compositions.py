@@ -36,8 +36,11 @@ def others(value: Any, hint: Any) -> list[Any]:
     return []
 
 
-def reached(page: registry.Page, setting: str, default: Any, hint: Any) -> list[str]:
-    """Places of the components that differ when a setting takes another value, the first that the page accepts."""
+def reached(page: registry.Page, setting: str, default: Any, hint: Any) -> dict[str, str]:
+    """What the components become, by their places, that differ when a setting takes another value, the first that is accepted.
+
+    The text and not the place alone: a component that is there only where its setting is not 0 could lose the value unseen.
+    """
     given = VARIED.get(f"{page.name}.{setting}", {})
     beside = given.get("with", {})
     for value in [given["value"]] if "value" in given else others(default, hint):
@@ -46,8 +49,8 @@ def reached(page: registry.Page, setting: str, default: Any, hint: Any) -> list[
             plain = registry.parts_of(page.make(beside)) if complete(page, beside) else {}
         except UserError:
             continue
-        return sorted(place for place in {*plain, *varied} if plain.get(place) != varied.get(place))
-    return []
+        return {place: varied.get(place, "") for place in {*plain, *varied} if plain.get(place) != varied.get(place)}
+    return {}
 
 
 def complete(page: registry.Page, settings: dict[str, Any]) -> bool:

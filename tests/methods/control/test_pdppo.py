@@ -212,7 +212,7 @@ def test_a_log_ratio_of_90_has_a_finite_loss_and_gradient(shift: float) -> None:
     assert not logits.grad[2].any()
 
 
-def test_the_defaults_compose_the_papers_values() -> None:
+def test_the_defaults_compose_what_the_page_states() -> None:
     method = vantage.method("pdppo")
     values, update = method.values, method.update
     assert (method.rollout.rows, method.rollout.length, method.advantage.gamma, method.objective.eps) == (

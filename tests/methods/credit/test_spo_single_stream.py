@@ -239,7 +239,7 @@ def test_a_missing_score_is_no_visit() -> None:
     assert credit[:, 0].tolist() == pytest.approx([0.7071068, 0.0, -0.7071068], abs=1e-6)
 
 
-def test_the_defaults_compose_the_papers_values() -> None:
+def test_the_defaults_compose_what_the_page_states() -> None:
     method = vantage.method("spo-single-stream")
     tracker, clip, advantage = method.values, method.objective, method.advantage
     assert (method.prompts.pool, method.prompts.explore, method.rollout.prompts, method.rollout.size) == (

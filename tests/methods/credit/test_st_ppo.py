@@ -271,7 +271,7 @@ def test_it_runs_on_conversations_of_a_language_model() -> None:
     assert history[-1]["bias/norm"] > 0
 
 
-def test_the_defaults_compose_the_papers_values() -> None:
+def test_the_defaults_compose_what_the_page_states() -> None:
     method = vantage.method("st-ppo")
     values, advantage, clip, update = method.values, method.advantage, method.objective, method.update
     assert (values.coefficient, values.clip) == (0.5, 0.2)

@@ -300,7 +300,7 @@ def test_trees_of_a_language_model(settings: dict[str, Any]) -> None:
     assert "rewards" in score
 
 
-def test_the_defaults_compose_the_papers_values() -> None:
+def test_the_defaults_compose_what_the_page_states() -> None:
     method = vantage.method("treepo")
     trees, clip = method.rollout.plan, method.objective
     assert (trees.segment, trees.depth, trees.branching, trees.first) == (512, 14, 2, (2, 8))

@@ -192,7 +192,7 @@ def test_splits_out_of_range_are_refused_and_the_run_resumes(tmp_path: Path) -> 
     assert_resumes(tmp_path, vantage.method("branchgrpo", prompts=2, splits=[0, 2], steps=5, lr=1e-3, minibatches=4))
 
 
-def test_the_defaults_compose_the_papers_values() -> None:
+def test_the_defaults_compose_what_the_page_states() -> None:
     method = vantage.method("branchgrpo")
     sampler, depths = method.rollout.sampler, method.selection[1]
     assert (sampler.steps, sampler.noise, sampler.kind, sampler.shift) == (20, 0.3, "constant", 3.0)

@@ -81,7 +81,7 @@ def test_it_learns_on_the_toy() -> None:
     assert history[-1]["eval/right"] > history[0]["eval/right"] + 0.3
 
 
-def test_the_defaults_compose_the_papers_values() -> None:
+def test_the_defaults_compose_what_the_page_states() -> None:
     method = vantage.method("remax")
     advantage, update = method.advantage, method.update
     assert (advantage.gamma, advantage.limit, advantage.kl_coefficient) == (0.99, 5.0, 0.05)

@@ -33,7 +33,7 @@ def test_advantage_is_the_centred_score_times_g_over_g_minus_one() -> None:
     check_groups(vantage.method("rloo"))
 
 
-def test_the_divergence_is_taken_off_the_score_and_the_defaults_are_the_papers() -> None:
+def test_the_divergence_is_taken_off_the_score_and_the_defaults_are_as_stated() -> None:
     method = vantage.method("rloo")
     assert [reward.coefficient for reward in method.rewards[1:]] == [0.03]
     assert len(vantage.method("rloo", beta=0.0).rewards) == 1

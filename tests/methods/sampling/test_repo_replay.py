@@ -182,7 +182,7 @@ def test_it_learns_and_resumes_with_its_queues(tmp_path) -> None:
     assert_resumes(tmp_path, small)
 
 
-def test_the_defaults_compose_the_papers_values() -> None:
+def test_the_defaults_compose_what_the_page_states() -> None:
     method = vantage.method("repo-replay")
     replay = method.rollout
     assert (replay.capacity, replay.least, replay.take, replay.strategy) == (16, 16, 8, "highest")
