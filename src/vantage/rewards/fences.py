@@ -82,9 +82,11 @@ def _block(opened: _Opening, lines: Sequence[str], closed: bool) -> Block:
 def answer_block(text: str, languages: Collection[str], reads: Callable[[str], bool]) -> str:
     """Return the block of a completion that holds its answer; the whole completion where there is none.
 
-    It is the last closed block of the languages, as most trainers and harnesses take it (verl, Open-R1, LiveCodeBench); else
-    the last closed one without a language that `reads`, else the last without a language; blocks that were left open count
-    only where no closed one of their kind is there. Blocks in other languages (a shell command, an output) are never it.
+    It is the last closed block of the languages, as Open-R1 (`extract_code` of rewards.py, 0056faa) and verl
+    (`prime_code`, 1acb854) take it; LiveCodeBench (`extract_code` of extraction_utils.py, 2328565) takes the first.
+    Else it is the last closed one without a language that `reads`, else the last without a language; blocks that were
+    left open count only where no closed one of their kind is there. Blocks in other languages (a shell command, an
+    output) are never it.
 
     Args:
         text: the completion.
