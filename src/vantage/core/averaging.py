@@ -10,8 +10,8 @@ exactly the gradient of the whole.
     seq-sum-token-mean       sum over rows of the row's mean:            mask / length
     group                    every group counts the same, decisions within it too: mask / sum(mask of the group) / groups
 
-The first four have the names of verl's `loss_agg_mode`, whose -norm divides by T alone, not by N: its gradient is N times this one,
-which is TRL's `dr_grpo`. N counts the rows of the minibatch that hold a decision to learn from; others are dropped before.
+The first four have the names of verl's `loss_agg_mode`, whose -norm divides by T alone, not by N: its gradient is N times this one
+(TRL divides by both, as here). N counts the rows of the minibatch that hold a decision to learn from; others are dropped before.
 """
 
 from __future__ import annotations
