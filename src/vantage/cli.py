@@ -178,7 +178,7 @@ class Methods:
     base: str = ""
     """Only methods that start from this one."""
     json: bool = False
-    """Print JSON: id, name, family, kind, summary, base, needs, settings, title, arxiv, page."""
+    """Print JSON: id, name, family, kind, summary, base, needs, settings, title, arxiv, source, page."""
 
     def __call__(self) -> int:
         """Run the command."""
@@ -226,6 +226,7 @@ class Show:
             ("id", one.id),
             ("base", " < ".join(base.name for base in one.bases())),
             ("needs", ", ".join(sorted(one.needs))),
+            ("source", one.source),
         ):
             if text:
                 print(f"{title:<9} {text}")
@@ -265,6 +266,7 @@ def _as_json(one: Entry) -> dict[str, Any]:
         "settings": {s.name: {"default": s.default, "text": s.text, "page": s.page} for s in one.settings.values()},
         "title": one.title,
         "arxiv": one.arxiv,
+        "source": one.source,
         "page": str(one.path),
     }
 

@@ -42,7 +42,7 @@ def mine(tmp_path: Path) -> str:
 @pytest.mark.parametrize("name", registry.names())
 def test_the_source_says_what_the_page_says(name: str) -> None:
     page, entry = registry.page(name), index.entry(name)
-    same = ("name", "family", "kind", "id", "summary", "needs")
+    same = ("name", "family", "kind", "id", "summary", "needs", "source")
     assert [getattr(entry, each) for each in same] == [getattr(page, each) for each in same]
     assert [base.name for base in entry.bases()][:1] == ([page.base.name] if page.base is not None else [])
     assert {one.name: one.default for one in entry.settings.values()} == {

@@ -19,7 +19,7 @@ from vantage.methods.recipes import explained
 
 ROOT = Path(__file__).parent
 """Folder of the families."""
-_OWN = ("papers", "base", "without", "family", "id", "kind", "name", "needs")
+_OWN = ("papers", "base", "without", "family", "id", "kind", "name", "needs", "source")
 """Arguments of `@method`; all others change defaults of the base."""
 
 
@@ -38,7 +38,7 @@ class Entry:
     """Entry of a method in the index, read from the source of its page.
 
     Attributes:
-        name, family, kind, id, summary, needs: as of `registry.Page`; the summary without the id.
+        name, family, kind, id, summary, needs, source: as of `registry.Page`; the summary without the id.
         path: of the file.
         trains: whether the recipe returns a `Method`, which is trained; False in fields without a rollout loop.
         base: the page that it starts from.
@@ -58,6 +58,7 @@ class Entry:
     settings: Mapping[str, Setting] = field(default_factory=dict)
     title: str = ""
     arxiv: str = ""
+    source: str = ""
 
     def bases(self) -> Iterator[Entry]:
         """Yield the page that it starts from, that page's, and so on."""
@@ -207,6 +208,7 @@ def _read(path: Path, module: str = "") -> Entry:
         settings=settings,
         title=title,
         arxiv=arxiv,
+        source=said.get("source", ""),
     )
 
 

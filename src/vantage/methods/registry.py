@@ -71,6 +71,8 @@ class Page:
     base: Page | None = None
     needs: frozenset[str] = frozenset()
     """Needs of the method from a task at default settings, in the words of `vantage.tasks.offers`."""
+    source: str = ""
+    """Code that the page was compared with; see `method`."""
     explained: Mapping[str, str] = field(default_factory=dict)
     """Explanations of settings in the recipe's own docstring."""
 
@@ -162,6 +164,7 @@ def method(
     kind: str = "algorithm",
     name: str = "",
     needs: Iterable[str] | str | None = None,
+    source: str = "",
     **changed: Any,
 ) -> Callable[[Callable[..., M]], Callable[..., M]]:
     """Mark a recipe as the page's.
@@ -182,6 +185,10 @@ def method(
         needs: what the method needs of a task, in the words of `vantage.tasks.offers`; that of the base by default. It says
             what its components declare at the defaults, for listings; a test compares. What counts in a run is what the
             components of that run declare.
+        source: code that the page was compared with, `repository@commit file`: the script that the authors ran, or where they
+            published none the implementation that people take; more than one are separated by "; ". Where there is no public
+            code: "none: " and what the page follows. Of each page in the package, tests/reference has the comparison. A base's
+            source is not that of this page.
         **changed: defaults that differ from those of the base, fixed values of hidden settings included.
 
     Raises:
@@ -217,6 +224,7 @@ def method(
             summary=index.first_line(doc),
             base=parent,
             needs=frozenset(said) if said is not None else parent.needs if parent is not None else frozenset(),
+            source=source,
             explained=explained(recipe.__doc__ or "", own),
         )
         named.page = page  # type: ignore[attr-defined]
