@@ -157,10 +157,13 @@ def test_listings_are_valid_json(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_show_marks_what_differs_from_the_parent_and_cite_gives_both(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["show", "dapo"]) == 0
+    assert main(["show", "dapo", "--full"]) == 0
     shown = capsys.readouterr().out
     assert "parent    grpo" in shown
-    assert "* averaging     token" in shown
+    assert "* averaging     token-mean" in shown
+    assert "low=0.2, high=0.28" in shown
+    assert main(["show", "dapo", "--set", "eps_high=0.3"]) == 0
+    assert "low=0.2, high=0.3," in capsys.readouterr().out
     assert main(["cite", "dapo"]) == 0
     cited = capsys.readouterr().out
     assert "2503.14476" in cited

@@ -62,7 +62,7 @@ def test_a_file_outside_the_package_is_a_method(page: Path, tmp_path: Path, caps
     assert main(command) == 0
     assert read_config(out).settings == {"high": 0.3}
     assert (out / "model").is_dir()
-    assert main(["show", str(page)]) == 0
+    assert main(["show", str(page), "--full"]) == 0
     shown = capsys.readouterr().out
     assert "parent    ppo" in shown
     assert "* objective     OneSided(high=0.2)" in shown

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -206,14 +207,14 @@ class Methods:
 
 @dataclass
 class Show:
-    """Show a method: its settings, its components, and what differs from the method that it starts from."""
+    """Show a method as its page has it: what it is, its settings and its recipe; with --full also its components."""
 
     method: Text
     """Name of a method, or path of a Python file that defines one."""
+    full: bool = False
+    """Compose it, and print all components with their settings, and which differ from those of the method it starts from."""
     set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE ...")] = ()
-    """Settings, as in `vantage train`."""
-    brief: bool = False
-    """Leave out the components; nothing is imported then."""
+    """Print the components, as with --full, at these settings, written as in `vantage train`."""
 
     def __call__(self) -> int:
         """Run the command."""
@@ -221,21 +222,26 @@ class Show:
 
         one = index.entry(self.method)
         print(one.summary)
+        if one.doc:
+            print(f"\n{one.doc}\n")
         for title, text in (
             ("page", str(one.path)),
             ("id", one.id),
             ("base", " < ".join(base.name for base in one.bases())),
             ("needs", ", ".join(sorted(one.needs))),
             ("source", one.source),
+            ("fixed", ", ".join(f"{name}={value}" for name, value in one.fixed.items())),
         ):
             if text:
                 print(f"{title:<9} {text}")
         for setting in one.settings.values():
             origin = f" (of {setting.page})" if setting.page != one.name else ""
             print(f"  {f'{setting.name}={setting.default}':<27} {setting.text or '-'}{origin}")
-        if not self.brief:
+        if self.full or self.set:
             sys.stdout.flush()
             _print_components(self.method, self.set)
+        else:
+            print(f"\nrecipe (--full prints the components)\n{textwrap.indent(one.recipe, '  ')}")
         return 0
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
+import inspect
 import json
-import resource
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -53,6 +56,12 @@ def test_the_source_says_what_the_page_says(name: str) -> None:
         setting: (text, source.name) for setting, (text, source) in explanations.items()
     }
     assert list(entry.settings) == list(page.settings())
+    doc = inspect.getdoc(sys.modules[page.module]) or ""
+    assert entry.doc == doc.partition("\n")[2].strip()
+    recipe = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(page.recipe)))).body[0]
+    assert isinstance(recipe, ast.FunctionDef)
+    shown = recipe.body[ast.get_docstring(recipe) is not None :]
+    assert ast.dump(ast.parse(entry.recipe)) == ast.dump(ast.Module(shown, []))
     assert entry.trains == isinstance(page.make(), Method)
     assert (entry.title, entry.arxiv) == (page.papers[0].title, page.papers[0].arxiv)
     assert entry.path.with_suffix("").as_posix().replace("/", ".") == page.module
@@ -71,7 +80,7 @@ def test_a_file_of_ones_own_is_read_too(mine: str, capsys: pytest.CaptureFixture
     assert settings["epochs"] == index.Setting("epochs", "3", "passes over a batch", "grpo")
     assert settings["eps_low"] == index.Setting("eps_low", "-0.001", "another bound", "mild-one")
     assert settings["names"].default == "('a', 'b')"
-    assert main(["show", mine]) == 0
+    assert main(["show", mine, "--full"]) == 0
     shown = capsys.readouterr().out
     assert f"page      {mine}\n" in shown
     assert "passes over a batch (of grpo)" in shown
@@ -124,14 +133,28 @@ def test_no_id_is_printed_twice(capsys: pytest.CaptureFixture[str]) -> None:
     lines = capsys.readouterr().out.splitlines()
     assert any("S146" in line for line in lines)
     assert all(line.count("S146") <= 1 for line in lines)
-    assert main(["show", "dcpo", "--brief"]) == 0
+    assert main(["show", "dcpo"]) == 0
     assert capsys.readouterr().out.count("S146") == 1
 
 
-@pytest.mark.parametrize("arguments", [["methods"], ["methods", "--task", "cartpole"], ["show", "grpo", "--brief"]])
-def test_a_listing_loads_no_torch_and_takes_a_second_at_most(arguments: list[str]) -> None:
-    code = f"import sys; from vantage.cli import main; main({arguments}); assert 'torch' not in sys.modules, 'torch'"
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+@pytest.mark.parametrize(
+    "arguments", [["methods"], ["methods", "--task", "cartpole"], ["show", "grpo"], ["show", "ppo"], ["show", "uct"]]
+)
+def test_a_listing_loads_neither_torch_nor_numpy(arguments: list[str]) -> None:
+    code = f"import sys; from vantage.cli import main; main({arguments}); assert not {{'torch', 'numpy'}} & {{*sys.modules}}"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.0
+
+
+def test_show_prints_what_the_page_says(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", "dr-grpo"]) == 0
+    shown = capsys.readouterr().out
+    page = registry.page("dr-grpo")
+    module = importlib.import_module(page.module)
+    assert "fixed     beta=0.0\n" in shown
+    assert shown.startswith(f"{page.summary}\n\n")
+    assert (inspect.getdoc(module) or "").partition("\n")[2].strip() in shown
+    for name, default in page.settings().items():
+        assert f"  {name}={default!r}" in shown
+        assert page.explanation(name)[0] in shown
+    recipe = textwrap.dedent(inspect.getsource(inspect.unwrap(page.recipe)).partition('"""\n')[2])
+    assert shown.endswith(textwrap.indent(recipe, "  "))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import functools
 import re
+import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
@@ -43,6 +44,9 @@ class Entry:
         trains: whether the recipe returns a `Method`, which is trained; False in fields without a rollout loop.
         base: the page that it starts from.
         settings: in the order of the recipe's signature, inherited ones first.
+        fixed: settings of the base that callers cannot give, and the values that the page gives them.
+        doc: docstring of the page, without its first line.
+        recipe: source of what the recipe does, without its docstring.
         title, arxiv: of the first paper, "" where the page does not write them out.
     """
 
@@ -56,6 +60,9 @@ class Entry:
     base: Entry | None
     needs: frozenset[str]
     settings: Mapping[str, Setting] = field(default_factory=dict)
+    fixed: Mapping[str, str] = field(default_factory=dict)
+    doc: str = ""
+    recipe: str = ""
     title: str = ""
     arxiv: str = ""
     source: str = ""
@@ -155,8 +162,9 @@ def _read(path: Path, module: str = "") -> Entry:
     Raises:
         UserError: not exactly one function is marked with @method, or the file is not valid Python.
     """
+    source = path.read_text(encoding="utf-8")
     try:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
+        tree = ast.parse(source)
     except SyntaxError as error:
         raise UserError(f"{path}, line {error.lineno}: {error.msg}") from error
     marked = [
@@ -182,17 +190,17 @@ def _read(path: Path, module: str = "") -> Entry:
     doc = ast.get_docstring(tree) or ast.get_docstring(recipe) or ""
     texts = explained(ast.get_docstring(recipe, clean=False) or "", own)
     settings: dict[str, Setting] = {}
+    changed = {key: _text(value, constants) for key, value in arguments.items() if key not in _OWN}
     if base is not None:
-        changed = {key: _text(value, constants) for key, value in arguments.items() if key not in _OWN}
         for one in base.settings.values():
             if one.name not in said.get("without", ()):
                 settings[one.name] = Setting(one.name, changed.get(one.name, one.default), one.text, one.page)
     for key, default in own.items():
         inherited = settings.get(key)
-        text, source = texts.get(key, ""), name
+        text, of = texts.get(key, ""), name
         if inherited is not None and key not in texts:
-            text, source = inherited.text, inherited.page
-        settings[key] = Setting(key, default, text, source)
+            text, of = inherited.text, inherited.page
+        settings[key] = Setting(key, default, text, of)
     needs = said.get("needs", base.needs if base is not None else ())
     title, arxiv = _paper(arguments.get("papers"), constants)
     return Entry(
@@ -206,10 +214,20 @@ def _read(path: Path, module: str = "") -> Entry:
         base=base,
         needs=frozenset((needs,) if isinstance(needs, str) else needs),
         settings=settings,
+        fixed={key: value for key, value in changed.items() if key in said.get("without", ())},
+        doc=doc.partition("\n")[2].strip(),
+        recipe=_body(recipe, source),
         title=title,
         arxiv=arxiv,
         source=said.get("source", ""),
     )
+
+
+def _body(recipe: ast.FunctionDef, source: str) -> str:
+    """Return the source of a function's body, without its docstring."""
+    body = recipe.body[ast.get_docstring(recipe) is not None :]
+    lines = source.splitlines()[body[0].lineno - 1 : body[-1].end_lineno] if body else []
+    return textwrap.dedent("\n".join(lines))
 
 
 def _constants(tree: ast.Module) -> dict[str, ast.expr]:
