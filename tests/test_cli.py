@@ -149,7 +149,7 @@ def test_listings_are_valid_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert rows["ppo"]["id"] == "S043"
     assert rows["ppo"]["arxiv"] == "1707.06347"
     assert set(rows["ppo"]) == {
-        "id", "name", "family", "kind", "summary", "base", "needs", "settings", "title", "arxiv", "page",
+        "id", "name", "family", "kind", "summary", "base", "needs", "settings", "title", "arxiv", "source", "page",
     }  # fmt: skip
     assert (Path("src") / rows["ppo"]["page"]).name == "ppo.py"
     assert main(["tasks", "--json"]) == 0
