@@ -13,7 +13,21 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $(STAMP)
 
-.PHONY: install demo test test-slow test-all lint docs-claims clean
+# `make peers` makes an environment for each library that cannot live in ours, `make peers verl` that of one.
+ALL_PEERS := $(basename $(notdir $(wildcard tests/peers/*.txt)))
+ifeq (peers,$(firstword $(MAKECMDGOALS)))
+ASKED := $(or $(wordlist 2,99,$(MAKECMDGOALS)),$(ALL_PEERS))
+$(foreach one,$(filter-out $(ALL_PEERS),$(ASKED)),$(error there is no peer $(one): $(ALL_PEERS)))
+.PHONY: $(ASKED)
+$(ASKED): %: .peers/%/.installed ;
+endif
+
+.peers/%/.installed: tests/peers/%.txt
+	$(PYTHON) -m venv .peers/$*
+	.peers/$*/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	touch $@
+
+.PHONY: install demo test test-slow test-all peers test-peers lint docs-claims clean
 install: $(STAMP)
 
 demo: $(STAMP)
@@ -29,6 +43,12 @@ test-slow: $(STAMP)
 test-all: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
+peers: $(addprefix .peers/,$(addsuffix /.installed,$(ASKED)))
+
+# Fails where an environment of a peer is missing, instead of skipping its tests.
+test-peers: $(STAMP)
+	VANTAGE_PEERS=1 $(BIN)/python -m pytest -m peers $(ARGS)
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -38,4 +58,4 @@ docs-claims: $(STAMP)
 	$(BIN)/vantage claims table --out build/claims
 
 clean:
-	rm -rf $(VENV) demo runs
+	rm -rf $(VENV) .peers demo runs

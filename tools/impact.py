@@ -34,6 +34,8 @@ DATA: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"src/vantage/rollouts/tokens/decode\.c$", ("src/vantage/rollouts/tokens/native.py",)),
     ("tests/data/old_runs/", ("tests/test_old_runs.py",)),
     (r"tests/methods/(.*/)?(compositions|varied)\.json$", ("tests/methods/test_compositions.py",)),
+    (r"tests/reference/[^/]+\.json$", ("tests/reference/__init__.py",)),
+    (r"tests/peers/(sides/|[^/]+\.txt$)", ("tests/peers/test_remote.py",)),
     ("claims/", ("tests/study/test_claims.py", "tests/study/test_probes.py", "tests/test_readme.py")),
     (
         r"docs/|benchmarks/|(README\.md|CHANGELOG\.md|LICENSE|\.gitignore)$",
