@@ -31,8 +31,10 @@ def others(value: Any, hint: Any) -> list[Any]:
         return [value + 1, 2 * value]
     if isinstance(value, float):
         return [0.75 * value if value else 0.25]
+    if isinstance(value, tuple) and value and all(isinstance(one, float) for one in value):
+        return [tuple(0.75 * one for one in value)]
     if value is None:
-        return [1, 0.5]
+        return [1, 0.5, 2.0]
     return []
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 
 from vantage.core import UserError
-from vantage.updates.optimizers import Cosine
+from vantage.updates.optimizers import Constant, Cosine, Linear
 
 
-def factors(schedule: Cosine, horizon: int) -> list[float]:
+def factors(schedule: Constant | Cosine | Linear, horizon: int) -> list[float]:
     return [schedule(step, horizon) for step in range(horizon)]
 
 
@@ -41,8 +42,28 @@ def test_a_warm_up_upon_the_cosine_meets_it_on_its_way_down() -> None:
     assert max(found) < 0.95
 
 
+def test_linear_after_the_warm_up_is_that_of_transformers() -> None:
+    transformers = pytest.importorskip("transformers")
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    peer = transformers.get_linear_schedule_with_warmup(optimizer, num_warmup_steps=3, num_training_steps=100)
+    for warmup in (3, 0.03):
+        found = factors(Linear(warmup=warmup), 100)
+        assert found[3:] == pytest.approx([peer.lr_lambdas[0](step) for step in range(3, 100)])
+        assert found[:3] == pytest.approx([1 / 3, 2 / 3, 1.0])
+    assert factors(Linear(0.5), 4) == pytest.approx([1.0, 0.875, 0.75, 0.625])
+
+
+@pytest.mark.parametrize("horizon", [20, 2000])
+def test_a_warm_up_is_counted_in_steps_and_below_one_in_shares_of_the_run(horizon: int) -> None:
+    assert factors(Constant(10), horizon)[:11] == pytest.approx([*((step + 1) / 10 for step in range(10)), 1.0])
+    assert factors(Constant(0.05), horizon) == factors(Constant(0.05 * horizon), horizon)
+    assert set(factors(Constant(1), horizon)) == {1.0}
+
+
 def test_a_run_that_is_all_warm_up_and_settings_out_of_range() -> None:
-    assert factors(Cosine(warmup=1.0, after=True), 4) == [0.25, 0.5, 0.75, 1.0]
-    for settings in ({"warmup": -0.1}, {"warmup": 1.5}, {"final": -1.0}):
+    for made in (Cosine(warmup=4, after=True), Cosine(warmup=8, after=True), Linear(warmup=4), Constant(4)):
+        assert factors(made, 4) == [(step + 1) / made.warmup for step in range(4)]
+    wrong: list[dict[str, Any]] = [{"warmup": -0.1}, {"final": -1.0}]
+    for settings in wrong:
         with pytest.raises(UserError, match=str(next(iter(settings.values())))):
             Cosine(**settings)

@@ -73,27 +73,42 @@ class RMSprop:
         return torch.optim.RMSprop(list(parameters), lr=self.lr, alpha=self.alpha, eps=self.eps)
 
 
+_Warmup = Annotated[float, at_least(0)]
+
+
 @component
 class Constant:
-    """Constant learning rate, after an optional linear warm-up over `warmup` (share of the run, 0 to 1)."""
+    """Constant learning rate, after an optional linear warm-up.
 
-    warmup: Annotated[float, between(0, 1)] = 0.0
+    Attributes:
+        warmup: steps over which the rate rises from 1 / warmup of its value; below 1 it is the share of the run.
+    """
+
+    warmup: _Warmup = 0.0
 
     def __call__(self, step: int, total_steps: int) -> float:
         """Return the factor on the learning rate in the step after `step` steps of `total_steps`."""
-        return _warm(step, total_steps, self.warmup)
+        return min(1.0, (step + 1) / start) if (start := _warm(self.warmup, total_steps)) else 1.0
 
 
 @component
 class Linear:
-    """Learning rate that falls linearly to `final` times its value at the end of the run."""
+    """Learning rate that falls linearly to `final` times its value at the end of the run, from the end of the warm-up on.
+
+    As transformers' `get_linear_schedule_with_warmup`, but the first step has 1 / warmup of the rate, not 0.
+
+    Attributes:
+        final: share of the rate at the end, at least 0.
+        warmup: as in `Constant`.
+    """
 
     final: Annotated[float, at_least(0)] = 0.0
-    warmup: Annotated[float, between(0, 1)] = 0.0
+    warmup: _Warmup = 0.0
 
     def __call__(self, step: int, total_steps: int) -> float:
         """Return the factor."""
-        return _warm(step, total_steps, self.warmup) * (1 - (1 - self.final) * step / total_steps)
+        gone = _gone(step, total_steps, _warm(self.warmup, total_steps))
+        return Constant(self.warmup)(step, total_steps) * (1 - (1 - self.final) * gone)
 
 
 @component
@@ -102,24 +117,35 @@ class Cosine:
 
     Attributes:
         final: share of the rate at the end, at least 0.
-        warmup: share of the run over which the rate rises, 0 to 1.
+        warmup: as in `Constant`.
         after: the cosine begins where the warm-up ends, at the full rate, as in transformers'
             `get_cosine_schedule_with_warmup`. Otherwise it spans the whole run and the warm-up is a factor on it, so that the rate
             has begun to fall before it is reached: the start models of the arenas were trained so.
     """
 
     final: Annotated[float, at_least(0)] = 0.0
-    warmup: Annotated[float, between(0, 1)] = 0.0
+    warmup: _Warmup = 0.0
     after: bool = False
 
     def __call__(self, step: int, total_steps: int) -> float:
         """Return the factor."""
-        start = self.warmup * total_steps if self.after else 0.0
-        gone, whole = max(step - start, 0.0), total_steps - start
-        wave = 0.5 * (1 + math.cos(math.pi * gone / whole)) if whole > 0 else 1.0
-        return _warm(step, total_steps, self.warmup) * (self.final + (1 - self.final) * wave)
+        gone = _gone(step, total_steps, _warm(self.warmup, total_steps) if self.after else 0.0)
+        wave = 0.5 * (1 + math.cos(math.pi * gone))
+        return Constant(self.warmup)(step, total_steps) * (self.final + (1 - self.final) * wave)
 
 
-def _warm(step: int, total_steps: int, warmup: float) -> float:
-    # The first step is not lost: it has 1 / (warm-up steps) of the rate, not 0.
-    return min(1.0, (step + 1) / (warmup * total_steps)) if warmup > 0 else 1.0
+def schedule(kind: str, warmup: float = 0.0) -> Constant | Linear | Cosine:
+    """Return the schedule of this name, "constant", "linear" (to 0) or "cosine" (to 0), after a warm-up as in `Constant`."""
+    if kind == "cosine":
+        return Cosine(warmup=warmup, after=True)
+    return Linear(warmup=warmup) if kind == "linear" else Constant(warmup)
+
+
+def _warm(warmup: float, total_steps: int) -> float:
+    """Return the length of a warm-up in steps."""
+    return warmup if warmup >= 1 else warmup * total_steps
+
+
+def _gone(step: int, total_steps: int, start: float) -> float:
+    """Return the share of the run from `start` on that is over, 0 before it."""
+    return max(step - start, 0.0) / (total_steps - start) if total_steps > start else 0.0

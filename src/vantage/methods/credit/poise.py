@@ -187,7 +187,7 @@ class HiddenProbe:
     papers=PAPER,
     needs=("episodes", "hidden"),
     base=grpo,
-    without=("eps", "beta"),
+    without=("eps", "beta", "dual"),
     beta=0.0,
     prompts=1024,
     minibatches=64,

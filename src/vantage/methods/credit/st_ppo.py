@@ -154,7 +154,8 @@ def _with(context: Context, method: Method) -> Any:
 
 
 @method(
-    id="S189", papers=PAPER, needs=("episodes", "turns", "critic"), base=grpo, prompts=128, group_size=1, beta=0.0, minibatches=4
+    id="S189", papers=PAPER, needs=("episodes", "turns", "critic"), base=grpo, without=("dual",), prompts=128, group_size=1,
+    beta=0.0, minibatches=4,
 )  # fmt: skip
 def st_ppo(
     base: Method,

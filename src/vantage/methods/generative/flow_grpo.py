@@ -43,7 +43,7 @@ PAPER = Paper(
 
 
 @method(
-    papers=PAPER, needs="flow", base=grpo, without=("beta", "temperature"),
+    papers=PAPER, needs="flow", base=grpo, without=("beta", "dual", "temperature"),
     prompts=48, group_size=24, lr=3e-4, minibatches=2, weight_decay=1e-4,
 )  # fmt: skip
 def flow_grpo(

@@ -89,7 +89,7 @@ class TargetRatio:
         )
 
 
-@method(id="S224", papers=PAPER, base=grpo, without=("eps", "beta"), beta=0.0, group_size=8)
+@method(id="S224", papers=PAPER, base=grpo, without=("eps", "beta", "dual"), beta=0.0, group_size=8)
 def brrl_group(base: Method, eps_low: float = 0.2, eps_high: float = 0.2, temper: float = 1.0) -> Method:
     """eps_low, eps_high: bounds of the ratio; temper: divides the standardised distance to the median of the group."""
     return base.replace(

@@ -120,7 +120,7 @@ class SmoothStandardized:
         self._records.load_state_dict(state)
 
 
-@method(id="S146", papers=PAPER, base=grpo, without=("eps", "beta"), beta=0.0, prompts=512, group_size=16)
+@method(id="S146", papers=PAPER, base=grpo, without=("eps", "beta", "dual"), beta=0.0, prompts=512, group_size=16)
 def dcpo(base: Method, eps_low: float = 0.16, eps_high: float = 0.2, limit: float = 10.0) -> Method:
     """eps_low, eps_high: bounds on |ratio - 1| times the new probability; limit: c, largest ratio."""
     return base.replace(

@@ -117,7 +117,7 @@ class SquaredHinge:
 
 
 @method(
-    id="S127", papers=PAPER, base=grpo, without=("eps", "beta"), beta=0.0,
+    id="S127", papers=PAPER, base=grpo, without=("eps", "beta", "dual"), beta=0.0,
     prompts=128, group_size=8, lr=2e-6, minibatches=4, temperature=0.6,
 )  # fmt: skip
 def disco(

@@ -12,6 +12,8 @@ batch). The std has divisor G - 1 and eps_std is 1e-4, as in the common implemen
 
 from __future__ import annotations
 
+from typing import Literal
+
 from vantage.advantages.groups import GroupStandardized
 from vantage.core.method import Method
 from vantage.methods.registry import Paper, method
@@ -20,7 +22,7 @@ from vantage.regularizers.penalties import ReferenceKL
 from vantage.rewards.mixing import Total
 from vantage.rollouts.plans import Groups, Shuffled
 from vantage.updates.gradient import GradientUpdate
-from vantage.updates.optimizers import Adam
+from vantage.updates.optimizers import Adam, schedule
 
 PAPER = Paper(
     "DeepSeekMath: Pushing the Limits of Mathematical Reasoning in Open Language Models",
@@ -41,6 +43,10 @@ def grpo(
     epochs: int = 1,
     minibatches: int = 1,
     temperature: float = 1.0,
+    dual: float | None = None,
+    lr_schedule: Literal["constant", "linear", "cosine"] = "constant",
+    lr_warmup: float = 0.0,
+    adam_betas: tuple[float, float] = (0.9, 0.999),
     weight_decay: float = 0.0,
     max_grad_norm: float | None = 1.0,
     micro_batch: int | None = None,
@@ -48,7 +54,10 @@ def grpo(
     """Compose GRPO. prompts: prompts a step; group_size: answers to each; lr: learning rate; beta: weight of the
     divergence to the reference policy, 0 needs no reference policy; eps: clip range of the ratio; epochs:
     passes over a batch; minibatches: optimiser steps a pass; temperature: of sampling, and of the policy that
-    learns; weight_decay: decoupled from the gradient, as in AdamW; max_grad_norm: largest norm of a gradient, none for no bound;
+    learns; dual: c above 1 of the dual clip, the ratio's bound where the advantage is negative, none for no bound;
+    lr_schedule: of the rate after the warm-up, "linear" and "cosine" fall to 0 at the end of the run; lr_warmup: steps
+    over which the rate rises, below 1 the share of the run; adam_betas: decay of Adam's two moments; weight_decay: decoupled
+    from the gradient, as in AdamW; max_grad_norm: largest norm of a gradient, none for no bound;
     micro_batch: rows evaluated at once, none for all of a minibatch; it affects memory, not the gradient."""
     return Method(
         prompts=Shuffled(),
@@ -56,11 +65,12 @@ def grpo(
         rewards=(Total(),),
         values=None,
         advantage=GroupStandardized(),
-        objective=Clip(eps),
+        objective=Clip(eps, dual=dual),
         averaging="seq-mean-token-mean",
         regularizers=(ReferenceKL(beta),) if beta else (),
         update=GradientUpdate(
-            optimizer=Adam(lr, weight_decay=weight_decay),
+            optimizer=Adam(lr, adam_betas, weight_decay=weight_decay),
+            schedule=schedule(lr_schedule, lr_warmup),
             epochs=epochs,
             minibatches=minibatches,
             max_grad_norm=max_grad_norm,

@@ -25,7 +25,7 @@ PAPER = Paper(
 )
 
 
-@method(papers=PAPER, base=grpo, without=("eps", "beta"), beta=0.0, minibatches=4)
+@method(papers=PAPER, base=grpo, without=("eps", "beta", "dual"), beta=0.0, minibatches=4)
 def gspo(base: Method, eps_low: float = 3e-4, eps_high: float = 4e-4) -> Method:
     """eps_low, eps_high: clip range of the answer's ratio."""
     return base.replace(objective=Clip(eps_low, eps_high, level="sequence"))

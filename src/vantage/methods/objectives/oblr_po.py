@@ -190,7 +190,7 @@ def _logits(evaluation: Evaluation) -> Tensor:
 
 @method(
     id="S210", papers=PAPER, needs=("episodes", "logits"),
-    base=grpo, without=("eps", "beta", "epochs"), beta=0.0, group_size=8, lr=2e-6
+    base=grpo, without=("eps", "beta", "dual", "epochs"), beta=0.0, group_size=8, lr=2e-6
 )  # fmt: skip
 def oblr_po(
     base: Method, leave_one_out: bool = True, pieces: int = 4, decay: float = 0.9, floor: float = 0.05

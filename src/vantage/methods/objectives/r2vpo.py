@@ -70,7 +70,7 @@ class VarianceRegularized:
 
 
 @method(
-    id="S227", papers=(PAPER, CONFERENCE), base=grpo, without=("eps", "beta"), beta=0.0, group_size=8, minibatches=4
+    id="S227", papers=(PAPER, CONFERENCE), base=grpo, without=("eps", "beta", "dual"), beta=0.0, group_size=8, minibatches=4
 )  # fmt: skip
 def r2vpo(
     base: Method,

@@ -92,7 +92,7 @@ class GreedyBaseline:
     id="S239",
     papers=PAPER,
     base=grpo,
-    without=("eps", "beta"),
+    without=("eps", "beta", "dual"),
     beta=0.0,
     group_size=1,
     weight_decay=0.1,

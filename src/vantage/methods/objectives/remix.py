@@ -122,7 +122,7 @@ class Reincarnate:
             context.record("reincarnated", 1.0)
 
 
-@method(id="S234", papers=PAPER, base=grpo, without=("beta", "epochs"), beta=0.0, group_size=8)
+@method(id="S234", papers=PAPER, base=grpo, without=("beta", "dual", "epochs"), beta=0.0, group_size=8)
 def remix(
     base: Method,
     share: Annotated[float, at_least(0), below(1)] = 0.4,

@@ -28,7 +28,7 @@ PAPER = Paper(
 )
 
 
-@method(papers=PAPER, base=grpo, without=("eps", "beta"), beta=0.0, prompts=128, group_size=4)
+@method(papers=PAPER, base=grpo, without=("eps", "beta", "dual"), beta=0.0, prompts=128, group_size=4)
 def rloo(base: Method, beta: float = 0.03) -> Method:
     """beta: weight of the divergence in the score, 0 needs no reference policy."""
     return base.replace(
