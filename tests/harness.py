@@ -56,6 +56,29 @@ def loss_of(method: Method, batch: Trajectories, **outputs: Tensor) -> Tensor:
     return method_loss(Evaluation(**outputs), ready, where, ready)
 
 
+class Given(torch.nn.Module):
+    """A policy whose log-probabilities are its parameter [N, T]."""
+
+    memoryless = False
+
+    def __init__(self, logp: Tensor) -> None:
+        super().__init__()
+        self.logp = torch.nn.Parameter(logp.detach().clone())
+
+    def evaluate(self, batch: Trajectories, want: frozenset[str]) -> Evaluation:
+        return Evaluation(logp=self.logp)
+
+
+def step_gradient(method: Method, batch: Trajectories, logp: Tensor) -> Tensor:
+    """The gradient by the log-probabilities [N, T] of one optimiser step of the method's update on a whole minibatch."""
+    policy = Given(logp)
+    where = context(method=method, policy=policy)
+    method.update.prepare(where)
+    method.update.step(batch, where)
+    assert policy.logp.grad is not None
+    return policy.logp.grad
+
+
 def random_batch(
     rows: int = 8, steps: int = 6, seed: int = 0, dtype: torch.dtype = torch.float64, size: int = 4
 ) -> Trajectories:

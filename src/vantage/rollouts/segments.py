@@ -2,62 +2,132 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import re
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from vantage.core import component
 from vantage.core.context import Context
 from vantage.core.errors import UserError
 from vantage.core.trajectories import Trajectories
 
+SHORT = 20
+"""Characters below which a sentence is joined to the next, as in VinePPO's code."""
+_FORMULA = re.compile(
+    r"\[asy\].*?\[/asy\]|\\\(.*?\\\)|\\\[.*?\\\]|\$\$.*?\$\$|(?<!\\)\$.*?(?<!\\)\$|\\begin\{([^}]*)\}.*?\\end\{\1\}",
+    re.DOTALL,
+)
+# A period before white space and a capital, unless the word before it has a letter or two (initials, titles); or a line break.
+_SENTENCE = re.compile(r"(?<!\b[A-Za-z]\.)(?<!\s[A-Za-z]{2}\.)(?<=\.)(?=\s+[A-Z])|(?=\n)")
+_HIDDEN = "\0"
+_CLOSED = (".$", ".$$", ".\\)", ".\\]")
+"""Ends of a formula that ends a sentence."""
 
-@dataclass(frozen=True)
-class StepsByToken:
-    """Number of the step that each decision belongs to: a step ends with a token that ends steps.
 
-    Consecutive such tokens end one step, at the last of them. A token in which a step ends and another begins belongs to the
-    first, and the token that terminates a row belongs to the last step, unless each token is one.
+@component
+class Steps:
+    """Number of the step that each decision belongs to, from the text of its row.
+
+    A token belongs to the step of its first character, and the token that terminates a row to the last step. Steps in which no
+    token begins are not counted.
 
     Attributes:
-        text: a token ends a step if its text holds this; decoded once by the policy's tokenizer. "": each token is a step.
-        ids: these tokens end a step instead; for policies without a tokenizer.
+        by: "lines": `separator` begins the next step. "sentences": a sentence or a line break does, see `sentence_starts`.
+            "tokens": each token is a step.
+        separator: of lines.
+        answer: text that begins the final answer, which belongs to the last step that is not blank; "" for none.
+        ids: these tokens begin a step instead; for policies without a tokenizer.
     """
 
-    text: str = "\n"
+    by: Literal["lines", "sentences", "tokens"] = "lines"
+    separator: str = "\n"
+    answer: str = "\n#### "
     ids: tuple[int, ...] = ()
-    _memory: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.by == "lines" and not self.separator:
+            raise UserError("Steps.separator='' separates nothing: by='tokens' makes each token a step")
 
     @property
     def needs(self) -> frozenset[str]:
-        """Name a tokenizer, where the separator is given as text."""
-        return frozenset({"text"} if self.text and not self.ids else ())
+        """Name a tokenizer, where the text says where steps begin."""
+        return frozenset() if self.by == "tokens" or self.ids else frozenset({"text"})
 
     def __call__(self, batch: Trajectories, context: Context) -> Tensor:
         """Return the numbers [N, T], 0 for a row's first step; undefined beyond its length."""
-        if not self.text and not self.ids:
+        if self.by == "tokens":
             return torch.arange(batch.steps, device=batch.device).expand(batch.mask.shape)
-        ends = torch.isin(batch.action, self._ends(context).to(batch.device))
-        inside = torch.arange(batch.steps, device=batch.device) < batch.length.unsqueeze(-1)
-        ends &= inside
-        following = torch.zeros_like(ends)
-        following[:, :-1] = ends[:, 1:] | (batch.terminated & inside)[:, 1:]
-        last = ends & ~following
-        return last.cumsum(1) - last.long()
-
-    def _ends(self, context: Context) -> Tensor:
         if self.ids:
-            return torch.tensor(self.ids)
-        if "ids" not in self._memory:
-            tokenizer = getattr(context.policy, "tokenizer", None)
-            if tokenizer is None:
-                raise UserError(
-                    f"StepsByToken(text={self.text!r}): {type(context.policy).__name__} has no tokenizer; give `ids`"
-                )
-            texts = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
-            found = [token for token, text in enumerate(texts) if self.text in text]
-            self._memory["ids"] = torch.tensor(found, dtype=torch.int64)
-        return self._memory["ids"]
+            begins = torch.isin(batch.action, torch.tensor(self.ids, device=batch.device))
+            begins[:, 1:] &= ~batch.terminated[:, 1:]
+        else:
+            step = self._of_characters(batch, context)
+            begins = step != step.roll(1, 1)
+        begins[:, :1] = False
+        return begins.cumsum(1)
+
+    def _of_characters(self, batch: Trajectories, context: Context) -> Tensor:
+        """Return the step of each token's first character [N, T]; a step may have none."""
+        tokenizer = getattr(context.policy, "tokenizer", None)
+        if tokenizer is None:
+            raise UserError(f"Steps(by={self.by!r}): {type(context.policy).__name__} has no tokenizer; give `ids`")
+        starts: Callable[[str], list[int]] = sentence_starts if self.by == "sentences" else self.line_starts
+        inside = torch.arange(batch.steps, device=batch.device) < batch.length.unsqueeze(-1)
+        kinds, kind = torch.unique(torch.where(inside & ~batch.terminated, batch.action, -1).cpu(), return_inverse=True)
+        pieces = ["" if one < 0 else _piece(tokenizer, one) for one in kinds.tolist()]
+        size = torch.tensor([len(piece) for piece in pieces])[kind]
+        begun = [starts("".join(pieces[one] for one in row)) for row in kind.tolist()]
+        width = max(map(len, begun))
+        bounds = torch.tensor([row + [1 << 40] * (width - len(row)) for row in begun])
+        return (torch.searchsorted(bounds, size.cumsum(1) - size, right=True) - 1).to(batch.device)
+
+    def line_starts(self, text: str) -> list[int]:
+        """Return where steps begin, in characters: 0, and each separator but those of the blank lines at the start and,
+        where the answer follows, at the end."""
+        head, answer, _ = text.partition(self.answer) if self.answer else (text, "", "")
+        lines = head.split(self.separator)
+        filled = [number for number, line in enumerate(lines) if line.strip()] or [0]
+        last = filled[-1] if answer else len(lines) - 1
+        places = [match.start() for match in re.finditer(re.escape(self.separator), head)]
+        return [0, *places[filled[0] : last]]
+
+
+def sentence_starts(text: str) -> list[int]:
+    r"""Return where sentences of a solution begin, in characters, 0 first.
+
+    A sentence ends at a period before white space and a capital, at a line break, or with a formula that ends with a
+    period; white space is at the front of the next. A formula (between $, \( \), \[ \], in an environment) is not divided, and a
+    sentence below 20 characters is joined to the next, the last one to the one before. A formula that closes a sentence may be
+    shorter.
+    """
+    hidden = _FORMULA.sub(lambda formula: _HIDDEN * len(formula[0]), text)
+    ends = [match.start() for match in _SENTENCE.finditer(hidden)]
+    starts = _joined(hidden, ends, lambda piece: piece.endswith(".") or _HIDDEN in piece)
+    closed = {match.end() for match in _FORMULA.finditer(text) if match[0].endswith(_CLOSED)}
+    starts = _joined(text, sorted({*starts, *closed}), lambda piece: piece.endswith(_CLOSED))
+    short = len(starts) > 1 and len(text) - starts[-1] < SHORT and not text.endswith(_CLOSED)
+    return starts[:-1] if short else starts
+
+
+def _joined(text: str, ends: list[int], closed: Callable[[str], bool]) -> list[int]:
+    """Return the starts of pieces of a text, 0 first, that end at one of these places and are long enough or closed."""
+    starts = [0]
+    for end in ends:
+        piece = text[starts[-1] : end]
+        if 0 < end < len(text) and (len(piece) >= SHORT or closed(piece)):
+            starts.append(end)
+    return starts
+
+
+def _piece(tokenizer: Any, token: int) -> str:
+    """Return the text that a token adds to a row; decoded after itself, since some tokenizers strip the first token's space."""
+    if token in getattr(tokenizer, "all_special_ids", ()):
+        return ""
+    once, twice = tokenizer.batch_decode([[token], [token, token]])
+    return str(twice[len(once) :])
 
 
 def first_places(segment: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,35 +5,45 @@ estimates the value where each begins by the mean score of K continuations from 
 
     V[n] = mean score of K continuations of the prompt and the first n steps,  n = 0 .. min(N - 1, most);   V[N] = 0
     A_n  = r_n + V[n] - V[n-1]  for every token of step n,  r_N = R, 0 before;    beyond `most` steps V[n] = R
-    A    = (A - mean) rsqrt(var + 1e-8) over all tokens
+    A    = (A - mean) rsqrt(var + 1e-8) over the tokens of a minibatch (64 rows)
     loss = token mean of -min(ratio A, clip(ratio) A) + beta * mean over rows of sum_t min(k3(logp, logp_ref), 10)
 
-arXiv 2410.01679; steps and defaults as in the authors' code (MATH and GSM8K). Equal prefixes are continued once. A continuation
-that does not end counts `unfinished` (0), and so does an answer. Continuations are never learnt from. A step ends with a token
-whose text holds `separator`, so a separator must lie within a token.
+arXiv 2410.01679. Defaults are those of the authors' GSM8K run: the line break begins the next step, and the final answer (`####`)
+joins the last. MATH: `steps="sentences"`, `most=None`, 1000 steps in place of 650. Equal prefixes are continued once. A
+continuation that does not end counts `unfinished` (0), and so does an answer. Continuations are never learnt from. A minibatch
+whose mean ratio is above 10 gives no gradient; the optimiser takes its step. The rate rises over 3 % of the run and falls
+linearly to 0.
+
+Other than there: a step begins with a token, which a token with text of two steps belongs to whole (theirs continue from its
+first characters, tokenised again); an answer with two `####` is divided at the first (dropped there); sentences are not cut
+further where they exceed 100 characters, nor formulas at their line breaks; the warm-up is linear (logarithmic there); the
+ratio is held to e^20. They sample with top-p 0.9, also the continuations: the task's option `top_p`. They draw prompts with
+replacement, here each comes once an epoch.
 """
 
 from __future__ import annotations
 
 from dataclasses import field
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
-from vantage.annotations import at_least
-from vantage.core.component import component
+from vantage.annotations import above, at_least
+from vantage.core.component import component, extended
 from vantage.core.context import Context, prefix_engine
 from vantage.core.method import Method
 from vantage.core.protocols import Evaluation
 from vantage.core.scoring import scored
 from vantage.core.trajectories import Trajectories
 from vantage.functions.divergences import divergence
-from vantage.functions.whitening import whiten
+from vantage.functions.ratios import log_ratio
 from vantage.methods.claim import Claim
 from vantage.methods.objectives.grpo import grpo
 from vantage.methods.registry import Paper, method
-from vantage.rollouts.segments import StepsByToken, first_places
+from vantage.objectives.surrogates import Clip
+from vantage.rollouts.segments import Steps, first_places
+from vantage.updates.gradient import GradientUpdate
 
 PAPER = Paper(
     "VinePPO: Unlocking RL Potential For LLM Reasoning Through Refined Credit Assignment",
@@ -44,6 +54,10 @@ PAPER = Paper(
 )
 
 
+RATIO = "ratio"
+"""The metric that `SkipLargeRatios` reads."""
+
+
 @component
 class VineValues:
     """Fills `segment`, `value` (of the state before the decision's step) and `next_value` (after it), all [N, T].
@@ -52,15 +66,15 @@ class VineValues:
 
     Attributes:
         count: K, continuations of a state.
-        most: states after the first `most` steps are estimated, and the prompt's.
+        most: states after the first `most` steps are estimated, and the prompt's; None estimates all.
         unfinished: score of an answer or continuation that does not end; None takes what the task says.
         steps: gives each decision the number of its step.
     """
 
     count: Annotated[int, at_least(1)] = 9
-    most: Annotated[int, at_least(0)] = 25
+    most: Annotated[int, at_least(0)] | None = 25
     unfinished: float | None = 0.0
-    steps: StepsByToken = field(default_factory=StepsByToken)
+    steps: Steps = field(default_factory=Steps)
     needs = frozenset({"prefixes"})
 
     def __call__(self, batch: Trajectories, context: Context) -> Trajectories:
@@ -70,7 +84,8 @@ class VineValues:
         start, steps = first_places(segment, batch.length)
         segment = segment.clamp(max=start.shape[1] - 1)
         asked = torch.arange(start.shape[1], device=batch.device)
-        row, step = ((asked < steps.unsqueeze(-1)) & (asked <= self.most)).nonzero(as_tuple=True)
+        most = batch.steps if self.most is None else self.most
+        row, step = ((asked < steps.unsqueeze(-1)) & (asked <= most)).nonzero(as_tuple=True)
         one, same = _distinct(batch, row, start[row, step])
         found = self._scores(batch, row[one], start[row[one], step[one]], context)
         context.record("vine/states", float(len(one)))
@@ -104,22 +119,44 @@ def _distinct(batch: Trajectories, row: Tensor, place: Tensor) -> tuple[Tensor, 
     return one, same
 
 
+def step_difference(batch: Trajectories, context: Context) -> Tensor:
+    """Return the advantage of each decision [N, T]: its step's reward and gain in value; no gradient."""
+    final = batch.segment.gather(1, (batch.length - 1).clamp(min=0).unsqueeze(-1))
+    reward = batch.score.float().unsqueeze(-1) * (batch.segment == final)
+    return torch.where(batch.mask, reward + batch.next_value - batch.value, 0.0)
+
+
 @component
-class StepDifference:
-    """Advantage of a decision: its step's reward and gain in value, whitened over the batch; no gradient.
+class RatioClip(Clip):
+    """PPO's clipped surrogate; records the mean ratio of the decisions, `ratio`."""
+
+    def __call__(self, evaluation: Evaluation, batch: Trajectories, context: Context) -> Tensor:
+        """Return the loss per decision [N, T]."""
+        ratio = log_ratio(evaluation.logp.detach(), batch.logp_old, batch.mask).exp()
+        context.record_mean(RATIO, ratio, batch.mask)
+        return super().__call__(evaluation, batch, context)
+
+
+@component
+class SkipLargeRatios(GradientUpdate):
+    """Gradient update in which a minibatch whose mean ratio is too large has the gradient 0.
 
     Attributes:
-        whiten: standardise over all decisions (unbiased variance, eps 1e-8 inside the root).
+        largest: mean ratio up to which a minibatch counts, above 0; None skips none.
     """
 
-    whiten: bool = True
+    largest: Annotated[float, above(0)] | None = 10.0
 
-    def __call__(self, batch: Trajectories, context: Context) -> Tensor:
-        """Return the advantage [N, T]."""
-        final = batch.segment.gather(1, (batch.length - 1).clamp(min=0).unsqueeze(-1))
-        reward = batch.score.float().unsqueeze(-1) * (batch.segment == final)
-        advantage = torch.where(batch.mask, reward + batch.next_value - batch.value, 0.0)
-        return whiten(advantage, batch.mask) if self.whiten else advantage
+    def differentiate(self, part: Trajectories, context: Context) -> None:
+        """Leave the gradient in `.grad`."""
+        before = context.metrics.recorded(RATIO)
+        super().differentiate(part, context)
+        skipped = self.largest is not None and context.metrics.mean(RATIO, since=before) > self.largest
+        if skipped:
+            for parameter in self._memory["parameters"]:
+                if parameter.grad is not None:
+                    parameter.grad.zero_()
+        context.record("update/skipped", float(skipped))
 
 
 @component
@@ -148,24 +185,32 @@ class SequenceKL:
 
 @method(
     id="S094", papers=PAPER, needs=("episodes", "prefixes", "text"), base=grpo, without=("beta",), beta=0.0,
-    prompts=64, group_size=8, epochs=2, minibatches=8, temperature=0.6,
+    prompts=64, group_size=8, epochs=2, minibatches=8, temperature=0.6, lr_schedule="linear", lr_warmup=0.03,
+    source="McGill-NLP/VinePPO@efe7228 configs/polIter_rho1bSft2_vineppo_GSM8K.jsonnet",
 )  # fmt: skip
 def vineppo(
     base: Method,
     count: int = 9,
-    most: int = 25,
+    most: int | None = 25,
     unfinished: float | None = 0.0,
+    steps: Literal["lines", "sentences", "tokens"] = "lines",
     separator: str = "\n",
+    answer: str = "\n#### ",
     beta: float = 1e-4,
+    ratio_limit: float | None = 10.0,
 ) -> Method:
-    """count: K, continuations of a state; most: steps of an answer that are estimated; unfinished: score of what
-    does not end, none takes what the task says; separator: text that ends a step; beta: weight of the divergence to
-    the reference."""
+    """count: K, continuations of a state; most: steps of an answer that are estimated, none for all; unfinished: score
+    of what does not end, none takes what the task says; steps: of an answer, `lines`, `sentences` (MATH) or
+    `tokens`; separator: text that begins the next line; answer: text that begins the final answer, which joins the
+    last line; beta: weight of the divergence to the reference; ratio_limit: a minibatch with a larger mean ratio
+    gives no gradient, none for no limit."""
     return base.replace(
-        values=VineValues(count, most, unfinished, StepsByToken(separator)),
-        advantage=StepDifference(),
+        values=VineValues(count, most, unfinished, Steps(steps, separator, answer)),
+        advantage=step_difference,
+        objective=extended(base.objective, RatioClip),
         averaging="token-mean",
         regularizers=(SequenceKL(beta),) if beta else (),
+        update=extended(base.update, SkipLargeRatios, largest=ratio_limit, normalize_advantage=True),
     )
 
 
@@ -174,7 +219,7 @@ claim = Claim(
     against="grpo",
     direction="no worse",
     margin=0.03,
-    settings={"prompts": 8, "count": 4, "separator": "", "temperature": 1.0, "minibatches": 1, "lr": 3e-5},
+    settings={"prompts": 8, "count": 4, "steps": "tokens", "temperature": 1.0, "minibatches": 1, "lr": 3e-5},
     against_settings={"beta": 0.0},
     note="Each character is a step. The authors compare at equal updates; here continuations count as samples, so that a step has"
     " 64 answers. Each side's rate is the best of three by pass@1 of one further seed (VinePPO: 0.392 at 3e-5, 0.375 at 1e-4, and"
