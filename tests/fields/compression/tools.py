@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.reference import Case
 from vantage.fields.compression.digits import classify, perceptron
 from vantage.fields.compression.network import Network
 from vantage.fields.compression.text import next_tokens
@@ -23,6 +24,33 @@ def small(widths: tuple[int, ...] = (6, 8, 5, 3), rows: int = 40, seed: int = 0)
     with torch.no_grad():
         y = teacher(x).argmax(-1)
     return Network("small", model, (x[:rows], y[:rows]), (x[rows:], y[rows:]), classify)
+
+
+class TwoBlocks(nn.Module):
+    """Residual blocks x + down(relu(up(x))) in a stack, as a language model has them."""
+
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        pair = [("up", nn.Linear(width, inner, False)), ("down", nn.Linear(inner, width, False))]
+        other = [("up", nn.Linear(width, inner, False)), ("down", nn.Linear(inner, width, False))]
+        self.layers = nn.ModuleList([nn.ModuleDict(dict(pair)), nn.ModuleDict(dict(other))])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.layers:
+            x = x + block["down"](torch.relu(block["up"](x)))  # type: ignore[index]
+        return x
+
+
+def two_blocks(case: Case) -> Network:
+    """The network of a reference case: its weights by layer, and its inputs [rows, positions, width] where it has any."""
+    width, inner = len(case.inputs["layers.0.down"]), len(case.inputs["layers.0.up"])
+    model = TwoBlocks(width, inner)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(case.tensor(name.removesuffix(".weight")))
+    x = case.tensor("x", torch.float32) if "x" in case.inputs else torch.zeros(1, 1, width)
+    rows = (x, torch.zeros(x.shape[:2], dtype=torch.long))
+    return Network("given", model, rows, rows, lambda model, rows: (model(rows[0]), rows[1]))
 
 
 def image_model() -> nn.Sequential:

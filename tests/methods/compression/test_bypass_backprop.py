@@ -11,6 +11,7 @@ from torch import Tensor
 import vantage
 from tests.fields.compression.tools import small
 from tests.harness import context
+from tests.reference import Case, cases
 from vantage.core import Trajectories
 from vantage.core.errors import UserError
 from vantage.core.loss import backward
@@ -104,6 +105,22 @@ def test_rows_without_a_loss_are_left_out() -> None:
     restored = MovingBaseline(size=3)
     restored.load_state_dict(baseline.state_dict())
     assert float(restored.state_dict()["baseline"]) == held
+
+
+@cases("bypass-backprop", "steps")
+def test_the_means_move_as_the_authors(case: Case) -> None:
+    baseline = MovingBaseline(case.settings["window"], len(case.inputs["masks"][0]))
+    means, found = case.inputs["means"], []
+    for drawn, losses, rate in zip(case.inputs["masks"], case.inputs["losses"], case.inputs["rates"], strict=True):
+        moved = gradient(policy(means), masks(torch.tensor(drawn), losses), baseline, case.settings["penalty"])
+        means = (torch.tensor(means) - rate * moved).tolist()
+        found.append(means)
+    case.check("means", torch.tensor(found))
+
+
+@cases("bypass-backprop", "budget")
+def test_the_budget_is_the_authors(case: Case) -> None:
+    case.check("means", policy(case.inputs["means"], case.settings["keep"]).mean)
 
 
 def test_the_means_go_back_onto_the_budget() -> None:

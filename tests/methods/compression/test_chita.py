@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from tests.fields.compression.tools import small
+from tests.reference import Case, cases
 from vantage.core.errors import UserError
-from vantage.fields.compression.masks import pruned_count
 from vantage.fields.compression.network import (
     Network,
     flat_weights,
@@ -22,7 +22,7 @@ from vantage.fields.compression.scores import batch_losses
 from vantage.fields.compression.statistics import gradient_rows
 from vantage.methods import registry
 from vantage.methods.compression import chita as page
-from vantage.methods.compression.chita import Chita, Tuning, levels
+from vantage.methods.compression.chita import Chita, Tuning, blocks, levels
 
 
 def chita(**settings: object) -> Chita:
@@ -81,8 +81,9 @@ def test_every_solver_is_below_magnitude_pruning(seed: int) -> None:
 def test_blocks_solve_their_own_share() -> None:
     q = _problem()
     k, p = 40, len(q.center)
-    found = chita(block=50).solve(q, k)
-    part = torch.arange(50)
+    found = chita(block=50).solve(q, k, [60, p - 60])
+    # The first layer is one block of 60.
+    part = torch.arange(60)
     kept = largest(q.center, k) != 0
     assert torch.equal(found != 0, kept)
     x = q.rows[:, part][:, kept[part]]
@@ -128,7 +129,8 @@ def solved(network: Network, pruner: Chita, level: float, seed: int) -> None:
     losses = batch_losses(network, pruner.samples, pruner.batch, seed)
     rows = gradient_rows(network.model, weight_names(network.layers()), losses)
     problem = Quadratic.of_gradients(rows.double(), weights.double(), pruner.ridge)
-    found = pruner.solve(problem, len(weights) - pruned_count(len(weights), level))
+    sizes = [network.model.get_parameter(name).numel() for name in weight_names(network.layers())]
+    found = pruner.solve(problem, int((1 - level) * len(weights)), sizes)
     set_flat_weights(network, found.to(weights.dtype))
 
 
@@ -139,23 +141,23 @@ def test_one_stage_is_chita_and_more_are_chita_of_chita(solver: str) -> None:
         pruner = chita(solver=solver, stages=stages, **FEW)
         ours, by_hand = network.copy(), network.copy()
         pruner(ours, 0.8, seed=5)
-        for number, level in enumerate(levels(0.8, 0.3, stages, "poly")):
+        for number, level in enumerate(levels(0.8, 0.1, stages, "poly")):
             solved(by_hand, pruner, level, 5 + number)
         assert torch.equal(flat_weights(ours), flat_weights(by_hand))
 
 
 def test_the_plan_of_gradual_pruning() -> None:
     pruner = chita(stages=3, prunes=3, schedule="exp")
-    # Targets 0.9 - 0.4 (1 - t / 2)^3; the first round begins at 0.3, each other at the target before it.
+    # Targets 0.9 - 0.4 (1 - t / 2)^3; the first round begins at 0.1, each other at the target before it.
     assert pruner.plan(0.9) == [
-        pytest.approx([0.3, 0.3 + 0.2 * 2 / 3, 0.5]),
+        pytest.approx([0.1, 0.1 + 0.4 * 2 / 3, 0.5]),
         pytest.approx([0.5, 0.5 + 0.35 * 2 / 3, 0.85]),
         pytest.approx([0.85, 0.85 + 0.05 * 2 / 3, 0.9]),
     ]
     assert chita(prunes=7).plan(0.9) == [
         [pytest.approx(0.9 - 0.4 * (1 - t / 6) ** 3)] for t in range(7)
     ]  # the authors' seven rounds
-    assert chita(stages=2).plan(0.9) == [[pytest.approx(0.3), pytest.approx(0.9)]]
+    assert chita(stages=2).plan(0.9) == [[pytest.approx(0.1), pytest.approx(0.9)]]
     with pytest.raises(UserError, match=r"sparsity=1\.0"):
         chita().plan(1.0)
 
@@ -181,14 +183,13 @@ def test_every_stage_has_its_sparsity_and_gradients_of_its_own_weights(
     monkeypatch.setattr(page, "set_flat_weights", written)
     pruner = chita(solver=solver, stages=2, prunes=3, epochs=2, tune_batch=40, lr=0.05, **FEW)
     pruner(network, 0.8, seed=1)
-    wanted = [pruned_count(total, level) for stages in pruner.plan(0.8) for level in stages]
-    assert wanted == [pruned_count(total, level) for level in (0.3, 0.5, 0.5, 0.7625, 0.7625, 0.8)]
+    assert pruner.plan(0.8) == [pytest.approx(of) for of in ([0.1, 0.5], [0.5, 0.7625], [0.7625, 0.8])]
+    wanted = [total - int((1 - level) * total) for stages in pruner.plan(0.8) for level in stages]
     zeros = [int((weights == 0).sum()) for weights in after]
     if solver == "bso":
         assert zeros == wanted
     else:  # columns of X that are 0, of dead neurons, take their weights out too
         assert all(found >= least for found, least in zip(zeros, wanted, strict=True))
-        assert zeros[:2] == wanted[:2]
     # Within a round the gradients are of what the stage before left; between rounds the kept weights have been trained.
     for stage in range(1, 6):
         trained = stage % 2 == 0
@@ -224,6 +225,63 @@ def test_the_first_steps_of_training_by_hand() -> None:
     Tuning(batch=20, lr=0.2, decay=0.01)(network, 1, seed=0)
     moved = (start["0.weight"] - 0.2 * slope) * (start["0.weight"] != 0)
     torch.testing.assert_close(weight.detach(), moved)
+
+
+def test_the_rate_falls_by_epochs_and_the_last_batch_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates: list[float] = []
+    step = torch.optim.SGD.step
+
+    def spied(self: torch.optim.SGD, closure: Any = None) -> Any:
+        rates.append(self.param_groups[0]["lr"])
+        return step(self, closure)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", spied)
+    Tuning(batch=16, lr=0.2, least_lr=0.04)(small((6, 4, 3), rows=20), 4, seed=0)
+    assert rates == pytest.approx([rate for t in (1, 2**-0.5, 0, -(2**-0.5)) for rate in 2 * [0.04 + 0.08 * (1 + t)]])
+
+
+def test_blocks_lie_within_layers() -> None:
+    # The page's perceptron, 64-40-20-10; a layer below the block's size is one block, the last takes what is left over.
+    assert blocks([2560, 800, 200], 500) == [512] * 5 + [800, 200]
+    assert blocks([17, 2, 3], 3) == [3, 3, 3, 3, 5, 2, 3]
+
+
+@cases("chita", "block")
+def test_blocks_are_the_authors(case: Case) -> None:
+    sizes, block = case.settings["sizes"], case.settings["block"]
+    assert [0, *torch.tensor(blocks(sizes, block)).cumsum(0).tolist()] == case.outputs["bounds"]
+    q = problem_of(case)
+    found = chita(block=block).solve(q, case.settings["k"], sizes)
+    case.check("w", found)
+    case.check("objective", q.value(found))
+
+
+@cases("chita", "solve")
+def test_back_solve_is_the_authors(case: Case) -> None:
+    q = problem_of(case)
+    found = chita(ridge=case.settings["ridge"]).solve(q, case.settings["k"])
+    case.check("w", found)
+    case.check("objective", q.value(found))
+
+
+@cases("chita", "iht")
+def test_iht_is_the_authors(case: Case) -> None:
+    q = problem_of(case)
+    found = chita(solver="iht").solve(q, case.settings["k"])
+    case.check("w", found)
+    case.check("objective", q.value(found))
+
+
+@cases("chita", "levels")
+def test_levels_and_counts_are_the_authors(case: Case) -> None:
+    found = levels(**case.settings)
+    case.check("levels", torch.tensor(found))
+    assert [int((1 - level) * case.inputs["weights"]) for level in found] == case.outputs["kept"]
+
+
+def problem_of(case: Case) -> Quadratic:
+    first = 1 / case.settings["batch"] if case.settings["first_order"] else 0.0
+    return Quadratic.of_gradients(case.tensor("gradients"), case.tensor("weights"), case.settings["ridge"], first)
 
 
 def test_bad_settings_are_refused() -> None:

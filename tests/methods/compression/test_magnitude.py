@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.fields.compression.tools import language, small
+from tests.fields.compression.tools import language, small, two_blocks
+from tests.reference import Case, cases
 from vantage.core.errors import UserError
 from vantage.fields.compression.network import flat_weights, weight_sparsity
 from vantage.methods import registry
@@ -43,6 +44,23 @@ def test_a_pattern_and_the_count_of_zeros() -> None:
     registry.page("magnitude").make({"scope": "global"})(network, 0.3)
     total = len(flat_weights(network))
     assert weight_sparsity(network) == pytest.approx(int(0.3 * total + 1e-9) / total)
+
+
+@cases("magnitude")
+def test_the_zeros_are_those_of_the_baseline_of_wanda(case: Case) -> None:
+    network = two_blocks(case)
+    registry.page("magnitude").make(case.settings["ours"])(network, case.settings["sparsity"])
+    for name in network.layers():
+        case.check(name, network.model.get_parameter(f"{name}.weight"))
+
+
+def test_inclusive_takes_one_more_and_its_equals() -> None:
+    for count, settings in ((32, {}), (33, {"inclusive": True})):
+        network = small((8, 8, 8, 8))
+        registry.page("magnitude").make(settings)(network, 0.5)
+        assert [int((network.model.get_parameter(f"{name}.weight") == 0).sum()) for name in network.layers()] == 3 * [
+            count
+        ]
 
 
 def test_a_language_models_embeddings_stay() -> None:

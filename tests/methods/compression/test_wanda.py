@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.fields.compression.tools import language, small
+from tests.fields.compression.tools import language, small, two_blocks
+from tests.reference import Case, cases
 from vantage.core.errors import UserError
 from vantage.fields.compression.network import weight_sparsity
 from vantage.methods import registry
@@ -37,6 +38,14 @@ def test_equals_a_direct_computation(sequential: bool) -> None:
             layer.weight.copy_(by_hand(layer.weight, pruned if sequential else dense, 0.4))
             torch.testing.assert_close(network.model[index].weight, layer.weight)  # type: ignore[index]
             pruned, dense = torch.relu(layer(pruned)), before
+
+
+@cases("wanda")
+def test_the_zeros_are_the_authors(case: Case) -> None:
+    network = two_blocks(case)
+    registry.page("wanda").make(case.settings["ours"])(network, case.settings["sparsity"])
+    for name in network.layers():
+        case.check(name, network.model.get_parameter(f"{name}.weight"))
 
 
 def test_blocks_of_a_language_model_see_pruned_inputs() -> None:

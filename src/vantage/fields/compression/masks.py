@@ -32,6 +32,22 @@ def keep_largest(score: Tensor, count: int) -> Tensor:
     return torch.zeros(score.shape, dtype=torch.bool, device=score.device).scatter_(-1, order, True)
 
 
+def keep_all_but(score: Tensor, count: int, *, inclusive: bool = False) -> Tensor:
+    """Return the mask [..., n] without the `count` smallest scores of each row; of equal ones the first go. No gradient.
+
+    Args:
+        score: [..., n].
+        count: from 0 to n, below n if inclusive.
+        inclusive: the (count + 1)-th smallest goes too, with all that equal it.
+    """
+    rising = torch.sort(score.detach(), dim=-1, stable=True)
+    if inclusive:
+        return score > rising.values[..., count : count + 1]
+    return torch.ones(score.shape, dtype=torch.bool, device=score.device).scatter_(
+        -1, rising.indices[..., :count], False
+    )
+
+
 def keep_pattern(score: Tensor, kept: int, of: int) -> Tensor:
     """Return the mask [..., n] in which each `of` scores that stand side by side keep their `kept` largest (2:4 sparsity: 2, 4).
 

@@ -134,14 +134,14 @@ def _support_limit(w: Tensor, g: Tensor, support: Tensor) -> Tensor:
 
 
 def descend(problem: Quadratic, w: Tensor, k: int, *, limit: int = 100, tolerance: float = 1e-7) -> Tensor:
-    """Return a vector of k entries: a thresholded step from w, then line-search steps until Q changes by `tolerance` of itself."""
+    """Return a vector of k entries: a thresholded step from w, then at least two line searches until Q changes by `tolerance`."""
     w = threshold_step(problem, w, k, problem.smoothness())
     residual = problem.residual(w)
     value = problem.value(w, residual)
-    for _ in range(limit):
+    for done in range(limit):
         w, residual = line_search_step(problem, w, k, residual)
         found = problem.value(w, residual)
-        if abs(value - found) <= max(abs(value), abs(found), 1.0) * tolerance:
+        if done and abs(value - found) <= max(abs(value), abs(found), 1.0) * tolerance:
             break
         value = found
     return w

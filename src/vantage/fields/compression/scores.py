@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vantage.core import at_least, component, one_of
 from vantage.core.errors import UserError
-from vantage.fields.compression.masks import keep_largest, keep_pattern, pruned_count
+from vantage.fields.compression.masks import keep_all_but, keep_pattern, pruned_count
 from vantage.fields.compression.network import Network
 
 _WITHIN = ("row", "layer", "global")
@@ -25,11 +25,13 @@ class Scope:
         within: "row" the weights of one output, "layer", or "global" all layers.
         kept, of: where `of` is not 0, `kept` of each `of` weights of a row that stand side by side stay (2:4: 2, 4), and no
             other sparsity is asked for.
+        inclusive: the smallest weight that would stay goes too, with all that equal it.
     """
 
     within: Annotated[str, one_of(_WITHIN)] = "layer"
     kept: Annotated[int, at_least(0)] = 0
     of: Annotated[int, at_least(0)] = 0
+    inclusive: bool = False
 
     def __post_init__(self) -> None:
         if self.kept and not self.of:
@@ -40,7 +42,7 @@ class Scope:
 
 @torch.no_grad()
 def prune_by_score(network: Network, scores: Mapping[str, Tensor], sparsity: float, scope: Scope) -> None:
-    """Set the weights with the smallest scores to 0, in place.
+    """Set the weights with the smallest scores to 0, in place; of equal ones the first.
 
     Args:
         network: whose model holds the layers.
@@ -50,7 +52,7 @@ def prune_by_score(network: Network, scores: Mapping[str, Tensor], sparsity: flo
     """
     if scope.within == "global" and not scope.of:
         flat = torch.cat([score.flatten() for score in scores.values()])
-        kept = keep_largest(flat, len(flat) - pruned_count(len(flat), sparsity))
+        kept = keep_all_but(flat, pruned_count(len(flat), sparsity), inclusive=scope.inclusive)
         masks = list(kept.split([score.numel() for score in scores.values()]))
     else:
         masks = [_mask(score, sparsity, scope) for score in scores.values()]
@@ -65,7 +67,7 @@ def _mask(score: Tensor, sparsity: float, scope: Scope) -> Tensor:
         return keep_pattern(score, scope.kept, scope.of)
     if scope.within == "layer":
         score = score.flatten()
-    return keep_largest(score, score.shape[-1] - pruned_count(score.shape[-1], sparsity))
+    return keep_all_but(score, pruned_count(score.shape[-1], sparsity), inclusive=scope.inclusive)
 
 
 def batch_losses(network: Network, count: int, batch: int, seed: int) -> list[Callable[[], Tensor]]:

@@ -11,8 +11,9 @@ score-function estimate, then back onto the budget:
 At the end the most likely units are kept. As components this is REINFORCE on the task's policy over masks, a moving baseline, a
 transform of the gradient and a projection after each step. The gradient of log-probability has s (1 - s) below where the authors'
 code has the root: `RootScale` converts one into the other; whether the paper's text has the root was not checked. The weights of
-`initial` in the task are the code's initialisation. The projection is exact here and bisected to 1e-3 there. A row whose loss is
-NaN is left out; where all are, the means do not change, but the learning rate's schedule advances.
+`initial` in the task are the code's initialisation, on inputs of the whole network; there each layer sees what the layers before
+it make when pruned by their first masks. The projection is exact here and bisected to 1e-3 there. A row whose loss is NaN is
+left out; where all are, the means do not change, but the learning rate's schedule advances, which it does not there.
 
 arXiv 2406.10576.
 """
@@ -128,7 +129,10 @@ def _masks(context: Context) -> Any:
     return policy
 
 
-@method(id="S000", papers=PAPER, needs=("episodes", "masks"))
+@method(
+    id="S000", papers=PAPER, needs=("episodes", "masks"),
+    source="ethanygao/backprop-free_LLM_pruning@60f0d31 scripts/llama2_7b.sh",
+)  # fmt: skip
 def bypass_backprop(
     group_size: Annotated[int, at_least(2)] = 2,
     window: int = 5,

@@ -4,7 +4,10 @@ A weight's contribution is taken to be its size, |w|; no data is used. Weights a
 ("layer", as the published baselines of large models have it), within each output's row ("row") or over all layers ("global").
 `kept:of` (2:4) keeps that many of each `of` neighbouring weights in a row.
 
-Han et al., Learning both Weights and Connections for Efficient Neural Networks (arXiv 1506.02626, section 3).
+Han et al., Learning both Weights and Connections for Efficient Neural Networks (arXiv 1506.02626, section 3). The share that goes
+is rounded down. `prune_magnitude` of locuslab/wanda, the baseline that others take, sets all weights up to the threshold at that
+place to 0, so one weight more a layer and all that equal it: `inclusive=true`. Its n:m says how many of m go; 1:4 there is
+kept=3, of=4.
 """
 
 from __future__ import annotations
@@ -41,8 +44,9 @@ class Magnitude:
         return {}
 
 
-@method(papers=PAPER)
-def magnitude(scope: str = "layer", kept: int = 0, of: int = 0) -> Magnitude:
+@method(papers=PAPER, source="locuslab/wanda@8e8fc87 scripts/llama_7b.sh")
+def magnitude(scope: str = "layer", kept: int = 0, of: int = 0, inclusive: bool = False) -> Magnitude:
     """scope: what is compared, `layer`, `row` or `global`; kept: weights that stay of each `of`, whatever the
-    requested sparsity; of: neighbours in a row, 0 for none."""
-    return Magnitude(Scope(scope, kept, of))
+    requested sparsity; of: neighbours in a row, 0 for none; inclusive: the smallest weight that would stay goes too,
+    with all that equal it."""
+    return Magnitude(Scope(scope, kept, of, inclusive))
