@@ -1,1 +1,1 @@
-"""Where prompts and initial states come from, and what is a good outcome."""
+"""Tasks: prompts or initial states, the scoring of outcomes, and the evaluation of policies."""

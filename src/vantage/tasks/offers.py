@@ -1,26 +1,26 @@
-"""What methods need and tasks offer, in one vocabulary: components declare `needs`, the tasks' registry `offers`."""
+"""Vocabulary of what methods need and tasks offer: components declare `needs`, the tasks' registry `offers`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 WORDS: Mapping[str, str] = {
-    # how decisions are gathered
+    # engines
     "episodes": "an engine that samples whole episodes",
-    "streams": "an engine that goes on step by step through the ends of episodes",
+    "streams": "an engine that continues step by step across the ends of episodes",
     "prefixes": "an engine that resumes from the middle of a row",
     "turns": "conversations in which the environment answers",
-    "simulator": "a simulator that gradients pass through",
-    "post-decision": "states between a decision and what chance adds to it",
+    "simulator": "a differentiable simulator",
+    "post-decision": "post-decision states",
     "finite-prompts": "a fixed set of prompts",
-    # what outcomes are
+    # outcomes
     "rewards": "named rewards of whole rows",
     "unit-scores": "scores from 0 to 1",
-    # what is stored
+    # stored data
     "demonstrations": "worked solutions",
     "pairs": "stored preference pairs",
     "transitions": "recorded transitions",
-    # what acts
+    # policies
     "text": "a language model",
     "masked": "a masked diffusion model",
     "flow": "a flow model",
@@ -30,17 +30,17 @@ WORDS: Mapping[str, str] = {
     "logits": "a policy with logits of every decision",
     "divergence": "a policy whose distributions have a divergence",
     "critic": "a policy with a critic",
-    "heads": "a policy that takes further heads",
-    "hidden": "a policy that shows its hidden states",
+    "heads": "a policy that accepts further value heads",
+    "hidden": "a policy that gives its hidden states",
 }
-"""Word -> what is needed, as an error says it."""
+"""Word -> the need, as error messages name it."""
 
 _EPISODES = frozenset({"episodes"})
 _CONVERSATIONS = _EPISODES | {
     "streams", "text", "critic", "hidden", "logits", "rewards", "demonstrations", "unit-scores", "finite-prompts",
 }  # fmt: skip
 LANGUAGE = _CONVERSATIONS | {"prefixes"}
-"""What questions with one answer offer, generated or of the user's own file."""
+"""Offers of problems with a verifiable answer, generated or read from the user's file."""
 _ARMS = _EPISODES | {"streams", "critic", "logits", "rewards", "pairs", "finite-prompts"}
 _DISCRETE = _EPISODES | {"streams", "critic", "hidden", "divergence", "heads"}
 _CONTINUOUS = _DISCRETE | {"continuous"}
@@ -58,7 +58,7 @@ OFFERS: Mapping[str, frozenset[str]] = {
     "offline": frozenset({"transitions"}),
     **dict.fromkeys(("cartpole", "acrobot", "mountaincar", "grid"), _DISCRETE),
     **dict.fromkeys(("pendulum", "hopper", "halfcheetah", "two-goals", "detour"), _CONTINUOUS),
-    "gym": _CONTINUOUS,  # which actions an environment takes, only it knows
+    "gym": _CONTINUOUS,  # discrete actions are found out when the environment is made
     "lake": _ORDERS,
     "lot-sizing": _ORDERS,
     "inventory": _ORDERS | {"simulator"},
@@ -68,4 +68,4 @@ OFFERS: Mapping[str, frozenset[str]] = {
     "digits": _SAMPLES | {"unit-scores", "finite-prompts"},
     "masked": _EPISODES | {"masked", "rewards", "unit-scores", "finite-prompts"},
 }
-"""Task -> what it offers with its default policy."""
+"""Task -> its offers with its default policy."""

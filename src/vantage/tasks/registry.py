@@ -1,4 +1,4 @@
-"""How a task's name finds what makes it. Nothing heavy is imported before a task is asked for."""
+"""Registry of tasks by name. A task's own modules are imported only when it is made."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vantage.tasks.offers import LANGUAGE, OFFERS, WORDS
 
 @dataclass(frozen=True)
 class TaskInfo:
-    """What `vantage tasks` shows of a task."""
+    """Entry of a task in `vantage tasks`."""
 
     name: str
     field: str
@@ -28,7 +28,7 @@ class TaskInfo:
 
     @property
     def offers(self) -> frozenset[str]:
-        """What it offers to methods, in the words of `vantage.tasks.offers`."""
+        """Offers to methods, in the words of `vantage.tasks.offers`."""
         return OFFERS[self.name]
 
 
@@ -55,7 +55,7 @@ TASKS: dict[str, TaskInfo] = {
         TaskInfo("hinted", "language", "easy additions and hard ones that come with hints", _LANGUAGE, "hinted:digits=3"),
         TaskInfo("modular", "language", "chained modular arithmetic", _LANGUAGE, "modular:length=3"),
         TaskInfo("sorting", "language", "sort a list of digits", _LANGUAGE, "sorting:length=5"),
-        TaskInfo("padded-sorting", "language", "pairs whose length means nothing", _PAIRS, "padded-sorting:length=3,longer=0.7"),
+        TaskInfo("padded-sorting", "language", "preference pairs of unequal length", _PAIRS, "padded-sorting:length=3,longer=0.7"),
         TaskInfo("preference", "preference", "pairs of arms with known rewards", _PREFERENCE, "preference:arms=20,features=4"),
         TaskInfo("game", "preference", "intransitive games between arms", _PREFERENCE, "game:arms=100,beta=0.05"),
         TaskInfo("offline", "offline", "recorded transitions of mixed policies", _OFFLINE, "offline:world=point,good=0.1"),
@@ -66,13 +66,13 @@ TASKS: dict[str, TaskInfo] = {
         TaskInfo("hopper", "control", "one-legged hopping in MuJoCo (Hopper-v5)", _CONTROL),
         TaskInfo("halfcheetah", "control", "two-legged running in MuJoCo (HalfCheetah-v5)", _CONTROL),
         TaskInfo("grid", "control", "find the goal of a grid with a sparse reward", _CONTROL),
-        TaskInfo("lake", "control", "cross a frozen lake on which each step may slip further", _LAKE, "lake:size=4,slip=0.5"),
+        TaskInfo("lake", "control", "cross a frozen lake on which each move may slide further", _LAKE, "lake:size=4,slip=0.5"),
         TaskInfo("two-goals", "control", "reach either of two goals in the plane", _CONTROL),
-        TaskInfo("detour", "control", "get round an obstacle by chunks of moves, after two demonstrated routes", _CONTROL),
+        TaskInfo("detour", "control", "pass an obstacle by chunks of moves, with demonstrations", _CONTROL),
         TaskInfo("inventory", "inventory", "order for a store under random demand", _INVENTORY, "inventory:lead_time=2,lost=true"),
-        TaskInfo("lot-sizing", "inventory", "switch machines between items under random demand", _INVENTORY, "lot-sizing:items=2"),
-        TaskInfo("prune-digits", "compression", "which neurons of a digit classifier stay", _COMPRESSION, "prune-digits:keep=0.5"),
-        TaskInfo("prune-text", "compression", "which parts of a text model stay", _COMPRESSION, "prune-text:data=FILE"),
+        TaskInfo("lot-sizing", "inventory", "set up machines for items under random demand", _INVENTORY, "lot-sizing:items=2"),
+        TaskInfo("prune-digits", "compression", "prune the neurons of a digit classifier", _COMPRESSION, "prune-digits:keep=0.5"),
+        TaskInfo("prune-text", "compression", "prune the units of a text model", _COMPRESSION, "prune-text:data=FILE"),
         TaskInfo("tsp", "routing", "shortest round trips through random points or a TSPLIB file", _ROUTING, "tsp:nodes=20"),
         TaskInfo("cvrp", "routing", "shortest routes of vehicles with limited capacity", _ROUTING, "cvrp:nodes=20"),
         TaskInfo("gym", "control", "any Gymnasium environment by its id", _CONTROL, "gym:LunarLander-v3"),
@@ -85,10 +85,10 @@ TASKS: dict[str, TaskInfo] = {
 
 
 def make_task(spec: str, *, data: str = "", verifier: str = "", options: Mapping[str, Any] | None = None) -> Any:
-    """Return the task of a specification such as `addition:digits=3`, `cartpole`, `gym:Hopper-v5` or `Hopper-v5`.
+    """Make the task of a specification such as `addition:digits=3`, `cartpole`, `gym:Hopper-v5` or `Hopper-v5`.
 
-    With `data` the task is the user's own problems, judged by `verifier`. A path, `./mine.py:size=3`, is a file with a function
-    `task` that returns one; it gets the settings behind the colon and the options.
+    With `data` the task is the user's own problems, scored by `verifier`. A path, `./mine.py:size=3`, is a file with a function
+    `task` that returns one; it gets the settings after the colon and the options.
 
     Raises:
         UserError: the task or one of its options is not known.
@@ -101,7 +101,9 @@ def make_task(spec: str, *, data: str = "", verifier: str = "", options: Mapping
     name = spec.partition(":")[0]
     if name.endswith(".py"):
         if verifier:
-            raise UserError(f"--verifier={verifier}: the task of {name} judges itself; a verifier goes with --data")
+            raise UserError(
+                f"--verifier={verifier}: the task of {name} has a verifier of its own; --verifier goes with --data"
+            )
         return _task_of_file(spec, options)
     if name not in TASKS:
         if "-v" in spec or "/" in spec:
@@ -111,15 +113,17 @@ def make_task(spec: str, *, data: str = "", verifier: str = "", options: Mapping
     if TASKS[name].field == "language":
         return module.task_from_spec(spec, verifier=verifier, options=options)
     if verifier:
-        raise UserError(f"--verifier={verifier}: the task {name!r} judges itself; a verifier goes with --data")
+        raise UserError(
+            f"--verifier={verifier}: the task {name!r} has a verifier of its own; --verifier goes with --data"
+        )
     return module.task_from_spec(spec, options=options)
 
 
 def offers(task: Any) -> frozenset[str] | None:
-    """Return what a task offers to methods, in the words of `vantage.tasks.offers`; None where nobody knows.
+    """Return the offers of a task to methods, in the words of `vantage.tasks.offers`; None where they are not known.
 
     Args:
-        task: a task, which may say it itself as `offers`, or its specification.
+        task: a task, which may declare `offers`, or its specification.
     """
     if not isinstance(task, str):
         said = getattr(task, "offers", None)
@@ -135,17 +139,17 @@ def offers(task: Any) -> frozenset[str] | None:
 def check_needs(
     method: str, needs: Iterable[str], task: Any, *, data: str = "", options: Mapping[str, Any] | None = None
 ) -> None:
-    """Refuse a method on a task that does not offer what it needs. Nothing heavy is loaded; a user's own task passes.
+    """Refuse a method on a task that does not offer what it needs. No task module is imported; a user's own task passes.
 
     Args:
-        method: its name.
+        method: name, for the message.
         needs: words of `vantage.tasks.offers`.
         task: a task or its specification.
         data: file of the user's own problems, "" for none. Its first row is read where the method needs pairs.
         options: of the task.
 
     Raises:
-        UserError: something is missing; the message says what, and names the tasks that offer it.
+        UserError: the task lacks a need; the message says which, and names the tasks that offer all.
     """
     needs = frozenset(needs)
     offered = offers(task) if not data else LANGUAGE
@@ -163,7 +167,7 @@ def check_needs(
         elsewhere.append("--data FILE with the fields chosen and rejected")
     where = f"the file {data}" if data else f"the task {task if isinstance(task, str) else task.name!r}"
     raise UserError(
-        f"{method or 'the method'} needs {missing}, which {where} does not offer (what offers all it needs:"
+        f"{method or 'the method'} needs {missing}, which {where} does not offer (tasks that offer all it needs:"
         f" {', '.join(elsewhere) or 'no built-in task'})"
     )
 
@@ -179,7 +183,7 @@ def _task_of_file(spec: str, options: Mapping[str, Any]) -> Any:
     assert found.loader is not None
     module = importlib.util.module_from_spec(found)
     sys.modules[found.name] = module
-    if str(path.parent.resolve()) not in sys.path:  # what it imports may stand beside it
+    if str(path.parent.resolve()) not in sys.path:  # the file may import modules of its own folder
         sys.path.append(str(path.parent.resolve()))
     found.loader.exec_module(module)
     maker = getattr(module, "task", None)

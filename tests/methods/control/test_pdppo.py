@@ -182,7 +182,7 @@ def test_it_runs_and_fits_its_critics(critics: str) -> None:
 
 
 def test_it_says_what_it_needs() -> None:
-    with pytest.raises(UserError, match="states between a decision and what chance adds"):
+    with pytest.raises(UserError, match="post-decision states"):
         vantage.train("pdppo", "cartpole", steps=64, settings={"rows": 2, "length": 8}, evaluate_samples=0)
     with pytest.raises(UserError, match="critics"):
         vantage.method("pdppo", critics="both")

@@ -389,7 +389,7 @@ def test_a_specification_is_read_and_mistakes_are_named() -> None:
     policy = task.make_policy()
     assert (policy.prompt_length, policy.length) == (6, 4)
     assert task.make_engine(policy).per_step == 2
-    with pytest.raises(UserError, match="say of which problems"):
+    with pytest.raises(UserError, match="name the problem set"):
         task_from_spec("masked")
     with pytest.raises(UserError, match="did you mean addition"):
         task_from_spec("masked:adition")

@@ -127,9 +127,9 @@ def test_a_resumed_run_is_the_run(tmp_path: Path) -> None:
 
 
 def test_refusals() -> None:
-    with pytest.raises(UserError, match="needs a simulator that gradients pass through"):
+    with pytest.raises(UserError, match="needs a differentiable simulator"):
         vantage.train("hdpo", "cartpole", steps=10, settings={"scenarios": 2}, evaluate_samples=0)
-    with pytest.raises(UserError, match=r"simulator that gradients pass through, which the task .lot-sizing."):
+    with pytest.raises(UserError, match=r"a differentiable simulator, which the task .lot-sizing."):
         vantage.train("hdpo", "lot-sizing", steps=1000, settings={"scenarios": 2}, evaluate_samples=0)
     with pytest.raises(UserError, match="lead_tim"):
         vantage.task("inventory:lead_tim=2")

@@ -86,7 +86,7 @@ def test_geographical_distance_by_the_formats_own_formula(tmp_path: Path) -> Non
         ("DIMENSION: 4", "DIMENSION: 5", "DIMENSION is 5, and NODE_COORD_SECTION has 4"),
         (" 2 1.0 0.0", " 2 1.0", "line 8: '2 1.0' is no node"),
         (" 2 1.0 0.0", " 2 nan 0.0", "line 8"),
-        (" 2 1.0 0.0", " 1 1.0 0.0", "one number"),
+        (" 2 1.0 0.0", " 1 1.0 0.0", "the same number"),
     ],
 )
 def test_what_is_wrong_in_a_file_is_said_with_its_line(tmp_path: Path, old: str, new: str, message: str) -> None:

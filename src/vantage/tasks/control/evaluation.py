@@ -1,4 +1,4 @@
-"""Playing episodes to judge a policy: nothing is learnt, nothing is normalised anew."""
+"""Evaluation episodes in Gymnasium and EnvPool environments; neither weights nor normalisation statistics change."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def play(
     limit: int | None,
     generator: torch.Generator | None = None,
 ) -> tuple[Floats, Floats]:
-    """Play an episode from each seed, as many side by side as there are single environments.
+    """Play one episode per seed, in parallel over the single environments.
 
-    The policy takes the most likely action, or draws with `generator`.
+    The policy takes the most likely action, or samples with `generator`.
 
     Returns:
         Return (undiscounted) and length of each episode, in the order of the seeds.
@@ -61,7 +61,7 @@ def play(
 def play_pool(
     pool: EnvPool, seed: int, episodes: int, policy: Any, space: Observations, generator: torch.Generator | None = None
 ) -> tuple[Floats, Floats]:
-    """Play episodes in a pool, equally many in each copy, so that short ones do not count for more.
+    """Play episodes in a pool, the same number in each copy, so that short ones are not over-represented.
 
     Returns:
         Return (undiscounted) and length of the first `episodes` of them: all copies' first ones, all second ones, ...
@@ -78,7 +78,7 @@ def play_pool(
     while done.min() < rounds:
         actions = policy.act(seen, deterministic=generator is None, generator=generator)
         pool.step(actions, seen, reward, over, cut)
-        # A copy that has played its share goes on into a row that is not read.
+        # A copy that has played its share continues into a row that is not read.
         returns[done, copies] += reward * ~late
         lengths[done, copies] += ~late
         ended = (over | cut) & ~late

@@ -1,8 +1,8 @@
-"""A grid with one reward, at the goal: single and native vector environment (`vantage/Grid-v0`).
+"""Grid world with one reward, at the goal: single and native vector environment (`vantage/Grid-v0`).
 
-A walker starts somewhere in the top row of a size-by-size grid and looks for the bottom right corner; only that pays, 1,
-and ends the episode. Moves are up, right, down, left; one against a wall stays. With probability `slip` a random move is
-taken instead. An episode is cut after 100 steps.
+An agent starts in a random cell of the top row of a size-by-size grid; reaching the bottom right corner gives reward 1 and
+ends the episode, all else gives 0. Moves are up, right, down, left; one against a wall has no effect. With probability
+`slip` a random move is taken instead. An episode is truncated after 100 steps.
 
 This module needs gymnasium (`pip install 'vantage[control]'`).
 """
@@ -27,7 +27,7 @@ MOVES = np.array([(-1, 0), (0, 1), (1, 0), (0, -1)])
 
 
 def register() -> None:
-    """Make the environment known to Gymnasium; once is enough."""
+    """Register the environment with Gymnasium; a second call changes nothing."""
     if ENV_ID not in gymnasium.registry:
         gymnasium.register(
             ENV_ID,
@@ -45,7 +45,7 @@ def _check(size: int, slip: float) -> None:
 
 
 class Grid(gymnasium.Env[Any, Any]):
-    """One walker. Observation: the cell's number, row * size + column. `size` at least 2, `slip` in [0, 1]."""
+    """Single environment. Observation: the cell's number, row * size + column. `size` at least 2, `slip` in [0, 1]."""
 
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012 - Gymnasium declares it so
     render_mode = None
@@ -58,7 +58,7 @@ class Grid(gymnasium.Env[Any, Any]):
         self.row = self.column = 0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[int, dict[str, Any]]:
-        """Begin in a random cell of the top row."""
+        """Start in a random cell of the top row."""
         super().reset(seed=seed)
         self.row, self.column = 0, int(self.np_random.integers(self.size))
         return self.column, {}
@@ -75,7 +75,7 @@ class Grid(gymnasium.Env[Any, Any]):
         return self.row * self.size + self.column, float(found), found, False, {}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return place and random state."""
+        """Return the position and the generator's state."""
         return {"row": self.row, "column": self.column, "random": self.np_random.bit_generator.state}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -85,7 +85,7 @@ class Grid(gymnasium.Env[Any, Any]):
 
 
 class VectorGrid(VectorEnv[Any, Any, Any]):
-    """Many walkers at once; a finished one begins anew in the next step (NEXT_STEP)."""
+    """Vector environment; a finished copy is reset in the next step (NEXT_STEP)."""
 
     metadata: dict[str, Any] = {"render_modes": [], "autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012
 
@@ -104,7 +104,7 @@ class VectorGrid(VectorEnv[Any, Any, Any]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[np.int64], dict[str, Any]]:
-        """Begin everywhere."""
+        """Reset all copies."""
         super().reset(seed=seed)
         self._begin(np.ones(self.num_envs, dtype=bool))
         self.over[:] = False
@@ -113,7 +113,7 @@ class VectorGrid(VectorEnv[Any, Any, Any]):
     def step(
         self, actions: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
-        """Move every walker once, or let it begin anew."""
+        """Move once in every copy, or reset it where its episode has ended."""
         if self.slip:
             slipped = self.np_random.random(self.num_envs) < self.slip
             actions = np.where(slipped, self.np_random.integers(4, size=self.num_envs), actions)
@@ -135,7 +135,7 @@ class VectorGrid(VectorEnv[Any, Any, Any]):
         return self.place[:, 0] * self.size + self.place[:, 1]
 
     def state_dict(self) -> dict[str, Any]:
-        """Return places, counters and random state."""
+        """Return positions, step counters and the generator's state."""
         held = {"place": self.place, "steps": self.steps, "over": self.over}
         return {**{name: array.copy() for name, array in held.items()}, "random": self.np_random.bit_generator.state}
 

@@ -1,12 +1,13 @@
-"""A frozen lake on which the walker slips after its step: each move has a known half and a random one (`vantage/Lake-v0`).
+"""Frozen lake in which the agent slips after its move: each transition has a known and a random stage (`vantage/Lake-v0`).
 
-A decision names a neighbour, and the walker comes to the cell that it aims at; against the edge it stays. Then chance has its
-turn: on ice, with probability `slip`, the walker slides one cell further, in any of the four directions alike. A hole ends the
-episode, and so does the goal, which alone pays: 1. The state between the halves, the cell aimed at, is what a second critic
-values in post-decision PPO (Felizardo et al., arXiv 2504.05150). In the usual frozen lake the slip depends on the cell
-left and on the direction taken, so that the cell aimed at does not tell what follows; moving first and slipping then is the
-authors' form. Their lake also draws other directions for each cell and pays for every cell by how near the goal it is;
-here the return is the chance to arrive, and dynamic programming gives the best one.
+An action names a neighbour, and the agent moves to that target cell; at the edge it stays. Then the random stage: on ice, with
+probability `slip`, the agent slides one cell further, in each of the four directions with equal probability. A hole ends the
+episode with reward 0, the goal with reward 1. The state between the stages, the target cell, is the post-decision state, whose
+value the second critic of post-decision PPO estimates (Felizardo et al., arXiv 2504.05150). In Gymnasium's frozen lake the slip
+depends on the cell left and on the direction taken, so that the target cell does not determine the distribution of the next
+state; moving first and slipping afterwards is the authors' form. Their lake also permutes the directions of each cell and
+rewards every cell by its distance to the goal; here the expected return is the probability of reaching the goal, and dynamic
+programming gives the optimum.
 
 This module needs gymnasium (`pip install 'vantage[control]'`).
 """
@@ -45,18 +46,18 @@ MAPS = {
 
 
 def register() -> None:
-    """Make the environment known to Gymnasium; once is enough."""
+    """Register the environment with Gymnasium; a second call changes nothing."""
     if ENV_ID not in gymnasium.registry:
         gymnasium.register(ENV_ID, entry_point=f"{__name__}:Lake", max_episode_steps=LIMIT)
 
 
 @component(label="lake")
 class Ice:
-    """The rules as tables over S = size^2 cells, numbered row by row.
+    """Transition model as tables over S = size^2 cells, numbered row by row.
 
     Attributes:
         size: 4 or 8.
-        slip: probability of sliding on, 0 to 1.
+        slip: probability of sliding one cell further, 0 to 1.
     """
 
     size: Annotated[int, one_of(MAPS)] = 4
@@ -64,7 +65,7 @@ class Ice:
 
     @property
     def cells(self) -> str:
-        """A letter for each cell, [S]."""
+        """Letter of each cell, a string of length S."""
         return "".join(MAPS[self.size])
 
     @cached_property
@@ -79,7 +80,7 @@ class Ice:
 
     @cached_property
     def aimed(self) -> Tensor:
-        """The known half: the cell that a move from a cell comes to, [S, 4] int64."""
+        """Known stage: the target cell of each move from each cell, [S, 4] int64."""
         cell, edge = torch.arange(self.size**2), self.size - 1
         row, column = cell // self.size, cell % self.size
         moved = [((row + d).clamp(0, edge), (column + r).clamp(0, edge)) for d, r in MOVES]
@@ -87,7 +88,7 @@ class Ice:
 
     @cached_property
     def chance(self) -> Tensor:
-        """The random half: the probability of each next cell given the cell aimed at, [S, S] float64, rows summing to 1."""
+        """Random stage: probability of each next cell given the target cell, [S, S] float64, rows summing to 1."""
         count = self.size**2
         slid = torch.zeros(count, count, dtype=torch.float64)
         slid.scatter_add_(1, self.aimed, torch.full(self.aimed.shape, 0.25, dtype=torch.float64))
@@ -103,13 +104,13 @@ class Ice:
         """
         policy, value = policy.double(), self.goal
         for _ in range(steps):
-            # [S] of cells aimed at, then [S, 4] of moves.
+            # [S] of target cells, then [S, 4] of moves.
             ahead = (self.chance @ value)[self.aimed]
             value = torch.where(self.over, self.goal, (policy * ahead).sum(-1))
         return value
 
     def best(self, steps: int) -> Tensor:
-        """Return what `value` is for the best policy, which may depend on the moves left, [S]: backward induction."""
+        """Return `value` [S] of the optimal policy, which may depend on the moves left, by backward induction."""
         value = self.goal
         for _ in range(steps):
             value = torch.where(self.over, self.goal, (self.chance @ value)[self.aimed].amax(-1))
@@ -117,7 +118,7 @@ class Ice:
 
 
 class Lake(gymnasium.Env[Any, Any]):
-    """One walker from the upper left corner. Observation: the cell's number; moves: left, down, right, up.
+    """Environment that starts in the upper left corner. Observation: the cell's number; moves: left, down, right, up.
 
     Args:
         size, slip: as `Ice`.
@@ -135,13 +136,13 @@ class Lake(gymnasium.Env[Any, Any]):
         self._ends = self.ice.cells
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[int, dict[str, Any]]:
-        """Begin in the corner."""
+        """Start in the corner."""
         super().reset(seed=seed)
         self.cell = 0
         return self.cell, {}
 
     def step(self, action: Any) -> tuple[int, float, bool, bool, dict[str, Any]]:
-        """Move, then perhaps slide."""
+        """Move to the target cell, then slide at random."""
         self.cell = int(self._aimed[self.cell, int(action)])
         if self._ends[self.cell] not in "HG" and self.np_random.random() < self.ice.slip:
             self.cell = int(self._aimed[self.cell, self.np_random.integers(4)])
@@ -149,7 +150,7 @@ class Lake(gymnasium.Env[Any, Any]):
         return self.cell, float(found), found or self._ends[self.cell] == "H", False, {}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return place and random state."""
+        """Return the position and the generator's state."""
         return {"cell": self.cell, "random": self.np_random.bit_generator.state}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -159,7 +160,7 @@ class Lake(gymnasium.Env[Any, Any]):
 
 
 class PostDecisionEngine(EnvironmentEngine):
-    """`EnvironmentEngine` on a lake; its batches also hold `post_observation` [N, T], the cell that each decision aimed at."""
+    """`EnvironmentEngine` on a lake; its batches also hold `post_observation` [N, T], the target cell of each decision."""
 
     def __init__(self, ice: Ice, **options: Any) -> None:
         super().__init__(ENV_ID, options={"size": ice.size, "slip": ice.slip}, **options)
@@ -179,7 +180,7 @@ class PostDecisionEngine(EnvironmentEngine):
 
 
 class LakeTask(ControlTask):
-    """The lake as a control task that offers post-decision states, and whose best policy is known.
+    """Control task of the lake, which offers post-decision states and whose optimal policy is known.
 
     Args:
         size, slip: as `Ice`.
@@ -203,9 +204,9 @@ class LakeTask(ControlTask):
 
     @torch.no_grad()
     def evaluate(self, policy: Any, *, samples: int, seed: int) -> dict[str, float]:
-        """As `ControlTask.evaluate`, with what needs no samples: `success`, the chance to arrive, and `gap` to the best one.
+        """As `ControlTask.evaluate`, with exact `success`, the probability of reaching the goal, and `gap` to the optimum.
 
-        `success` is exact for a policy whose moves are drawn; `success_greedy` for one that takes the most likely move.
+        `success` and `gap` are of sampled moves; `success_greedy` is of the most likely ones.
         """
         judged = super().evaluate(policy, samples=samples, seed=seed)
         distribution = policy.distribution_of(torch.arange(self.ice.size**2, device=policy.device))

@@ -1,6 +1,7 @@
-"""A point that moves in the plane: two goals (`vantage/TwoGoals-v0`), or one behind an obstacle (`vantage/Detour-v0`).
+"""Point that moves in the plane: two goals (`vantage/TwoGoals-v0`), or one behind an obstacle (`vantage/Detour-v0`).
 
-Both have two ways to succeed, so that what a policy can represent is seen: `tally` counts how episodes ended.
+Both have two equally good solutions, so that a policy class that cannot represent two modes shows it: `tally` counts the
+ways in which episodes ended.
 
 This module needs gymnasium (`pip install 'vantage[control]'`).
 """
@@ -23,14 +24,14 @@ TWO_GOALS, DETOUR = "vantage/TwoGoals-v0", "vantage/Detour-v0"
 
 
 def register() -> None:
-    """Make the environments known to Gymnasium; once is enough."""
+    """Register the environments with Gymnasium; a second call changes nothing."""
     for name, entry in ((TWO_GOALS, "TwoGoals"), (DETOUR, "Detour")):
         if name not in gymnasium.registry:
             gymnasium.register(name, entry_point=f"{__name__}:{entry}")
 
 
 class Plane(gymnasium.Env[Any, Any]):
-    """A point at `place` [2] that an action moves by `speed` times it, a coordinate at a time in [-1, 1].
+    """Base of environments with a point at `place` [2]; an action in [-1, 1]^2 moves it by `speed` times the action.
 
     `tally` counts the ways in which episodes of this copy ended; those in `alternatives` are equally good.
     """
@@ -54,7 +55,7 @@ class Plane(gymnasium.Env[Any, Any]):
         self.tally[outcome] += 1
 
     def state_dict(self) -> dict[str, Any]:
-        """Return place, time, counts and random state."""
+        """Return position, time, counts and the generator's state."""
         held = {"place": self.place.copy(), "moment": self.moment, "tally": dict(self.tally)}
         return {**held, "random": self.np_random.bit_generator.state}
 
@@ -66,10 +67,10 @@ class Plane(gymnasium.Env[Any, Any]):
 
 
 class TwoGoals(Plane):
-    """A 5 by 5 square with a goal at the middle of its left and of its right side; the start, its centre, is a saddle.
+    """Square of 5 by 5 with a goal at the middle of its left and of its right side; the start, its centre, is a saddle.
 
-    Observation: the place, centre 0, sides at +-1. A move is at most 0.2 a coordinate. Within 0.25 of a goal the episode ends
-    and pays 1; nothing else pays. It is cut after 50 moves.
+    Observation: the position, centre 0, sides at +-1. A move is at most 0.2 per coordinate. Within 0.25 of a goal the episode
+    ends with reward 1; every other reward is 0. It is truncated after 50 moves.
     """
 
     alternatives = ("left", "right")
@@ -82,7 +83,7 @@ class TwoGoals(Plane):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[np.float32], dict[str, Any]]:
-        """Begin at the centre."""
+        """Start at the centre."""
         super().reset(seed=seed)
         self.place, self.moment = np.zeros(2), 0
         return self._see(), {}
@@ -100,11 +101,11 @@ class TwoGoals(Plane):
 
 
 class Detour(Plane):
-    """From (-1, 0) to (1, 0), with a disc of radius 0.4 at the origin between, by chunks of `chunk` moves.
+    """Path from (-1, 0) to (1, 0) around a disc of radius 0.4 at the origin, by chunks of `chunk` moves.
 
-    An action is `chunk` moves in a row, each at most 0.1 a coordinate; walls stand at +-1.5. Within 0.15 of the goal the
-    episode ends and pays 1; touching the disc ends it and pays nothing; each move costs 0.005. It is cut after 100 moves. The
-    tally also holds `strayed`, the share of places farther than 0.1 from both demonstrated routes, summed over episodes.
+    An action is `chunk` consecutive moves, each at most 0.1 per coordinate; walls are at +-1.5. Within 0.15 of the goal the
+    episode ends with reward 1; touching the disc ends it with 0; each move costs 0.005. It is truncated after 100 moves. The
+    tally also holds `strayed`, the share of positions farther than 0.1 from both demonstrated routes, summed over episodes.
     """
 
     alternatives = ("above", "below")
@@ -123,14 +124,14 @@ class Detour(Plane):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[np.float32], dict[str, Any]]:
-        """Begin near (-1, 0)."""
+        """Start near (-1, 0)."""
         super().reset(seed=seed)
         self.place, self.moment = np.array([-1.0, 0.0]) + 0.03 * self.np_random.standard_normal(2), 0
         self.strayed, self.side = 0, 0.0
         return self._see(), {}
 
     def step(self, action: Any) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
-        """Make the chunk's moves, until something ends the episode."""
+        """Make the chunk's moves until one ends the episode."""
         paid = 0.0
         found = crashed = cut = False
         for move in np.clip(action, -1, 1).reshape(self.chunk, 2):
@@ -151,7 +152,7 @@ class Detour(Plane):
         return self._see(), paid, found or crashed, cut, {}
 
     def demonstrations(self, episodes: int, seed: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return places [n, 2] and chunks [n, 2 * chunk] of noisy, slow walks along either route, every other one above."""
+        """Return positions [n, 2] and chunks [n, 2 * chunk] of noisy, slow walks along either route, which alternate."""
         random = np.random.default_rng(seed)
         seen, done = [], []
         for episode in range(episodes):
@@ -165,7 +166,7 @@ class Detour(Plane):
                 if gap < 0.06:
                     targets.pop(0)
                     continue
-                # Half of the greatest speed: what is left to learn is to be quick.
+                # Half of the maximum speed, so that training can still improve on the demonstrations.
                 move = 0.5 * ahead / max(gap, 0.05) + 0.1 * random.standard_normal(2)
                 place = place + 0.1 * move
                 moves.append(move.clip(-1, 1))
@@ -176,7 +177,7 @@ class Detour(Plane):
         return np.array(seen, dtype=np.float32), np.array(done, dtype=np.float32)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return place, time, counts and random state."""
+        """Return position, time, counts and the generator's state."""
         return {**super().state_dict(), "strayed": int(self.strayed), "side": float(self.side)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -186,7 +187,7 @@ class Detour(Plane):
 
 
 def distance_to_routes(place: Floats) -> float:
-    """Distance of a place [2] to the nearer of the two demonstrated routes, which mirror each other."""
+    """Return the distance of a position [2] to the nearer of the two demonstrated routes, which mirror each other."""
     x, y = float(place[0]), abs(float(place[1]))
     best = float("inf")
     for (ax, ay), (bx, by) in zip(Detour.waypoints[:-1], Detour.waypoints[1:], strict=True):

@@ -1,4 +1,4 @@
-"""The policies that a control task can make: Gaussian or categorical, by a flow, by diffusion; and their warm start."""
+"""Policies of control tasks (Gaussian or categorical, flow, diffusion) and their warm start by behaviour cloning."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ def make_policy(
 
 
 def load_policy(folder: str | Path) -> ControlPolicy:
-    """Read a policy of whatever kind the folder holds.
+    """Load a policy of any of these kinds from a folder.
 
     Raises:
-        UserError: it holds none.
+        UserError: the folder holds none.
     """
     config = Path(folder) / CONFIG
     kind = json.loads(config.read_text()).get("policy") if config.is_file() else None
@@ -54,20 +54,21 @@ def load_policy(folder: str | Path) -> ControlPolicy:
 
 
 def clone(policy: Any, observation: Tensor, action: Tensor, steps: int, seed: int, lr: float = 3e-3) -> float:
-    """Teach a policy to act as demonstrated: `steps` steps of Adam on 256 pairs each, the rate falling to 0.
+    """Train a policy by behaviour cloning: `steps` steps of Adam on 256 pairs each, the learning rate falling to 0.
 
-    A policy by a process has a loss of its own; a Gaussian maximises the likelihood. A frozen copy inside the policy follows.
+    A flow or diffusion policy uses its process's own loss; a Gaussian maximises the likelihood. A frozen copy inside the policy
+    is set to the result.
 
     Args:
-        policy: what learns, in place.
+        policy: changed in place.
         observation: [n, *shape], as the policy sees them.
         action: [n, width], as the environment takes them.
-        steps: of Adam, at least 1.
-        seed: of the draws.
-        lr: at the start.
+        steps: optimiser steps, at least 1.
+        seed: of the minibatches and of the loss's own noise.
+        lr: learning rate of the first step.
 
     Returns:
-        The last step's loss.
+        Loss of the last step.
     """
     generator = torch.Generator().manual_seed(seed)
     parameters = [p for p in policy.actor_parameters() if p.requires_grad]

@@ -42,23 +42,23 @@ EVALUATION = 2**31
 
 
 class ControlTask:
-    """A Gymnasium environment as a task. Prompts are seeds of initial states; they never run out.
+    """Gymnasium environment as a task. Prompts are seeds of initial states, without limit.
 
     Args:
         env: a short name (`cartpole`, `hopper`, ...), a Gymnasium id, or with `backend="envpool"` one of EnvPool's.
-        normalize_observations: whether the policy normalises what it sees; None: where actions are continuous.
+        normalize_observations: whether the policy normalises observations; None: where actions are continuous.
         normalize_rewards: whether rewards are scaled in training; None: as the method asks, else where actions are continuous.
-        clip_rewards: whether only the signs of rewards are learnt from; None: for Atari.
+        clip_rewards: whether rewards are replaced by their signs in training; None: for Atari.
         stochastic_evaluation: evaluate sampled actions too, beside the most likely ones.
-        parallel: environments that an evaluation steps side by side.
+        parallel: environments that an evaluation steps in parallel.
         policy: 'distribution' (Gaussian or categorical), 'flow' or 'diffusion'; None: what the method asks for, or the first.
-        warm_start: steps in which a new policy learns to act as the environment's demonstrations do, 0 for none.
+        warm_start: steps of behaviour cloning of the environment's demonstrations for a new policy, 0 for none.
         **options: of the policy (`hidden`, `activation`, `shared`, `state_dependent_std`, `squash`, `log_std`), of the engine
-            (`backend`; `gamma` of the scaling, the method's own where it is left out), and of the environment (all others).
+            (`backend`; `gamma` of the scaling, by default the method's), and of the environment (all others).
 
     Raises:
         UserError: the environment is not known or its spaces are not supported.
-        MissingLibrary: a library that it needs is not installed; the message names the extra.
+        MissingLibrary: a library that the environment needs is not installed; the message names the extra.
     """
 
     size = 0
@@ -118,16 +118,16 @@ class ControlTask:
         return Prompts(ids, ids.tolist())
 
     def score(self, batch: Trajectories, context: Context) -> dict[str, Tensor]:
-        """Nothing: rewards come with the decisions."""
+        """Return no rewards: they come with the decisions."""
         return {}
 
     def make_policy(self, model: str | Path = "", seed: int = 0, **options: Any) -> ControlPolicy:
         """Return a new policy, or the saved one in the folder `model`.
 
-        Options given here, such as a method asks for, come before the task's own; only its `policy` comes first.
+        Options given here, such as a method asks for, override the task's own, except for the task's `policy`.
 
         Raises:
-            UserError: the folder holds none, or one for other spaces, or an option does not fit.
+            UserError: the folder holds no policy, or one for other spaces, or an option does not fit.
         """
         if model:
             policy = policies.load_policy(model)
@@ -157,9 +157,9 @@ class ControlTask:
         """Return an engine that runs the policy in copies of the environment.
 
         Args:
-            policy: what acts.
-            seed: from which every copy's seed follows.
-            normalize_rewards, gamma: what a method asks for; the task's own options, where they were given, come first.
+            policy: samples the actions.
+            seed: determines every copy's seed.
+            normalize_rewards, gamma: what a method asks for; the task's own options, where given, override them.
         """
         if not self.pooled:
             prepare(self.env_id)
@@ -174,13 +174,13 @@ class ControlTask:
         return {**asked, **self.engine_options, "normalize_rewards": scaled}
 
     def evaluate(self, policy: Any, *, samples: int, seed: int) -> dict[str, float]:
-        """Run `samples` episodes in environments of its own with the most likely actions; normalisation does not move.
+        """Run `samples` episodes in separate environments with the most likely actions; normalisation statistics are fixed.
 
         Returns:
             `return`, `return_std` (over episodes, ddof 0) and `length`, undiscounted and in the environment's own reward; with
-            `stochastic_evaluation` also `return_sampled`, of as many episodes with sampled actions. Where the environment
-            tells how its episodes ended, `share/...` of each end, and `rarest`, the least share among equally good ends (of the
-            sampled episodes, where there are any).
+            `stochastic_evaluation` also `return_sampled`, of the same number of episodes with sampled actions. Where the
+            environment counts the ways in which its episodes ended, `share/...` of each, and `rarest`, the smallest share among
+            equally good ones (of the sampled episodes, where there are any).
         """
         tally: Counter[str] = Counter()
         returns, lengths = self._play(policy, samples, seed, None, tally)
@@ -221,7 +221,7 @@ def make(env_id: str, options: Mapping[str, Any]) -> Any:
 
 
 def prepare(env_id: str) -> None:
-    """Make this package's own environments known to Gymnasium."""
+    """Register this package's own environment of this id with Gymnasium."""
     require("gymnasium", "control")
     if env_id.startswith("vantage/"):
         from vantage.tasks.control import grid, point

@@ -1,4 +1,4 @@
-"""Problems with verifiable answers, given to a masked diffusion language model."""
+"""Problems with verifiable answers for masked diffusion language models."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from vantage.tasks.language.problems import alphabet, problem_set
 POLICY_OPTIONS = ("prompt_length", "length", "width", "layers", "heads")
 TASK_OPTIONS = ("per_step", "evaluated")
 PROBED = 256
-"""Training problems that the default lengths are read off."""
+"""Number of training problems from which the default lengths are computed."""
 
 
 class MaskedTask:
-    """A generated problem set whose answers are filled in.
+    """Generated problem set whose answers a masked diffusion model fills in.
 
     Args:
         problems: the set.
         **options: of the policy (`prompt_length`, `length` of an answer with its end token, `width`, `layers`, `heads`), `per_step`
-            (tokens that a pass fills in, 1), `evaluated` (held-out problems of an evaluation at most, 200).
+            (tokens filled in per pass, 1), `evaluated` (held-out problems of an evaluation at most, 200).
 
     Raises:
         UserError: an option is not known.
@@ -74,7 +74,7 @@ class MaskedTask:
         return [self.set.score(found[number], text) for number, text in zip(numbers, texts, strict=True)]
 
     def evaluate(self, policy: Any, *, samples: int, seed: int) -> dict[str, float]:
-        """Return `pass@1` of `samples` drawn answers to each held-out problem, and `greedy`, of the likeliest tokens."""
+        """Return `pass@1` of `samples` sampled answers to each held-out problem, and `greedy`, of the most likely tokens."""
         device = next(policy.parameters()).device
         numbers = list(range(self.evaluated))
         tokens = policy.encode([_prompt(self.set.problem("test", number)) for number in numbers]).to(device)
@@ -98,7 +98,7 @@ class MaskedTask:
         return MaskedDiffusionPolicy(alphabet(self.set), seed=seed, **{**sizes, **self.policy_options})
 
     def make_engine(self, policy: MaskedDiffusionPolicy, seed: int = 0) -> UnmaskingEngine:
-        """Return an engine that draws the policy's answers."""
+        """Return an engine that samples the policy's answers."""
         return UnmaskingEngine(policy, self.per_step)
 
 
@@ -113,12 +113,12 @@ def _solution(problem: Problem) -> str:
 
 
 def task_from_spec(spec: str, options: Mapping[str, Any] | None = None) -> MaskedTask:
-    """Return the task of `masked:addition:digits=3`.
+    """Make the task of `masked:addition:digits=3`.
 
     Raises:
         UserError: the problem set or a setting is not known.
     """
     _, _, inner = spec.partition(":")
     if not inner:
-        raise UserError("task masked: say of which problems, as in masked:addition:digits=3")
+        raise UserError("task masked: name the problem set, as in masked:addition:digits=3")
     return MaskedTask(problem_set(inner), **dict(options or {}))

@@ -1,4 +1,4 @@
-"""Mixtures of normals in the plane: data with a known density, and rewards that pull away from it."""
+"""Mixtures of normals in the plane: data with a known density, and rewards whose maximisation departs from it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Mixture:
 
         mode     exp(-2 d^2)                                     in (0, 1], highest on the target mode
         region   1 within three standard deviations of the target mode, else 0
-        proxy    mode + bonus * max(r - 1, 0)                    a flawed reward: being far out pays, where there is no data
+        proxy    mode + bonus * max(r - 1, 0)                    a flawed reward: it grows with r, where there is no data
 
     Attributes:
         shape: "ring" or "grid".
@@ -32,7 +32,7 @@ class Mixture:
         std: of each normal, above 0.
         reward: "mode", "region" or "proxy".
         target: number of the target mode, from 0.
-        bonus: slope of the proxy's flaw, at least 0.
+        bonus: slope of the proxy's second term, at least 0.
     """
 
     shape: Annotated[str, one_of(SHAPES)] = "ring"
@@ -53,7 +53,7 @@ class Mixture:
             raise out_of_range("task 'flow2d': target", self.target, f"0 to {len(self.means()) - 1}")
 
     def means(self) -> Tensor:
-        """Return the modes' places [K, 2]."""
+        """Return the means of the modes [K, 2]."""
         if self.shape == "ring":
             angle = 2 * math.pi * torch.arange(self.modes) / self.modes
             return self.radius * torch.stack([angle.cos(), angle.sin()], -1)
@@ -61,7 +61,7 @@ class Mixture:
         return torch.cartesian_prod(side, side)
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, None]:
-        """Draw `count` points [count, 2]; there are no labels."""
+        """Sample `count` points [count, 2]; there are no labels."""
         means = self.means()
         which = torch.randint(len(means), (count,), generator=generator)
         return means[which] + self.std * torch.randn(count, 2, generator=generator), None

@@ -1,4 +1,4 @@
-"""Flow models as a task: data to be matched, and a reward on what the model draws."""
+"""Tasks of flow models: data to be matched, and a reward of the model's samples."""
 
 from __future__ import annotations
 
@@ -27,31 +27,31 @@ TASK_OPTIONS = ("evaluation_steps",)
 
 
 class Data(Protocol):
-    """Samples to imitate, and what is thought of drawn ones."""
+    """Training samples, and the rewards and metrics of generated ones."""
 
     classes: int
     sample_shape: tuple[int, ...]
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
-        """Draw samples [count, *shape] and their labels [count], None where there are none."""
+        """Sample training data [count, *shape] and their labels [count], None where there are none."""
         ...
 
     def rewards(self, x: Tensor, label: Tensor | None) -> dict[str, Tensor]:
-        """Return the named rewards [n] of drawn samples."""
+        """Return the named rewards [n] of generated samples."""
         ...
 
     def judge(self, x: Tensor, label: Tensor | None) -> dict[str, float]:
-        """Return what else is to be known of drawn samples."""
+        """Return further metrics of generated samples, for the evaluation."""
         ...
 
 
 class FlowTask:
-    """Draw samples that score well. Prompts are labels, or, where the data have none, so many calls for a sample.
+    """Generation of samples with a high reward. Prompts are labels; data without labels have one prompt for each sample.
 
     Args:
         name: of the task, options included.
-        data: what is imitated, and what scores.
-        **options: of the policy (`hidden`, `activation`, `frequencies`), of the sampler that is used where a method brings none
+        data: training samples and rewards.
+        **options: of the policy (`hidden`, `activation`, `frequencies`), of the sampler that is used where the method has none
             (`steps`, `noise`, `kind`, `shift`), and `evaluation_steps` (of the ODE, 40).
 
     Raises:
@@ -81,17 +81,17 @@ class FlowTask:
         return Prompts(ids, ids.tolist() if self.size else [None] * len(ids))
 
     def score(self, batch: Trajectories, context: Context) -> dict[str, Tensor]:
-        """Return the named rewards [N] of drawn samples; none for rows that are no samples but pairs to be matched."""
+        """Return the named rewards [N] of generated samples; none for rows that are training pairs of the matching loss."""
         if "outcome" not in batch:
             return {}
         outcome = batch["outcome"].squeeze(1)
         return self.data.rewards(outcome, batch.prompt if self.size else None)
 
     def evaluate(self, policy: Any, *, samples: int, seed: int) -> dict[str, float]:
-        """Draw `samples` samples by the ODE, as many of each label, and judge them.
+        """Generate `samples` samples by the ODE, the same number per label, and score them.
 
         Returns:
-            The mean of each reward as `score` and under its name, and the data's own figures (`gold`, ...).
+            Mean of each reward as `score` and under its name, and the data's own metrics (`gold`, ...).
         """
         device = next(policy.parameters()).device
         generator = torch.Generator().manual_seed(seed)
@@ -105,7 +105,7 @@ class FlowTask:
         """Return a policy with random weights, or the saved one in the folder `model`.
 
         Raises:
-            UserError: the folder holds none, or one of other samples.
+            UserError: the folder holds no policy, or one for samples of another shape.
         """
         if not model:
             return FlowPolicy.new(self.data.sample_shape, self.data.classes, seed=seed, **self.policy_options)
@@ -118,12 +118,12 @@ class FlowTask:
         return policy
 
     def make_engine(self, policy: FlowPolicy, seed: int = 0) -> DenoisingEngine:
-        """Return an engine that draws the policy's samples."""
+        """Return an engine that generates the policy's samples."""
         return DenoisingEngine(policy, self.sampler)
 
 
 def task_from_spec(spec: str, options: Mapping[str, Any] | None = None) -> FlowTask:
-    """Return the task of `flow2d:ring,reward=proxy` or `digits:class,mislabelled=0.5`.
+    """Make the task of `flow2d:ring,reward=proxy` or `digits:class,mislabelled=0.5`.
 
     Raises:
         UserError: an unknown task or setting, or a value out of range.

@@ -1,4 +1,4 @@
-"""Demand a period: a distribution on the whole numbers 0, 1, 2, ..., drawn by inverting its distribution function."""
+"""Demand of a period: a distribution on the whole numbers 0, 1, 2, ..., sampled by inverting its distribution function."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch import Tensor
 from vantage.core.errors import UserError
 
 TAIL = 1e-12
-"""Probability of a Poisson demand that is cut off."""
+"""Probability in the upper tail of a Poisson demand that is cut off."""
 
 
 class Draws(Protocol):
-    """Demand that can be drawn; `Demand` is that of one product, `Demands` that of several."""
+    """Demand that can be sampled; `Demand` is of one product, `Demands` of several."""
 
     mean: float
-    """Of a product in a period, on average over the products."""
+    """Mean demand of a product in a period, averaged over the products."""
 
     def draw(self, uniform: Tensor) -> Tensor:
         """Turn uniform numbers in [0, 1) into demands of the same shape; the last axis may be the products'."""
@@ -44,7 +44,7 @@ class Demand:
 
     @classmethod
     def poisson(cls, mean: float) -> Demand:
-        """Poisson demand, cut where less than 1e-12 of it is left."""
+        """Return Poisson demand, truncated where less than 1e-12 of the probability remains."""
         if not 0 < mean <= 1000:
             raise UserError(f"demand: mean={mean} is out of range: above 0, at most 1000")
         k = torch.arange(int(mean + 12 * math.sqrt(mean) + 30), dtype=torch.float64)
@@ -54,7 +54,7 @@ class Demand:
 
     @classmethod
     def uniform(cls, low: int, high: int) -> Demand:
-        """Each whole number from `low` to `high` alike."""
+        """Return demand that is uniform on the whole numbers from `low` to `high`."""
         if not 0 <= low <= high:
             raise UserError(f"demand: uniform from {low} to {high} is out of range: 0 <= low <= high")
         pmf = torch.zeros(high + 1, dtype=torch.float64)
@@ -63,11 +63,11 @@ class Demand:
 
     @classmethod
     def constant(cls, value: int) -> Demand:
-        """Always `value`."""
+        """Return demand that is always `value`."""
         return cls.uniform(value, value)
 
     def total(self, periods: int) -> Demand:
-        """The sum of `periods` independent demands, at least 1."""
+        """Return the sum of `periods` independent demands; `periods` is at least 1."""
         pmf = self.pmf
         for _ in range(periods - 1):
             flipped = self.pmf.flip(0).view(1, 1, -1)
@@ -75,7 +75,7 @@ class Demand:
         return Demand(pmf / pmf.sum())
 
     def quantile(self, share: float) -> int:
-        """The smallest number that the demand exceeds with probability at most 1 - share."""
+        """Return the smallest number that the demand exceeds with probability at most 1 - share."""
         return int(torch.searchsorted(self.cdf, torch.tensor(share, dtype=torch.float64)))
 
     def draw(self, uniform: Tensor) -> Tensor:
@@ -87,13 +87,13 @@ class Demand:
 class Demands:
     """Demands of several products in a period, [..., K], each with a distribution of its own.
 
-    Products may move together: of K uniform numbers the normal quantiles are mixed into K normals of which any two have the
-    given correlation, and their shares are read off each product's distribution (a Gaussian copula). The correlation of
-    the demands themselves is somewhat smaller.
+    Products may be correlated by a Gaussian copula: the normal quantiles of K uniform numbers are mixed into K normals of which
+    any two have the given correlation, and each product's demand is the quantile at its normal's probability. The
+    correlation of the demands themselves is somewhat smaller.
 
     Args:
         each: the demand of each product, at least one.
-        correlation: of any two normals, at least 0 and below 1.
+        correlation: correlation of any two normals, at least 0 and below 1.
 
     Raises:
         UserError: there is no product, or the correlation is out of range.
@@ -117,7 +117,7 @@ class Demands:
         count = len(self.each)
         tables = uniform.unflatten(-1, (-1, count))
         if self.correlation:
-            # Away from 0 and 1, where the quantile is infinite.
+            # Kept away from 0 and 1, where the quantile is infinite.
             normal = torch.special.ndtri(tables.double().clamp(TAIL, 1 - TAIL)) @ self._mix.T.to(uniform.device)
             tables = torch.special.ndtr(normal).clamp(max=1 - 2.0**-24).to(uniform.dtype)
         drawn = [demand.draw(tables[..., k]) for k, demand in enumerate(self.each)]

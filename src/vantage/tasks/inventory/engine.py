@@ -1,4 +1,4 @@
-"""Decisions gathered in an inventory system: N copies in one tensor, one call of the policy a period."""
+"""Engine of inventory systems: N copies in one tensor, one call of the policy per period."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Act = Callable[[Tensor, Tensor], Tensor]
 
 
 def simulate(system: System, act: Act, start: Tensor, demand: Tensor) -> dict[str, Tensor]:
-    """Run a policy through given demands from given states; gradient flows through the whole trajectory.
+    """Simulate a policy with given initial states and demands; gradient flows through the whole trajectory.
 
     Args:
         system: the simulator.
@@ -51,9 +51,9 @@ def simulate(system: System, act: Act, start: Tensor, demand: Tensor) -> dict[st
 
 
 def uniform_numbers(seed: int, ids: Tensor, count: int) -> Tensor:
-    """Return `count` uniform numbers in [0, 1) for each id [N], which depend on seed, id and place alone: [N, count] float64.
+    """Return `count` uniform numbers in [0, 1) for each id [N], which depend on seed, id and index alone: [N, count] float64.
 
-    The finaliser of SplitMix64 (Steele, Lea and Flood 2014) applied to a counter, so that no row needs a generator of its own.
+    They are the finaliser of SplitMix64 (Steele, Lea and Flood 2014) of a counter, so that no row needs a generator of its own.
     """
     places = torch.arange(count, dtype=torch.int64, device=ids.device)
     x = _mix(_mix(ids.long().unsqueeze(-1) + seed * 0x2545F491) + (places + 1) * -0x61C8864680B583EB)
@@ -68,19 +68,19 @@ def _mix(x: Tensor) -> Tensor:
 
 
 class SimulatorEngine:
-    """Runs a policy in copies of a system, all in step.
+    """Engine that runs a policy in copies of a system, all in the same period.
 
     The policy offers `distribution_of(observation)`. Batches hold `action`, `mask`, `length`, `logp_old`, `reward`
-    (-cost / `system.cost_unit`), `terminated`, `truncated` (at the end of an episode), `group`, `prompt`, `observation`, and what
-    only a simulator can give: `post_observation` (the state that the decision leaves, as the policy sees states), `demand`
-    [N, T, I] and `start` [N, S], from which the same trajectory can be replayed. For a component that declares them in `columns`
-    there are `next_observation`, `last_observation` and, where episodes end within a row, `final_observation`. The mean cost a
-    period is recorded as `episode/cost`.
+    (-cost / `system.cost_unit`), `terminated`, `truncated` (at the end of an episode), `group`, `prompt`, `observation`, and, as
+    only a simulator can, `post_observation` (the observation of the post-decision state), `demand` [N, T, I] and `start` [N, S],
+    from which the same trajectory can be replayed. For a component that declares them in `columns` there are
+    `next_observation`, `last_observation` and, where episodes end within a row, `final_observation`. The mean cost per period is
+    recorded as `episode/cost`.
 
     Args:
         system: the simulator.
         periods: length of an episode.
-        seed: of the scenarios of `sample`.
+        seed: seed of the scenarios of `sample`.
     """
 
     def __init__(self, system: System, periods: int, seed: int = 0) -> None:
@@ -93,7 +93,7 @@ class SimulatorEngine:
         self._clock = 0
 
     def sample(self, prompts: Prompts, count: int, context: Context, *, greedy: bool = False) -> Trajectories:
-        """Run `count` episodes from each initial state, whose id decides start and demands: rows of a prompt share them."""
+        """Run `count` episodes of each scenario, whose id determines start and demands: rows of a prompt share them."""
         start, demand = scenarios(self.system, prompts.ids.to(context.device), self.periods, self.seed)
         start, demand = start.repeat_interleave(count, 0), demand.repeat_interleave(count, 0)
         ran, state = self._run(start, demand, context, greedy)
@@ -107,7 +107,7 @@ class SimulatorEngine:
         return Trajectories(ran, rows=len(start))
 
     def advance(self, rows: int, steps: int, context: Context) -> Trajectories:
-        """Take `steps` more decisions in each of `rows` streams, which begin anew after each `periods` periods."""
+        """Take `steps` more decisions in each of `rows` streams, which are reset after every `periods` periods."""
         device = context.device
         if self._state is None or len(self._state) != rows:
             self._state, self._clock = self._begin(rows, context), 0
@@ -157,7 +157,7 @@ class SimulatorEngine:
             ran["next_observation"] = torch.cat([ran["observation"][:, 1:], self.system.observe(state).unsqueeze(1)], 1)
         context.record("episode/cost", cost.mean())
         mask = torch.ones_like(cost, dtype=torch.bool)
-        # The log-probabilities of all periods at once: the policy is asked once more, not once a period.
+        # One further call of the policy gives the log-probabilities of all periods.
         logp = policy.evaluate(Trajectories(ran), frozenset({"logp"})).logp
         return {
             **ran,
@@ -170,7 +170,7 @@ class SimulatorEngine:
         }, state
 
     def state_dict(self) -> dict[str, Any]:
-        """The streams' states and the place in their episode."""
+        """Return the streams' states and their period within the episode."""
         return {"state": self._state, "clock": self._clock} if self._state is not None else {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -182,13 +182,13 @@ def scenarios(system: System, ids: Tensor, periods: int, seed: int) -> tuple[Ten
     """Return initial states [N, S] and demands [N, periods, I] of the scenarios with these ids [N]."""
     width = system.width
     uniform = uniform_numbers(seed, ids, width + periods * system.products)
-    # Rounding to float32 may give 1, which is no number in [0, 1).
+    # Rounding to float32 may give 1, which is outside of [0, 1).
     uniform = uniform.float().clamp(max=1 - 2.0**-24)
     return system.start(uniform[:, :width]), system.demand.draw(uniform[:, width:]).unflatten(1, (periods, -1))
 
 
 def _on_device(context: Context) -> torch.Generator:
-    """The run's generator, or where the policy lives elsewhere one there that follows from it."""
+    """Return the run's generator, or one on the policy's device that is seeded by it."""
     device = context.device
     if device.type == "cpu":
         return context.generator

@@ -1,4 +1,4 @@
-"""What the best policy costs: the newsvendor's closed form where demand waits, dynamic programming elsewhere."""
+"""Optimal policies and their costs: the newsvendor's closed form under backlogging, dynamic programming otherwise."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from torch import Tensor
 from vantage.tasks.inventory.systems import LotSizing, Store
 
 LIMIT = 3_000_000
-"""Transitions (states x decisions x demands) up to which dynamic programming is tried."""
+"""Largest number of transitions (states x decisions x demands) for which dynamic programming is tried."""
 
 
 @dataclass(frozen=True)
 class Optimum:
-    """The best policy of a system and its cost.
+    """Optimal policy of a system and its cost.
 
     Attributes:
-        cost: expected cost a period; in the long run for a store, over `periods` from the initial distribution for a system with
-            an end.
-        act: best decision in states [N, S] with `left` periods to go, as the `system` here takes it.
-        system: the same system, taking orders as they are.
+        cost: expected cost per period; the long-run average for a store, over `periods` from the initial distribution for a
+            system with a finite horizon.
+        act: optimal decision in states [N, S] with `left` periods remaining, as `system` takes it.
+        system: the same system with orders as direct decisions.
     """
 
     cost: float
@@ -33,7 +33,7 @@ class Optimum:
 
 
 def newsvendor(store: Store, level: float) -> float:
-    """Expected long-run cost a period of the base-stock policy with this level, where unmet demand waits: exact.
+    """Return the exact long-run expected cost per period of the base-stock policy with this level, under backlogging.
 
     h E[max(S - D, 0)] + p E[max(D - S, 0)],      D the demand of L + 1 periods
     """
@@ -43,22 +43,22 @@ def newsvendor(store: Store, level: float) -> float:
 
 
 def base_stock_level(store: Store) -> int:
-    """The best base-stock level where unmet demand waits: the p / (p + h) quantile of the demand of L + 1 periods."""
+    """Return the optimal base-stock level under backlogging: the p / (p + h) quantile of the demand of L + 1 periods."""
     return store.demand.total(store.lead_time + 1).quantile(store.penalty / (store.penalty + store.holding))
 
 
 def optimum(system: Store | LotSizing, periods: int) -> Optimum | None:
-    """Return the best policy, or None where the system is too large to be solved.
+    """Return the optimal policy, or None where the system is too large to be solved.
 
     Args:
-        system: a store, judged by its long-run cost, or machines, judged over `periods` periods.
-        periods: until the end, read for machines alone.
+        system: a store, solved for its long-run average cost, or machines, solved over `periods` periods.
+        periods: horizon, used for machines alone.
     """
     if isinstance(system, LotSizing):
         return _machines(system, periods)
     store = replace(system, direct=True)
     if not store.lost or store.lead_time == 0:
-        # Without lead time nothing is on its way, and the best level is the same whether demand waits or is lost.
+        # Without lead time nothing is in the pipeline, and the optimal level is the same for backlogging and lost sales.
         level = base_stock_level(store)
         return Optimum(
             newsvendor(store, level), lambda state, left: (level - state.sum(-1, keepdim=True)).clamp(min=0), store
@@ -67,12 +67,12 @@ def optimum(system: Store | LotSizing, periods: int) -> Optimum | None:
 
 
 class Table:
-    """All transitions of a system on a box of whole-number states, read off the simulator itself.
+    """All transitions of a system on a box of whole-number states, computed by the simulator itself.
 
     Args:
-        system: the system.
-        sizes: number of values of each place of the state.
-        decisions: [A, ...].
+        system: the simulator.
+        sizes: number of values of each coordinate of the state.
+        decisions: all decisions [A, ...].
     """
 
     def __init__(self, system: Store | LotSizing, sizes: list[int], decisions: Tensor) -> None:
@@ -103,7 +103,7 @@ class Table:
         return (held * self.radix).sum(-1)
 
     def back(self, value: Tensor) -> Tensor:
-        """Return the cost [states, decisions] of each decision when `value` [states] is what follows."""
+        """Return the cost [states, decisions] of each decision plus the expected `value` [states] of the next state."""
         ahead = torch.mv(value[self.following].T, self.chances)
         return self.cost + ahead.reshape(self.cost.shape)
 
@@ -114,7 +114,7 @@ def _solve_lost(key: tuple[float, ...], pmf: tuple[float, ...]) -> tuple[float, 
 
     lead, holding, penalty = int(key[0]), key[1], key[2]
     store = Store(lead, holding, penalty, True, Demand(torch.tensor(pmf, dtype=torch.float64)), direct=True)
-    # Where sales are lost, the best position never exceeds the best level of the store in which demand waits.
+    # With lost sales the optimal inventory position never exceeds the optimal level under backlogging.
     most = base_stock_level(store)
     sizes = [most + round(store.demand.mean) + 1] + [most + 1] * (lead - 1) + [1]
     if torch.tensor(sizes).prod().item() * (most + 1) * int((store.demand.pmf > 1e-10).sum()) > LIMIT:
@@ -131,7 +131,7 @@ def _solve_lost(key: tuple[float, ...], pmf: tuple[float, ...]) -> tuple[float, 
 
 
 def _lost_sales(store: Store) -> Optimum | None:
-    """Relative value iteration on the cost a period."""
+    """Solve by relative value iteration on the average cost per period."""
     key = (float(store.lead_time), store.holding, store.penalty)
     solved = _solve_lost(key, tuple(store.demand.pmf.tolist()))
     if solved is None:
@@ -145,7 +145,7 @@ def _lost_sales(store: Store) -> Optimum | None:
 
 
 def _machines(system: LotSizing, periods: int) -> Optimum | None:
-    """Backward induction over the periods."""
+    """Solve by backward induction over the periods."""
     choices = torch.cartesian_prod(*[torch.arange(system.items + 1)] * system.machines).reshape(-1, system.machines)
     sizes = [system.capacity + 1] * system.items + [system.items + 1] * system.machines
     demands = int((system.demand.pmf > 1e-10).sum()) ** system.items

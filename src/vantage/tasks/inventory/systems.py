@@ -1,4 +1,4 @@
-"""Inventory systems as batched simulators: a period is what the decision does, then what the demand does.
+"""Inventory systems as batched simulators: a period is a known transition by the decision, then a random one by the demand.
 
 A system is a frozen dataclass of pure functions on states [N, S]:
 
@@ -24,64 +24,64 @@ from vantage.policies.spaces import Actions, Observations
 from vantage.tasks.inventory.demand import Demand, Draws
 
 MOST = 1000.0
-"""Mean demands up to which an order is carried out where a policy is judged."""
+"""Largest order in an evaluation, in mean demands."""
 
 
 class System(Protocol):
-    """What the engine and the solvers ask of a system."""
+    """Interface of a system to the engine and the solvers."""
 
     @property
     def demand(self) -> Draws:
-        """Of every product in a period."""
+        """Demand of every product in a period."""
         ...
 
     @property
     def products(self) -> int:
-        """Demands a period, I."""
+        """Number of demands per period, I."""
         ...
 
     @property
     def width(self) -> int:
-        """Numbers in a state, S."""
+        """Width of a state, S."""
         ...
 
     @property
     def observations(self) -> Observations:
-        """What a policy sees of a state, post-decision states included."""
+        """Space of the observations of states, post-decision states included."""
         ...
 
     @property
     def actions(self) -> Actions:
-        """What it decides."""
+        """Space of the decisions."""
         ...
 
     @property
     def cost_unit(self) -> float:
-        """What rewards are measured in: reward = -cost / cost_unit."""
+        """Unit of rewards: reward = -cost / cost_unit."""
         ...
 
     def start(self, uniform: Tensor) -> Tensor:
-        """Turn uniform numbers [N, S] into initial states [N, S]."""
+        """Map uniform numbers [N, S] to initial states [N, S]."""
         ...
 
     def observe(self, state: Tensor) -> Tensor:
-        """Return what a policy sees, [N, W]."""
+        """Return the observations [N, W] of states [N, S]."""
         ...
 
     def decide(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
-        """Carry out decisions [N, ...]; return the post-decision state [N, S] and its cost [N]."""
+        """Apply decisions [N, ...]; return the post-decision states [N, S] and the decisions' costs [N]."""
         ...
 
     def happen(self, state: Tensor, demand: Tensor) -> tuple[Tensor, Tensor]:
-        """Let demands [N, I] arrive at post-decision states; return the next state [N, S] and the cost [N]."""
+        """Apply demands [N, I] to post-decision states [N, S]; return the next states [N, S] and the costs [N]."""
         ...
 
 
 @component(label="inventory")
 class Store:
-    """One store and one product: order, meet the demand, pay for what is left or missing, receive what arrives.
+    """One store and one product: order, meet the demand, pay holding or shortage costs, receive deliveries.
 
-    State [N, L + 1]: on hand, then what arrives in 1, 2, ... L periods; the last place is empty before a decision. An order
+    State [N, L + 1]: stock on hand, then deliveries due in 1, 2, ... L periods; the last entry is 0 before a decision. An order
     of period t is on hand before the demand of period t + L, so that its cost depends on L + 1 demands.
 
         order q:      state_L += q                                    (L = 0: it is on hand at once)
@@ -90,10 +90,10 @@ class Store:
 
     Attributes:
         lead_time: L, periods, at least 0.
-        holding, penalty: h and p, cost a unit and period.
-        lost: unmet demand is lost; else it waits, as negative stock.
-        demand: of a period.
-        direct: the decision is the order itself, cut at 0; else the order is softplus(decision + 1), positive and smooth.
+        holding, penalty: h and p, cost per unit and period.
+        lost: unmet demand is lost; otherwise it is backlogged, as negative stock.
+        demand: demand of a period.
+        direct: the decision is the order itself, clamped at 0; otherwise the order is softplus(decision + 1), positive and smooth.
     """
 
     lead_time: Annotated[int, at_least(0)] = 2
@@ -110,7 +110,7 @@ class Store:
 
     @property
     def width(self) -> int:
-        """Stock and pipeline."""
+        """Stock and pipeline entries, L + 1."""
         return self.lead_time + 1
 
     @property
@@ -125,40 +125,40 @@ class Store:
 
     @property
     def cost_unit(self) -> float:
-        """What a period without any stock costs on average."""
+        """Mean cost of a period without any stock."""
         return max(self.penalty * self.demand.mean, 1e-9)
 
     def start(self, uniform: Tensor) -> Tensor:
-        """Every place of the pipeline between 0 and twice the mean demand."""
+        """Return stock and pipeline entries that are uniform between 0 and twice the mean demand."""
         state = uniform * (2 * self.demand.mean)
         if self.lead_time:
             state[:, -1] = 0.0
         return state
 
     def observe(self, state: Tensor) -> Tensor:
-        """The state itself."""
+        """Return the state itself."""
         return state
 
     def order(self, action: Tensor) -> Tensor:
-        """Return the orders [N] that decisions [N, 1] stand for."""
+        """Return the orders [N], units, of decisions [N, 1]."""
         decision = action.squeeze(-1)
         return decision.clamp(min=0) if self.direct else F.softplus(decision + 1.0)
 
     def whole(self, state: Tensor, action: Tensor) -> Tensor:
-        """Return the orders [N, 1] that decisions stand for, in whole units, at most `MOST` mean demands.
+        """Return the orders [N, 1] of decisions, rounded to whole units, at most `MOST` mean demands.
 
-        A policy that orders the more, the more it has, grows its stock by a factor every period. The limit leaves the cost of a
-        long run with it what it is, enormous, and keeps it a number.
+        A policy that orders more the more stock it has multiplies its stock every period. The limit keeps the very large cost of
+        such a policy finite.
         """
         return self.order(action).round().clamp(max=round(MOST * self.demand.mean)).unsqueeze(-1)
 
     def decide(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
-        """Place the order; it costs nothing by itself."""
+        """Place the order, at no cost."""
         placed = torch.cat([state[:, :-1], (state[:, -1] + self.order(action)).unsqueeze(-1)], -1)
         return placed, torch.zeros_like(state[:, 0])
 
     def happen(self, state: Tensor, demand: Tensor) -> tuple[Tensor, Tensor]:
-        """Meet the demand, pay, receive."""
+        """Meet the demand, add up the costs, receive deliveries."""
         left = state[:, 0] - demand[:, 0]
         kept = left.clamp(min=0)
         cost = self.holding * kept + self.penalty * (kept - left)
@@ -171,20 +171,20 @@ class Store:
 
 @component(label="lot sizing")
 class LotSizing:
-    """Machines that make one of several items a period, and pay to switch; demand that finds no stock is lost.
+    """Machines that each produce one of several items per period, with setup costs; unmet demand is lost.
 
-    State [N, I + M]: stock of each item, then what each machine is set up for (0 nothing). A decision chooses for each
-    machine 0 (idle, which clears its setup) or an item 1 .. I. A machine that is not set up for its item pays `setup_cost` and
-    makes `setup_loss` units less. What exceeds `capacity` is lost. Then demand comes: each unit left costs `holding`, each
-    unit missed `penalty`.
+    State [N, I + M]: stock of each item, then the item that each machine is set up for (0 for none). A decision chooses for each
+    machine 0 (idle, which clears its setup) or an item 1 .. I. A machine that is not set up for its item incurs `setup_cost` and
+    makes `setup_loss` units less. Stock above `capacity` is lost. Then the demand is met: each remaining unit costs `holding`,
+    each unit of unmet demand `penalty`.
 
     Attributes:
         items, machines: I and M, at least 1.
-        capacity: of the stock of each item, units.
-        production: units a machine makes in a period.
-        holding, penalty, setup_cost: cost a unit left, a unit missed, a setup.
-        setup_loss: units, at most `production`.
-        demand: of an item in a period.
+        capacity: largest stock of each item, units.
+        production: units that a machine makes per period.
+        holding, penalty, setup_cost: cost per remaining unit, per unit of unmet demand, per setup.
+        setup_loss: units not produced because of a setup, at most `production`.
+        demand: demand of an item in a period.
     """
 
     items: Annotated[int, at_least(1)] = 2
@@ -203,12 +203,12 @@ class LotSizing:
 
     @property
     def products(self) -> int:
-        """Items with a demand of their own."""
+        """Number of items, I."""
         return self.items
 
     @property
     def width(self) -> int:
-        """Stocks and setups."""
+        """Stocks and setups, I + M."""
         return self.items + self.machines
 
     @property
@@ -218,7 +218,7 @@ class LotSizing:
 
     @property
     def actions(self) -> Actions:
-        """One choice a machine."""
+        """One choice per machine, 0 .. I."""
         sizes = (self.items + 1,) * self.machines
         if self.machines == 1:
             return Actions("discrete", (), sizes, (0,))
@@ -226,16 +226,16 @@ class LotSizing:
 
     @property
     def cost_unit(self) -> float:
-        """What a period without production costs on average."""
+        """Mean cost of a period without any stock."""
         return max(self.penalty * self.demand.mean * self.items, 1e-9)
 
     def start(self, uniform: Tensor) -> Tensor:
-        """Stocks uniform on 0 .. capacity, nothing set up."""
+        """Return stocks that are uniform on 0 .. capacity, with no machine set up."""
         stock = (uniform[:, : self.items] * (self.capacity + 1)).floor()
         return torch.cat([stock, torch.zeros_like(uniform[:, self.items :])], -1)
 
     def observe(self, state: Tensor) -> Tensor:
-        """Stocks and setups."""
+        """Return stocks over the capacity and setups as one-hot."""
         setup = F.one_hot(state[:, self.items :].long(), self.items + 1).to(state.dtype)
         return torch.cat([state[:, : self.items] / self.capacity, setup.flatten(1)], -1)
 
@@ -249,7 +249,7 @@ class LotSizing:
         return torch.cat([stock, chosen.to(state.dtype)], -1), self.setup_cost * switched.sum(-1).to(state.dtype)
 
     def happen(self, state: Tensor, demand: Tensor) -> tuple[Tensor, Tensor]:
-        """Sell, pay for what is left and what is missed."""
+        """Meet the demand and add up holding and shortage costs."""
         left = state[:, : self.items] - demand
         kept = left.clamp(min=0)
         cost = (self.holding * kept + self.penalty * (kept - left)).sum(-1)

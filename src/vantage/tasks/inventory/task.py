@@ -1,4 +1,4 @@
-"""Inventory tasks: a simulator with the policy, the engine, the evaluation and the best possible cost that go with it."""
+"""Inventory tasks: a simulator with its policy, engine, evaluation and optimal cost."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from vantage.tasks.inventory.warehouse import Warehouse, several, stores_alone
 
 POLICIES = ("network", "base-stock", "symmetry-aware")
 EVALUATION = 2**31
-"""Added to the seeds of evaluations, so that their scenarios do not meet those of training."""
+"""Added to the seeds of evaluations, so that their scenarios differ from those of training."""
 
 
 class InventoryTask:
-    """A system as a task. Prompts are scenarios (initial state and all demands), by number; they never run out.
+    """Inventory system as a task. Prompts are scenarios (initial state and all demands), by number, without limit.
 
     Args:
         name: of the task.
@@ -84,20 +84,20 @@ class InventoryTask:
 
     @cached_property
     def best(self) -> Optimum | None:
-        """The best policy and its cost, where it can be computed."""
+        """Optimal policy and its cost, where it can be computed."""
         return None if isinstance(self.system, Warehouse) else optimum(self.system, self.evaluated)
 
     @cached_property
     def bound(self) -> float | None:
-        """What the stores of a warehouse would cost a period, at best, if it were without limit and free; None elsewhere."""
+        """Lower bound on the cost per period of a warehouse's stores (see `stores_alone`); None for other systems."""
         return stores_alone(self.system) if isinstance(self.system, Warehouse) else None
 
     def prompts(self, ids: Tensor) -> Prompts:
-        """Return scenarios; the id decides everything."""
+        """Return scenarios, each determined by its id."""
         return Prompts(ids, ids.tolist())
 
     def score(self, batch: Trajectories, context: Context) -> dict[str, Tensor]:
-        """Nothing: rewards come with the decisions."""
+        """Return no rewards: they come with the decisions."""
         return {}
 
     @property
@@ -107,14 +107,14 @@ class InventoryTask:
 
     @property
     def episode_limit(self) -> int:
-        """Periods of the longest episode: of every one."""
+        """Periods of the longest episode; all have the same length."""
         return self.periods
 
     def make_policy(self, model: str | Path = "", seed: int = 0, **options: Any) -> Any:
         """Return a new policy, or the saved one in the folder `model`.
 
         Raises:
-            UserError: the folder holds none, or one for another system.
+            UserError: the folder holds no policy, or one for another system.
         """
         if model:
             return self._load(Path(model))
@@ -134,7 +134,7 @@ class InventoryTask:
         kind = json.loads(config.read_text()).get("policy") if config.is_file() else None
         if kind == "base-stock":
             if self.policy != "base-stock":
-                raise UserError(f"the policy in {folder} orders up to a level: give the option policy=base-stock")
+                raise UserError(f"the policy in {folder} is a base-stock policy: give the option policy=base-stock")
             return BaseStockPolicy.load(folder)
         if kind == "symmetry-aware":
             network = StoreNetworkPolicy.load(folder)
@@ -155,13 +155,13 @@ class InventoryTask:
         return SimulatorEngine(self.system, self.periods, seed, **options)
 
     def replay(self, policy: Any, batch: Trajectories) -> Tensor:
-        """Run the batch's scenarios again, taking the most likely decisions: reward [N, T], with gradient through all steps.
+        """Simulate the batch's scenarios again with the most likely decisions: reward [N, T], with gradient through all steps.
 
         Raises:
             UserError: decisions are discrete, or an episode ends within a row.
         """
         if self.system.actions.kind != "continuous":
-            raise UserError(f"task {self.name}: its decisions are discrete, so nothing flows through its simulator")
+            raise UserError(f"task {self.name}: its decisions are discrete, so no gradient flows through its simulator")
         if batch.steps > 1 and bool(batch.truncated[:, :-1].any()):
             raise UserError("rows that hold the end of an episode cannot be replayed: roll out whole episodes (Groups)")
         ran = simulate(self.system, lambda seen, _: policy.distribution_of(seen).mode, batch.start, batch.demand)
@@ -171,13 +171,13 @@ class InventoryTask:
     def evaluate(self, policy: Any, *, samples: int, seed: int) -> dict[str, float]:
         """Run `samples` scenarios with the most likely decisions, orders rounded to whole units.
 
-        An evaluation is longer than an episode of training, so a policy that feeds on its own stock may look harmless there and
-        grow out of every bound here: orders are limited (see `Store.whole`), and its cost is a large number, not an overflow.
+        Evaluation episodes are longer than those of training, so that the stock of an unstable policy may diverge only here:
+        orders are limited (see `Store.whole`), which keeps the cost finite.
 
         Returns:
-            `cost` a period, `return` (-cost times the periods counted), and where the best policy is known `gap`: the
-            cost above the best one's on the same demands, over the best one's exact cost. With a warehouse `over_bound`: the
-            cost over that of the stores alone at their best (see `stores_alone`), less 1, where that is known.
+            `cost` per period, `return` (-cost times the periods counted), and where the optimal policy is known `gap`: the cost
+            less that of the optimal policy on the same demands, over the latter's exact cost. With a warehouse `over_bound`: the
+            cost over the bound of `stores_alone`, less 1, where the bound is known.
         """
         device = next(policy.parameters()).device
         system, act = self.system, lambda seen, state: policy.distribution_of(seen).mode
@@ -202,12 +202,12 @@ class InventoryTask:
 
 
 def task_from_spec(spec: str, options: Mapping[str, Any] | None = None) -> InventoryTask:
-    """Return the task of `inventory`, `inventory:lead_time=2,lost=true`, `inventory:stores=3` or `lot-sizing:items=3`.
+    """Make the task of `inventory`, `inventory:lead_time=2,lost=true`, `inventory:stores=3` or `lot-sizing:items=3`.
 
     `inventory` takes the attributes of `Store` and `mean` (of the Poisson demand); `lot-sizing` those of `LotSizing` and
-    `highest` (of the uniform demand). With `stores` a warehouse delivers so many of them: `varied=true` makes them differ (see
-    `several`), `warehouse_lead_time` and `warehouse_holding` are the warehouse's, and `purchase`, `allocation`, `most` and
-    `correlation` are attributes of `Warehouse`. Unless given, `allocation` is what the paper combines with the policy:
+    `highest` (of the uniform demand). `stores` is the number of stores that a warehouse delivers: `varied=true` makes them differ
+    (see `several`), `warehouse_lead_time` and `warehouse_holding` are the warehouse's, and `purchase`, `allocation`, `most` and
+    `correlation` are attributes of `Warehouse`. By default, `allocation` is the one that the paper combines with the policy:
     "proportional" with `policy=symmetry-aware`, "softmax" with `policy=network`.
 
     Raises:
@@ -252,7 +252,7 @@ _WAREHOUSE = (
 
 
 def _warehouse(store: Store, given: dict[str, Any], policy: str) -> Warehouse:
-    """Take a warehouse's options out of `given` and return it with stores like this one."""
+    """Remove a warehouse's options from `given` and return the warehouse, with stores like this one."""
     count, varied = given.pop("stores"), given.pop("varied", False)
     taken = {key: given.pop(key) for key in _WAREHOUSE if key in given}
     settings = {key.removeprefix("warehouse_"): value for key, value in taken.items()}

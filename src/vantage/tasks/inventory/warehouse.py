@@ -1,8 +1,8 @@
-"""One warehouse and several stores: what the warehouse holds limits what the stores are sent.
+"""One warehouse and several stores: the warehouse's stock limits the deliveries to the stores.
 
 Alvo, Russo, Kanoria and Lee, "Deep Reinforcement Learning for Inventory Networks" (arXiv 2306.11246): stores order from one
-warehouse, which orders from a supplier without limit. Whatever a policy decides, an allocation rule makes it feasible, so
-that cost is differentiable almost everywhere in the decisions and no decision has to be refused.
+warehouse, which orders from a supplier without limit. An allocation rule makes any decision feasible, so that the cost is
+differentiable almost everywhere in the decisions.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from vantage.tasks.inventory.systems import MOST, Store
 
 ALLOCATIONS = ("proportional", "softmax")
 TINY = 1e-10
-"""Added to a sum of orders before it divides."""
+"""Added to the sum of orders in a denominator."""
 ROUNDING = 1e-3
-"""By how much less than a whole number of units an allocation may be and still count as that number."""
+"""Tolerance, in units, below a whole number within which an allocation is rounded up to it."""
 
 VARIED = 0
-"""Seed of what makes varied stores differ."""
+"""Seed of the attributes of varied stores."""
 
 
 def proportional(orders: Tensor, stock: Tensor) -> Tensor:
-    """Return what stores are sent [N, K] of what they ask for: all of it, or equal shares of it where stock is short.
+    """Return the deliveries to the stores [N, K]: their orders, or the same share of each where stock is short.
 
         sent_k = o_k min(1, s / (sum o + 1e-10))
 
@@ -41,19 +41,19 @@ def proportional(orders: Tensor, stock: Tensor) -> Tensor:
 
     Args:
         orders: o, units, at least 0, [N, K].
-        stock: s, what the warehouse has on hand, at least 0, [N].
+        stock: s, stock on hand in the warehouse, at least 0, [N].
     """
     share = (stock / (orders.sum(-1) + TINY)).clamp(max=1.0)
     return orders * share.unsqueeze(-1)
 
 
 def softmax_shares(scores: Tensor, stock: Tensor) -> Tensor:
-    """Return what stores are sent [N, K]: shares of the stock by a softmax of scores, in which a further score of 1 stands for
-    what the warehouse keeps. Always less than all of it. Gradient flows to scores and stock.
+    """Return the deliveries to the stores [N, K]: shares of the stock by a softmax over their scores and a further score of 1,
+    for the stock that the warehouse keeps, so that they sum to less than the stock. Gradient flows to scores and stock.
 
     Args:
         scores: [N, K].
-        stock: what the warehouse has on hand, at least 0, [N].
+        stock: stock on hand in the warehouse, at least 0, [N].
     """
     shares = torch.cat([scores, torch.ones_like(scores[:, :1])], -1).softmax(-1)
     return shares[:, :-1] * stock.unsqueeze(-1)
@@ -61,35 +61,35 @@ def softmax_shares(scores: Tensor, stock: Tensor) -> Tensor:
 
 def _alike(stores: tuple[Store, ...]) -> None:
     if len({store.lost for store in stores}) > 1:
-        raise ValueError("unmet demand must be lost in all stores, or wait in all")
+        raise ValueError("unmet demand must be lost in all stores, or backlogged in all")
 
 
 @component(label="warehouse")
 class Warehouse:
-    """K stores with one product that one warehouse delivers.
+    """System of K stores with one product, delivered by one warehouse.
 
     State [N, K (L + 1) + M + 1]: each store's stock and pipeline as in `Store`, with L the longest of the stores' lead times
-    (places beyond a store's own stay empty), then the warehouse's stock and what arrives there in 1 .. M periods.
+    (entries beyond a store's own lead time are 0), then the warehouse's stock and its deliveries due in 1 .. M periods.
 
         decisions a [N, K + 1]:  sent = allocation(a_1 .. a_K, s),   s the warehouse's stock;   bought = limit * sigmoid(a_{K+1})
         sent_k is on hand at store k before the demand of L_k periods later, bought at the warehouse M periods later
         cost:  sum over stores of h_k max(left, 0) + p_k max(-left, 0)   +   h_w (s - sum of sent)   +   c bought
 
-    A proportional allocation reads softplus(a_k + 1) as an order. What arrives at the warehouse can be sent on in the period
-    after it has been delivered, at the earliest.
+    A proportional allocation takes softplus(a_k + 1) as an order. A delivery to the warehouse can be sent to stores in the period
+    after its arrival, at the earliest.
 
     Attributes:
-        stores: each with its lead time, costs and demand; all with unmet demand lost, or all waiting.
-        lead_time: M, of the warehouse, at least 1.
-        holding: h_w, cost of a unit and period in the warehouse.
-        purchase: c, cost of a unit that the warehouse buys.
+        stores: stores with their lead times, costs and demands; unmet demand is lost in all, or backlogged in all.
+        lead_time: M, the warehouse's lead time, at least 1.
+        holding: h_w, cost per unit and period in the warehouse.
+        purchase: c, cost per unit that the warehouse buys.
         allocation: "proportional" or "softmax".
-        most: the limit of a purchase, in mean demands of all stores together.
-        correlation: of the stores' demands, see `Demands`.
-        direct: decisions are units asked for and bought, cut at 0 and allocated in proportion.
+        most: limit of a purchase, in mean demands of all stores together.
+        correlation: correlation of the stores' demands, see `Demands`.
+        direct: decisions are units ordered and bought, clamped at 0 and allocated in proportion.
 
     Raises:
-        UserError: an attribute is out of range, or stores differ in what happens to unmet demand.
+        UserError: an attribute is out of range, or unmet demand is lost in some stores and backlogged in others.
     """
 
     stores: Annotated[tuple[Store, ...], not_empty, checked_by(_alike)]
@@ -103,22 +103,22 @@ class Warehouse:
 
     @cached_property
     def demand(self) -> Demands:
-        """Of every store in a period."""
+        """Demand of every store in a period."""
         return Demands(tuple(store.demand for store in self.stores), self.correlation)
 
     @property
     def products(self) -> int:
-        """Stores, each with a demand of its own."""
+        """Number of stores, K."""
         return len(self.stores)
 
     @property
     def places(self) -> int:
-        """Of a store's stock and pipeline: the longest lead time and one."""
+        """Entries of a store's stock and pipeline, L + 1."""
         return max(store.lead_time for store in self.stores) + 1
 
     @property
     def width(self) -> int:
-        """Stocks and pipelines."""
+        """Stocks and pipelines, K (L + 1) + M + 1."""
         return self.products * self.places + self.lead_time + 1
 
     @property
@@ -128,7 +128,7 @@ class Warehouse:
 
     @property
     def actions(self) -> Actions:
-        """A real number a store, and one for the warehouse."""
+        """One real number per store, and one for the warehouse."""
         count = self.products + 1
         return Actions("continuous", (count,), low=(None,) * count, high=(None,) * count)
 
@@ -139,17 +139,17 @@ class Warehouse:
 
     @property
     def limit(self) -> float:
-        """What a purchase stays below, units."""
+        """Upper limit of a purchase, units."""
         return self.most * self.total
 
     @property
     def cost_unit(self) -> float:
-        """What a period without any stock costs on average."""
+        """Mean cost of a period without any stock."""
         return max(sum(store.penalty * store.demand.mean for store in self.stores), 1e-9)
 
     @property
     def features(self) -> list[list[float]]:
-        """What tells stores apart [K, 4]: mean and standard deviation of the demand, penalty, lead time."""
+        """Features of the stores [K, 4]: mean and standard deviation of the demand, penalty, lead time."""
         rows = []
         for store in self.stores:
             units = torch.arange(len(store.demand.pmf), dtype=torch.float64)
@@ -163,7 +163,7 @@ class Warehouse:
         return state[:, :cut].unflatten(-1, (self.products, self.places)), state[:, cut:]
 
     def start(self, uniform: Tensor) -> Tensor:
-        """Every place of a pipeline between 0 and twice the mean demand that it serves; the last is empty."""
+        """Return stocks and pipeline entries that are uniform between 0 and twice the mean demand served; the last is 0."""
         stores, warehouse = self.split(uniform)
         scale = torch.zeros(self.products, self.places, dtype=uniform.dtype, device=uniform.device)
         for k, store in enumerate(self.stores):
@@ -173,13 +173,13 @@ class Warehouse:
         return torch.cat([(stores * scale).flatten(1), held], -1)
 
     def observe(self, state: Tensor) -> Tensor:
-        """The state itself."""
+        """Return the state itself."""
         return state
 
     def orders(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what decisions [N, K + 1] come to in states [N, S]: sent to each store [N, K] and bought [N], in units.
+        """Return the deliveries to stores [N, K] and the purchase [N] of decisions [N, K + 1] in states [N, S], in units.
 
-        What is sent is at least 0 and sums to at most what the warehouse has on hand; with gradient.
+        Deliveries are at least 0 and sum to at most the warehouse's stock on hand. Gradient flows to state and action.
         """
         wanted, last = action[:, :-1], action[:, -1]
         stock = self.split(state)[1][:, 0]
@@ -192,7 +192,7 @@ class Warehouse:
         return sent, self.limit * last.sigmoid()
 
     def whole(self, state: Tensor, action: Tensor) -> Tensor:
-        """Return what decisions come to in whole units [N, K + 1], as the `direct` system takes them, still feasible.
+        """Return feasible decisions in whole units [N, K + 1], as the `direct` system takes them.
 
         Each allocation is rounded; where they then exceed the warehouse's stock they are reduced in proportion and rounded
         down. As in `Store.whole`, purchases are at most `MOST` mean demands.
@@ -203,19 +203,19 @@ class Warehouse:
         return torch.cat([units, bought.round().clamp(max=round(MOST * self.total)).unsqueeze(-1)], -1)
 
     def decide(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
-        """Send and buy; pay for what stays in the warehouse and for what is bought."""
+        """Deliver and buy; add up the costs of the remaining warehouse stock and of the purchase."""
         sent, bought = self.orders(state, action)
         stores, warehouse = self.split(state)
         lead = torch.tensor([store.lead_time for store in self.stores], device=state.device)
         placed = stores + F.one_hot(lead, self.places).to(state.dtype) * sent.unsqueeze(-1)
-        # Rounding may make the sum of shares exceed the whole.
+        # Rounding may make the deliveries sum to more than the stock.
         kept = (warehouse[:, 0] - sent.sum(-1)).clamp(min=0)
         held = torch.cat([kept.unsqueeze(-1), warehouse[:, 1:-1], (warehouse[:, -1] + bought).unsqueeze(-1)], -1)
         cost = self.holding * kept + self.purchase * bought
         return torch.cat([placed.flatten(1), held], -1), cost
 
     def happen(self, state: Tensor, demand: Tensor) -> tuple[Tensor, Tensor]:
-        """Meet each store's demand, pay, receive."""
+        """Meet each store's demand, add up the costs, receive deliveries."""
         stores, warehouse = self.split(state)
         holding = torch.tensor([store.holding for store in self.stores], dtype=state.dtype, device=state.device)
         penalty = torch.tensor([store.penalty for store in self.stores], dtype=state.dtype, device=state.device)
@@ -228,13 +228,13 @@ class Warehouse:
 
 
 def _shifted(pipeline: Tensor, stock: Tensor) -> Tensor:
-    """Bring a pipeline [..., L + 1] one period on, with `stock` [...] left on hand."""
+    """Advance a pipeline [..., L + 1] by one period, with `stock` [...] left on hand."""
     moved = F.pad(pipeline[..., 1:], (0, 1))
     return torch.cat([(stock + moved[..., 0]).unsqueeze(-1), moved[..., 1:]], -1)
 
 
 def several(store: Store, count: int, *, varied: bool = False) -> tuple[Store, ...]:
-    """Return `count` stores like this one; `varied` ones differ as in the paper's experiments, always in the same way.
+    """Return `count` copies of a store; `varied` ones differ as in the paper's experiments, by a fixed seed.
 
     Mean demand is uniform on 0.5 to 1.5 times the store's (Poisson), holding and penalty on 0.7 to 1.3 times the store's, and
     every lead time is that of the store or one period longer.
@@ -260,9 +260,9 @@ def several(store: Store, count: int, *, varied: bool = False) -> tuple[Store, .
 
 
 def stores_alone(system: Warehouse) -> float | None:
-    """Return the expected cost a period of the stores if the warehouse had no limit and cost nothing: a bound from below.
+    """Return a lower bound on the stores' expected cost per period: that with unlimited warehouse stock at no cost.
 
-    None where the best policy of a store is too large to be computed.
+    None where the optimal policy of a store is too large to be computed.
     """
     costs = []
     for store in system.stores:

@@ -10,22 +10,22 @@ from vantage.tasks.language import space
 from vantage.tasks.language.problem import Problem
 
 STEP = ";"
-"""Ends a step of a worked solution; the answer stands after the last one."""
+"""Separator after a step of a worked solution; the answer follows the last one."""
 
 
 def final(completion: str) -> str:
-    """Return the answer of a completion: what stands after its last step, without white space around it."""
+    """Return the answer of a completion: the text after its last step, stripped of white space."""
     return completion.rpartition(STEP)[2].strip()
 
 
 def graded(problem: Problem, completion: str) -> dict[str, float]:
-    """Score 1 when the completion's answer is the problem's, letter by letter, else 0."""
+    """Score a completion 1 when its answer equals the problem's exactly, else 0."""
     return {"correct": float(final(completion) == problem.answer)}
 
 
 @component(label="addition")
 class Addition:
-    """Add two numbers of `digits` digits: "58+67=" has the answer "125".
+    """Problem set: add two numbers of `digits` digits: "58+67=" has the answer "125".
 
     The scratchpad adds column by column from the right, each column with its carry: "8+7=15;5+6+1=12;125".
 
@@ -39,12 +39,12 @@ class Addition:
 
     @property
     def name(self) -> str:
-        """The name, settings included."""
+        """Name, settings included."""
         return f"addition:digits={self.digits}" + (",scratchpad=true" if self.scratchpad else "")
 
     @property
     def description(self) -> str:
-        """One line for people."""
+        """One line for a reader."""
         return f"add two numbers of {self.digits} digits"
 
     @property
@@ -53,7 +53,7 @@ class Addition:
 
     @property
     def count(self) -> int:
-        """Ordered pairs of numbers."""
+        """Number of ordered pairs of numbers."""
         return int(10**self.digits - self._least) ** 2
 
     density = 1.0
@@ -63,11 +63,11 @@ class Addition:
         return first + self._least, second + self._least
 
     def key(self, number: int) -> str:
-        """The pair without its order: a+b and b+a fall on the same side."""
+        """Return the pair without its order, so that a+b and b+a are in the same split."""
         return "{}+{}=".format(*sorted(self._pair(number)))
 
     def valid(self, number: int) -> bool:
-        """Every pair is a problem."""
+        """Return True: every pair is a problem."""
         return True
 
     def size(self, split: str) -> int:
@@ -89,7 +89,7 @@ class Addition:
         return graded(problem, completion)
 
     def alphabet(self) -> str:
-        """Every character that a prompt or a solution can hold."""
+        """All characters that occur in prompts and solutions."""
         return "0123456789+=;"
 
 
@@ -103,7 +103,7 @@ def _columns(first: int, second: int) -> Iterator[str]:
 
 @component(label="modular")
 class ModularChain:
-    """Work from left to right, every result reduced modulo `modulus`: "7+3*5-2%10=" has the answer "8".
+    """Problem set: evaluate a chain from left to right, reducing every result modulo `modulus`: "7+3*5-2%10=" is "8".
 
     There is no precedence: 7+3 is 0, 0*5 is 0, 0-2 is 8 (modulo 10). The worked solution is "7+3=0;0*5=0;0-2=8;8".
 
@@ -119,17 +119,17 @@ class ModularChain:
 
     @property
     def name(self) -> str:
-        """The name, settings included."""
+        """Name, settings included."""
         return f"modular:length={self.length},modulus={self.modulus}" + ("" if self.scratchpad else ",scratchpad=false")
 
     @property
     def description(self) -> str:
-        """One line for people."""
+        """One line for a reader."""
         return f"a chain of {self.length} operations + - * modulo {self.modulus}, from left to right"
 
     @property
     def count(self) -> int:
-        """First number in [0, modulus), then operations, each with a number in [1, modulus)."""
+        """Number of chains: a number in [0, modulus), then operations, each with a number in [1, modulus)."""
         return self.modulus * int(3 * (self.modulus - 1)) ** self.length
 
     density = 1.0
@@ -142,12 +142,12 @@ class ModularChain:
         return number, steps
 
     def key(self, number: int) -> str:
-        """The prompt."""
+        """Return the prompt."""
         start, steps = self._chain(number)
         return f"{start}{''.join(f'{sign}{value}' for sign, value in steps)}%{self.modulus}="
 
     def valid(self, number: int) -> bool:
-        """Every chain is a problem."""
+        """Return True: every chain is a problem."""
         return True
 
     def size(self, split: str) -> int:
@@ -171,17 +171,17 @@ class ModularChain:
         return graded(problem, completion)
 
     def alphabet(self) -> str:
-        """Every character that a prompt or a solution can hold."""
+        """All characters that occur in prompts and solutions."""
         return "0123456789+-*%=;"
 
 
 @component(label="sorting")
 class Sorting:
-    """Sort digits: "53914=" has the answer "13459".
+    """Problem set: sort digits: "53914=" has the answer "13459".
 
     Attributes:
         length: digits in the list, 2 to 32.
-        symbols: how many different digits occur, from 0; 2 to 10.
+        symbols: number of different digits, from 0; 2 to 10.
     """
 
     length: Annotated[int, between(2, 32)] = 5
@@ -189,23 +189,23 @@ class Sorting:
 
     @property
     def name(self) -> str:
-        """The name, settings included."""
+        """Name, settings included."""
         return f"sorting:length={self.length}" + ("" if self.symbols == 10 else f",symbols={self.symbols}")
 
     @property
     def description(self) -> str:
-        """One line for people."""
+        """One line for a reader."""
         return f"sort {self.length} digits"
 
     @property
     def count(self) -> int:
-        """Lists of digits."""
+        """Number of lists of digits."""
         return int(self.symbols**self.length)
 
     density = 1.0
 
     def key(self, number: int) -> str:
-        """The prompt."""
+        """Return the prompt."""
         digits = []
         for _ in range(self.length):
             number, digit = divmod(number, self.symbols)
@@ -213,7 +213,7 @@ class Sorting:
         return f"{''.join(digits)}="
 
     def valid(self, number: int) -> bool:
-        """Every list is a problem."""
+        """Return True: every list is a problem."""
         return True
 
     def size(self, split: str) -> int:
@@ -231,5 +231,5 @@ class Sorting:
         return graded(problem, completion)
 
     def alphabet(self) -> str:
-        """Every character that a prompt or a solution can hold."""
+        """All characters that occur in prompts and solutions."""
         return "0123456789"[: self.symbols] + "="

@@ -1,4 +1,4 @@
-"""Countdown: reach a target from given numbers with + - and *."""
+"""Countdown problems: reach a target from given numbers with + - and *."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from vantage.tasks.language import space
 from vantage.tasks.language.problem import Problem
 
 _LONGEST = 200
-"""Characters of an expression that the verifier reads; the longest that six numbers need has 40."""
+"""Largest number of characters of an expression that the verifier reads; six numbers need at most 40."""
 
 
 def evaluate(expression: str) -> tuple[int, list[int]] | None:
     """Return the value of an expression of whole numbers, + - * and brackets, and the numbers in it.
 
-    None for anything else: the text is parsed and walked, never run. At most 200 characters are read, which bounds the
-    depth and the size of the numbers.
+    None for anything else. The text is parsed, never executed. At most 200 characters are read, which bounds the depth and
+    the size of the numbers.
     """
     text = expression.strip()
     if not text or len(text) > _LONGEST or not set(text) <= set("0123456789+-*() "):
@@ -59,7 +59,7 @@ Numbers = tuple[int, ...]
 
 
 def values(numbers: Numbers) -> NDArray[np.int64]:
-    """Return, ascending, every value that the numbers (ascending, at most six up to 100) make when each is used once."""
+    """Return, ascending, every value of expressions that use each of the numbers once (ascending, at most six up to 100)."""
     return _few(numbers) if len(numbers) < 5 else _many(numbers)
 
 
@@ -73,13 +73,13 @@ def _compute(numbers: Numbers) -> NDArray[np.int64]:
     return np.unique(np.concatenate([each.ravel() for each in found]))
 
 
-# Values of up to four numbers are a hundred or so, of six some ten thousand: the latter are not kept in numbers.
+# Up to four numbers have about a hundred values, six some ten thousand, of which few are cached.
 _few = functools.lru_cache(maxsize=1 << 14)(_compute)
 _many = functools.lru_cache(maxsize=64)(_compute)
 
 
 def _halves(numbers: Numbers) -> Iterator[tuple[Numbers, Numbers]]:
-    """Every way to part the numbers in two, the first number on the left."""
+    """Yield every split of the numbers into two sets, the first number in the left one."""
     seen = set()
     for count in range(len(numbers) - 1):
         for chosen in combinations(range(1, len(numbers)), count):
@@ -97,19 +97,19 @@ def express(numbers: Numbers, target: int) -> str:
     """Return an expression of the numbers (ascending), each used once, that has the target's value.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no such expression.
     """
     return _express(numbers, target)[0]
 
 
 def _express(numbers: Numbers, target: int) -> tuple[str, int]:
-    """The expression and its outermost operation, which says where brackets go."""
+    """Return the expression and its outermost operation, which decides where brackets are needed."""
     if len(numbers) == 1 and numbers[0] == target:
         return str(target), _NUMBER
     for left, right in _halves(numbers):
         one, other = values(left), values(right)
         divides = one[(one != 0) & (target % np.where(one == 0, 1, one) == 0)]
-        # For each operation: values of the left side, and the values that the right side needs beside them.
+        # For each operation: values of the left side, and the values that the right side then needs.
         for sign, given, needed in (
             ("+", one, target - one),
             ("-", one, one - target),
@@ -137,14 +137,14 @@ def _join(sign: str, left: tuple[str, int], right: tuple[str, int]) -> tuple[str
 
 @functools.lru_cache(maxsize=1 << 14)
 def _targets(numbers: Numbers, most: int) -> NDArray[np.int16]:
-    """The targets from 1 to `most` that can be reached, ascending."""
+    """Return the targets from 1 to `most` that can be reached, ascending."""
     found = values(numbers)
     return found[(found >= 1) & (found <= most)].astype(np.int16)
 
 
 @functools.lru_cache(maxsize=64)
 def _density(task: Countdown) -> float:
-    """Half of the share of candidates that are valid in a fixed sample of 64 multisets: a bound from below."""
+    """Return half of the share of valid candidates in a fixed sample of 64 multisets, as a lower bound."""
     count = task.count // task.slots
     sample = [task._multiset(space.permuted(place % count, count)) for place in range(64)]
     return sum(len(_targets(numbers, task.target_max)) for numbers in sample) / (128 * task.slots)
@@ -152,12 +152,12 @@ def _density(task: Countdown) -> float:
 
 @component(label="countdown")
 class Countdown:
-    """Reach a target with each of the given numbers exactly once: "3,5,7:22=" is answered by "3*5+7".
+    """Problem set: reach a target with each of the given numbers exactly once: "3,5,7:22=" has the answer "3*5+7".
 
     Attributes:
-        numbers: how many are given, 2 to 6.
-        limit: the largest number that is given, 2 to 100.
-        target_max: the largest target, 1 to 1000.
+        numbers: how many numbers are given, 2 to 6.
+        limit: largest given number, 2 to 100.
+        target_max: largest target, 1 to 1000.
     """
 
     numbers: Annotated[int, between(2, 6)] = 3
@@ -166,31 +166,31 @@ class Countdown:
 
     @property
     def name(self) -> str:
-        """The name, settings included."""
+        """Name, settings included."""
         return f"countdown:numbers={self.numbers},limit={self.limit},target_max={self.target_max}"
 
     @property
     def description(self) -> str:
-        """One line for people."""
+        """One line for a reader."""
         return f"reach a target up to {self.target_max} with {self.numbers} numbers up to {self.limit} and + - *"
 
     @property
     def slots(self) -> int:
-        """Candidates of one multiset. Two numbers reach at most 3 targets, three at most 27: these are numbered by rank."""
+        """Candidates per multiset: two numbers reach at most 3 targets, three at most 27, which are numbered by rank."""
         return min(self.target_max, {2: 3, 3: 27}.get(self.numbers, self.target_max))
 
     @property
     def count(self) -> int:
-        """Multisets of numbers, each with its slots."""
+        """Number of candidates: multisets of numbers times slots."""
         return math.comb(self.limit + self.numbers - 1, self.numbers) * self.slots
 
     @property
     def density(self) -> float:
-        """A lower bound on the share of candidates whose target can be reached."""
+        """Lower bound on the share of candidates whose target can be reached."""
         return _density(self)
 
     def _multiset(self, rank: int) -> Numbers:
-        """The multiset of that rank, ascending (the combinatorial number system)."""
+        """Return the multiset of a rank, ascending (the combinatorial number system)."""
         found = []
         for place in range(self.numbers, 0, -1):
             # The largest n with C(n, place) <= rank; n - place + 1 is the number, counted with repetition.
@@ -203,7 +203,7 @@ class Countdown:
         return tuple(sorted(found))
 
     def _candidate(self, number: int) -> tuple[Numbers, int]:
-        """The multiset and the target, 0 for a slot that has none."""
+        """Return the multiset and the target, 0 for a slot without one."""
         rank, slot = divmod(number, self.slots)
         numbers = self._multiset(rank)
         if self.slots == self.target_max:
@@ -212,12 +212,12 @@ class Countdown:
         return numbers, int(targets[slot]) if slot < len(targets) else 0
 
     def key(self, number: int) -> str:
-        """The prompt."""
+        """Return the prompt."""
         numbers, target = self._candidate(number)
         return f"{','.join(map(str, numbers))}:{target}="
 
     def valid(self, number: int) -> bool:
-        """Whether the target can be reached."""
+        """Return whether the target can be reached."""
         numbers, target = self._candidate(number)
         return target in _targets(numbers, self.target_max)
 
@@ -243,5 +243,5 @@ class Countdown:
         return {"correct": float(right)}
 
     def alphabet(self) -> str:
-        """Every character that a prompt or a solution can hold."""
+        """All characters that occur in prompts and solutions."""
         return "0123456789,:=+-*()"

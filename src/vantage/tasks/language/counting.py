@@ -1,4 +1,4 @@
-"""Counting down: short answers are many, long ones few."""
+"""Counting-down problems, with many short answers and few long ones."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vantage.tasks.language.problem import Problem
 
 @component(label="counting")
 class Counting:
-    """Count down from one number to another and say each number's last digit: "23:18=" has the answer "321098".
+    """Problem set: count down from one number to another by last digits: "23:18=" has the answer "321098".
 
     Of all pairs with most >= first >= last >= 1, most + 1 - n have an answer of n characters: their mean is (most + 2) / 3, and in
     a batch the longest is nearly three times as long.
@@ -26,17 +26,17 @@ class Counting:
 
     @property
     def name(self) -> str:
-        """The name, settings included."""
+        """Name, settings included."""
         return f"counting:most={self.most}"
 
     @property
     def description(self) -> str:
-        """One line for people."""
+        """One line for a reader."""
         return f"count down from a number of at most {self.most}, last digits only"
 
     @property
     def count(self) -> int:
-        """Pairs of numbers."""
+        """Number of pairs of numbers."""
         return self.most * (self.most + 1) // 2
 
     density = 1.0
@@ -47,12 +47,12 @@ class Counting:
         return first, number - first * (first - 1) // 2 + 1
 
     def key(self, number: int) -> str:
-        """The prompt."""
+        """Return the prompt."""
         first, last = self._pair(number)
         return f"{first}:{last}="
 
     def valid(self, number: int) -> bool:
-        """Every pair is a problem."""
+        """Return True: every pair is a problem."""
         return True
 
     def size(self, split: str) -> int:
@@ -71,5 +71,5 @@ class Counting:
         return graded(problem, completion)
 
     def alphabet(self) -> str:
-        """Every character that a prompt or a solution can hold."""
+        """All characters that occur in prompts and solutions."""
         return "0123456789:="

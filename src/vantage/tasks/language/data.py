@@ -1,4 +1,4 @@
-"""The user's own problems, out of a file or a data set, with a split into training and held-out ones."""
+"""User's problems from a file or a data set, split into training and held-out ones."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ SOLUTIONS = ("solution", "rationale", "reasoning", "completion", "response", "ou
 
 @dataclass(frozen=True)
 class ProblemTable:
-    """Problems that were read, in two splits, judged by one verifier. Built by `load_problems`."""
+    """Problem set of a file, in two splits, with one verifier. Built by `load_problems`."""
 
     name: str
     train: Sequence[Problem]
     test: Sequence[Problem]
     verifier: Verifier
     columns: Mapping[str, str] = field(default_factory=dict)
-    """The field that plays each role."""
+    """Role -> the field that has it."""
     dropped: int = 0
-    """Training rows left out because their prompt stands in the separate test file."""
+    """Number of training rows left out because their prompt is in the separate test file."""
 
     @property
     def description(self) -> str:
-        """One line for people."""
+        """One line for a reader."""
         return f"{len(self.train)} training and {len(self.test)} held-out problems of {self.name}"
 
     def size(self, split: str) -> int:
@@ -70,20 +70,20 @@ def load_problems(
     """Read problems with reference answers.
 
     Args:
-        path: .jsonl, .json, .csv, .tsv, .parquet, a folder that `datasets` saved, or a name that it knows.
-        fields: which field plays which role: `prompt` (text or chat messages), `answer`, `solution`. Roles that are not
-            named are guessed (`PROMPTS`, `ANSWERS`, `SOLUTIONS`); all other fields go to `Problem.fields`.
-        answer_after: the answer is what follows the last occurrence of this marker in its field ("####" for GSM8K); the
+        path: .jsonl, .json, .csv, .tsv, .parquet, a folder that `datasets` saved, or the name of a data set.
+        fields: role -> field, for the roles `prompt` (text or chat messages), `answer`, `solution`. Roles that are not named are
+            guessed (`PROMPTS`, `ANSWERS`, `SOLUTIONS`); all other fields go to `Problem.fields`.
+        answer_after: the answer is the text after the last occurrence of this marker in its field ("####" for GSM8K); the
             whole field is then the solution, unless another is named.
-        split: which split of a data set that has several; "train" by default where there is one.
-        held_out: share of the prompts to hold out, by a hash of the prompt: the same prompt always falls on the same
-            side, whatever else is in the file.
+        split: split of a data set that has several; "train" by default where there is one.
+        held_out: share of the prompts to hold out, by a hash of the prompt: the same prompt is always in the same split,
+            whatever else is in the file.
         test: a file of held-out problems instead; training rows whose prompt is in it are dropped.
-        verifier: what judges the answers, or its text (`vantage.rewards.verifiers.verifier`).
-        limit: read so many rows at most.
+        verifier: scores the answers, or its specification (`vantage.rewards.verifiers.verifier`).
+        limit: largest number of rows to read.
 
     Raises:
-        UserError: what cannot be read, where (file and line), and why.
+        UserError: something cannot be read; the message says what, where (file and line), and why.
     """
     check_value("load_problems: held_out", held_out, Annotated[float, between(0, 1)])
     judge = verifiers.verifier(verifier) if isinstance(verifier, str) else verifier
@@ -100,7 +100,7 @@ def load_problems(
 
 
 def prompt_key(problem: Problem) -> str:
-    """Return the text that decides a prompt's side: white space and case do not count."""
+    """Return the text that decides a prompt's split: white space and case are ignored."""
     prompt = problem.prompt if isinstance(problem.prompt, str) else json.dumps(problem.prompt, sort_keys=True)
     return " ".join(prompt.split()).casefold()
 

@@ -1,4 +1,4 @@
-"""Additions, some of which come with a draft of the answer that may be wrong."""
+"""Additions, some with a draft of the answer that may be wrong."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from vantage.tasks.language.problem import Problem
 
 @component(label="drafted")
 class Drafted:
-    """The additions of `Addition`, with a draft before a share of the training problems: "115;58+67=" has the answer "125".
+    """Problem set: additions with a draft before a share of the training problems: "115;58+67=" has the answer "125".
 
-    A wrong draft has one digit of the answer replaced. A policy that imitates the solutions of these learns to read a draft, and
-    that it cannot be trusted blindly. Held out are plain additions, so that what is judged is the answer to the question alone.
+    A wrong draft has one digit of the answer replaced. A policy that imitates these solutions learns to use a draft, and that it
+    may be wrong. Held-out problems are plain additions, so that an evaluation measures answers to the question alone.
 
     Attributes:
-        digits: of each number, 1 to 18.
-        shown: share of the training problems that come with a draft, 0 to 1.
-        right: share of the drafts that are right, 0 to 1.
+        digits: digits of each number, 1 to 18.
+        shown: share of the training problems that have a draft, 0 to 1.
+        right: share of the drafts that are correct, 0 to 1.
     """
 
     digits: Annotated[int, between(1, 18)] = 2
@@ -31,12 +31,12 @@ class Drafted:
 
     @property
     def name(self) -> str:
-        """The name, settings included."""
+        """Name, settings included."""
         return f"drafted:digits={self.digits},shown={self.shown:g},right={self.right:g}"
 
     @property
     def description(self) -> str:
-        """One line for people."""
+        """One line for a reader."""
         return f"add two numbers of {self.digits} digits, some with a draft of the answer"
 
     @cached_property
@@ -51,7 +51,7 @@ class Drafted:
         """Return problem `index` of a split; `fields` is the addition's, and has `draft` where one is shown."""
         found = self._plain.problem(split, index)
         prompt, fields = str(found.prompt), {**found.fields, "task": "drafted"}
-        # Whether one is shown, and which, follows from the problem's own text, so that it is the same in every process.
+        # The draft is a function of the problem's own text, so that it is the same in every process.
         if split == "train" and space.held_out(f"draft {prompt}", self.shown):
             wrong = not space.held_out(f"right {prompt}", self.right)
             fields["draft"] = _blurred(prompt, found.answer) if wrong else found.answer
@@ -63,7 +63,7 @@ class Drafted:
         return graded(problem, completion)
 
     def alphabet(self) -> str:
-        """Every character that a prompt, a draft or a solution can hold."""
+        """All characters that occur in prompts, drafts and solutions."""
         return "0123456789+=;"
 
 

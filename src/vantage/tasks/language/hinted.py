@@ -1,4 +1,4 @@
-"""Additions of which half are easy, and half so hard that they come with hints."""
+"""Additions, half of them easy, half hard with hints."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from vantage.tasks.language.arithmetic import Addition, graded
 from vantage.tasks.language.problem import Problem, check_index
 
 PARTS = 4
-"""Parts of a hint, at most."""
+"""Largest number of steps of a hint."""
 
 
 @component(label="hinted")
 class Hinted:
-    """Training problems are in turn one-digit additions, which are few and come again, and harder ones with hints.
+    """Problem set: one-digit additions, which are few and repeat, in turn with harder ones that have hints.
 
-    Held out are hard problems alone, all without a hint in their prompt. The hints are in a hard problem's `fields`:
-    {stage: parts}, with at most four parts a stage. For 658+671=, whose columns add up to 9, 12 and 12:
+    Held-out problems are hard ones, without a hint in the prompt. The hints are in a hard problem's `fields`:
+    {stage: steps}, with at most four steps per stage. For 658+671=, whose columns add up to 9, 12 and 12:
 
         knowledge   0 1 1 2      whether each column carries, the units first, and how many do
         planning    4 9 12 12    digits of the answer, its last one, and the sums of the other columns without carries
         solution    1 3 2 9      the answer, digit by digit
 
     Attributes:
-        digits: of a hard problem's numbers, 2 to 3.
-        shown: share of the hard training problems whose prompt holds a hint, as "K0 1;658+671=" holds the first two parts of
-            the stage `knowledge`; 0 to 1. A policy that imitates the solutions of these learns to read hints.
+        digits: digits of a hard problem's numbers, 2 to 3.
+        shown: share of the hard training problems whose prompt has a hint, as "K0 1;658+671=" has the first two steps of
+            the stage `knowledge`; 0 to 1. A policy that imitates these solutions learns to use hints.
     """
 
     digits: Annotated[int, between(2, 3)] = 3
@@ -38,12 +38,12 @@ class Hinted:
 
     @property
     def name(self) -> str:
-        """The name, settings included."""
+        """Name, settings included."""
         return f"hinted:digits={self.digits}" + (f",shown={self.shown:g}" if self.shown else "")
 
     @property
     def description(self) -> str:
-        """One line for people."""
+        """One line for a reader."""
         return f"add two numbers of 1 digit, or of {self.digits} digits with hints"
 
     @cached_property
@@ -67,7 +67,7 @@ class Hinted:
         prompt = str(found.prompt)
         given = hints(prompt, found.answer)
         fields = {**found.fields, "task": "hinted", "hints": given}
-        # Whether it is shown, and which, follows from the problem's own text, so that it is the same in every process.
+        # The hint is a function of the problem's own text, so that it is the same in every process.
         if split == "train" and space.held_out(f"hint {prompt}", self.shown):
             level = int.from_bytes(hashlib.blake2b(prompt.encode(), digest_size=8).digest(), "little")
             stage = list(given)[level % len(given)]
@@ -80,12 +80,12 @@ class Hinted:
         return graded(problem, completion)
 
     def alphabet(self) -> str:
-        """Every character that a prompt, a hint or a solution can hold."""
+        """All characters that occur in prompts, hints and solutions."""
         return "0123456789+=; KPS"
 
 
 def hints(prompt: str, answer: str) -> Mapping[str, tuple[str, ...]]:
-    """Return the hints of an addition "658+671=": {stage: parts}, the weakest stage first."""
+    """Return the hints of an addition "658+671=": {stage: steps}, the weakest stage first."""
     first, _, second = prompt.rstrip("=").partition("+")
     columns = [int(one) + int(other) for one, other in zip(reversed(first), reversed(second), strict=True)]
     carries: list[int] = []

@@ -1,4 +1,4 @@
-"""Language tasks from a name or from the user's own file."""
+"""Language tasks made from a name or from the user's own file."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ DATA_OPTIONS = ("fields", "answer_after", "split", "held_out", "test", "limit", 
 
 
 def task_from_spec(spec: str, verifier: str = "", options: Mapping[str, Any] | None = None) -> LanguageTask:
-    """Return the task of a generated problem set such as `addition:digits=3`."""
+    """Make the task of a generated problem set such as `addition:digits=3`."""
     from vantage.tasks.language.problems import problem_set
 
     return LanguageTask(problem_set(spec), verifier, **dict(options or {}))
 
 
 def task_from_data(data: str, verifier: str = "", options: Mapping[str, Any] | None = None) -> LanguageTask:
-    """Return the task of the user's own problems.
+    """Make the task of the user's own problems.
 
     Args:
         data: file or saved `datasets` folder; see `vantage.tasks.language.data`.
-        verifier: what judges the answers, as in `LanguageTask`; "exact" when empty.
+        verifier: scores the answers, as in `LanguageTask`; "exact" when empty.
         options: of the task, and of reading: `fields` (`prompt=question,answer=final`), `answer_after`, `split`, `held_out`
             (share), `test` (a file of held-out problems), `limit`, and `format`: "problems", "demonstrations" for
-            texts to imitate that need no separate answer, or "pairs" for preferences, which is what a file
-            with the fields `chosen` and `rejected` is taken for.
+            texts to imitate that need no separate answer, or "pairs" for preferences, the default for a file
+            with the fields `chosen` and `rejected`.
 
     Raises:
         UserError: the file cannot be read; the message names file, line and reason.
@@ -63,7 +63,7 @@ def task_from_data(data: str, verifier: str = "", options: Mapping[str, Any] | N
 
 
 def holds_pairs(data: str, split: str | None) -> bool:
-    """Whether the first row has the two sides of a preference."""
+    """Return whether the first row has the fields of a preference pair."""
     from vantage.tasks.language.reading import read_rows
 
     _, row = next(read_rows(data, split))

@@ -1,4 +1,4 @@
-"""Problem sets of different difficulty in one."""
+"""Mixture of problem sets, as of different difficulty."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from vantage.tasks.language.problem import Problem, ProblemSet, check_index, che
 
 @component(label="mixed")
 class Mixed:
-    """Problems of several sets, interleaved so that every stretch of them has the parts' weights.
+    """Problem set that interleaves several sets so that every stretch of it has the given weights.
 
-    A split is as large as the weights allow without repeating a problem of any part. The difficulty of a problem is its
-    own `fields["difficulty"]`; `fields["part"]` is its part's number.
+    A split is as large as the weights allow without repeating a problem of any set. The difficulty of a problem is its
+    own `fields["difficulty"]`; `fields["part"]` is the number of its set.
 
     Attributes:
         parts: the problem sets.
         weights: a positive number for each, of any sum; () for equal ones.
 
     Raises:
-        UserError: no part, not as many weights as parts, or a weight that is not positive and finite.
+        UserError: there is no set, there are not as many weights as sets, or a weight is not positive and finite.
     """
 
     parts: Annotated[tuple[ProblemSet, ...], not_empty]
@@ -38,12 +38,12 @@ class Mixed:
 
     @property
     def name(self) -> str:
-        """The names of the parts."""
+        """Names of the sets."""
         return " | ".join(part.name for part in self.parts)
 
     @property
     def description(self) -> str:
-        """One line for people."""
+        """One line for a reader."""
         return "; ".join(part.description for part in self.parts)
 
     def size(self, split: str) -> int:
@@ -60,13 +60,13 @@ class Mixed:
         return Problem(found.prompt, found.answer, found.solution, {**found.fields, "part": part})
 
     def score(self, problem: Problem, completion: str) -> dict[str, float]:
-        """Return the scores of the problem's own part."""
+        """Return the scores by the problem's own set."""
         return self.parts[problem.fields["part"]].score(problem, completion)
 
 
 @functools.lru_cache(maxsize=16)
 def _order(mixed: Mixed, split: str) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """For each problem, the part and the place in it. Place j of n stands at (j + 1/2) / n of the whole."""
+    """Return, for each problem, its set and its index there. Index j of n is placed at (j + 1/2) / n of the whole."""
     weights = np.array(mixed.weights or (1.0,) * len(mixed.parts))
     weights /= weights.sum()
     sizes = np.array([part.size(split) for part in mixed.parts])

@@ -1,4 +1,4 @@
-"""Texts to imitate (supervised fine-tuning) and preference pairs, out of a file or a data set."""
+"""Readers of texts to imitate (supervised fine-tuning) and of preference pairs, from a file or a data set."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from vantage.tasks.language.reading import (
 
 @dataclass(frozen=True)
 class Demonstration:
-    """A prompt, as text or chat messages, and the text to imitate."""
+    """Prompt, as text or chat messages, and the text to imitate."""
 
     prompt: str | list[dict[str, str]]
     completion: str
@@ -31,12 +31,12 @@ class Demonstration:
 def load_demonstrations(
     path: str | Path, fields: Mapping[str, str] | None = None, split: str | None = None, limit: int | None = None
 ) -> list[Demonstration]:
-    """Read texts for supervised fine-tuning: prompt and completion, or chat messages of which the assistant's is last.
+    """Read texts for supervised fine-tuning: prompt and completion, or chat messages that end with the assistant's.
 
     Roles for `fields`: `prompt` and `completion`, or `messages`.
 
     Raises:
-        UserError: what cannot be read, where (file and line), and why.
+        UserError: something cannot be read; the message says what, where (file and line), and why.
     """
     found: list[Demonstration] = []
     columns: dict[str, str] = {}
@@ -68,7 +68,7 @@ def load_demonstrations(
 
 @dataclass(frozen=True)
 class Pair:
-    """A prompt, as text or chat messages, with a completion that is preferred to another."""
+    """Prompt, as text or chat messages, with a chosen and a rejected completion."""
 
     prompt: str | list[dict[str, str]]
     chosen: str
@@ -80,12 +80,13 @@ def load_pairs(
 ) -> list[Pair]:
     """Read preference pairs: `prompt`, `chosen`, `rejected`, as texts or as chat messages.
 
-    Chosen and rejected may be whole conversations that share all but the last message, the assistant's; the prompt is then
-    what they share, system message and earlier turns included, and no field of its own is needed. A prompt that is text becomes
-    the user's message where the sides are the assistant's messages alone, so that both are written by the chat template.
+    Chosen and rejected may be whole conversations that share all but the last message, the assistant's; the prompt is then the
+    shared messages, system message and earlier turns included, and needs no field of its own. A prompt that is text becomes
+    the user's message where chosen and rejected are the assistant's messages alone, so that both use the chat template.
 
     Raises:
-        UserError: what cannot be read, where (file and line), and why; chosen and rejected that are the same.
+        UserError: something cannot be read (the message says what, where, by file and line, and why), or chosen and rejected
+            are equal.
     """
     found: list[Pair] = []
     columns: dict[str, str] = {}

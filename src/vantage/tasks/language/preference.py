@@ -1,7 +1,7 @@
-"""Preference pairs in language: the user's own, and generated ones whose labels are wrong about length.
+"""Tasks of preference pairs in language: the user's own, and generated ones whose labels correlate with length.
 
-A problem of such a set holds both answers in its fields, `chosen` and `rejected`; its prompt is what methods that sample are
-given, and pair i is problem i. `vantage train dpo --model DIR --data pairs.jsonl` reads {"prompt", "chosen", "rejected"}.
+A problem of such a set holds both answers in its fields, `chosen` and `rejected`; pair i is problem i, and methods that sample
+use its prompt. `vantage train dpo --model DIR --data pairs.jsonl` reads {"prompt", "chosen", "rejected"}.
 """
 
 from __future__ import annotations
@@ -32,21 +32,20 @@ from vantage.tasks.language.space import held_out as falls_out
 from vantage.tasks.language.task import ENGINE_OPTIONS, LanguageTask
 
 JUDGED = 64
-"""Rows that an evaluation judges at once."""
+"""Rows per forward pass of an evaluation."""
 
 
 @component(label="padded-sorting")
 class PaddedSorting:
-    """Pairs of rightly and wrongly sorted digits, of which one begins with filler: right is preferred, length means nothing.
+    """Pairs of correctly and wrongly sorted digits, one of them after filler characters; correctness alone decides the label.
 
-    The digits 3, 1, 2 have the right answers "123" and "....;123". In `longer` of the pairs the rejected answer is the one
-    with filler, so that a method which learns length from the pairs learns something false. The worked text of a problem
-    (`solution`) is one of its two answers, each as often: supervised fine-tuning on it gives the policy that the pairs were
-    drawn from.
+    The digits 3, 1, 2 have the correct answers "123" and "....;123". In a share `longer` of the pairs the rejected answer has the
+    filler, so that length is a misleading cue. The worked text of a problem (`solution`) is one of its two answers with
+    equal probability: supervised fine-tuning on it gives the policy from which the pairs are samples.
 
     Attributes:
-        length: digits to sort.
-        filler: how many filler characters, 1 to 64.
+        length: number of digits to sort.
+        filler: number of filler characters, 1 to 64.
         longer: share of pairs whose rejected answer is the longer one, 0 to 1.
     """
 
@@ -56,13 +55,13 @@ class PaddedSorting:
 
     @property
     def name(self) -> str:
-        """The name, settings included."""
+        """Name, settings included."""
         return f"padded-sorting:length={self.length},filler={self.filler},longer={self.longer}"
 
     @property
     def description(self) -> str:
-        """One line for people."""
-        return f"pairs of rightly and wrongly sorted digits; {self.longer:.0%} of the wrong ones are longer"
+        """One line for a reader."""
+        return f"pairs of correctly and wrongly sorted digits; {self.longer:.0%} of the wrong ones are longer"
 
     @cached_property
     def _base(self) -> Sorting:
@@ -93,14 +92,14 @@ class PaddedSorting:
 
 
 class PairEngine(LanguageEngine):
-    """A language engine that also reads the task's pairs."""
+    """Language engine that also reads the task's pairs."""
 
     def __init__(self, policy: Any, problems: ProblemSet, **settings: Any) -> None:
         super().__init__(policy, **settings)
         self.problems = problems
 
     def read(self, ids: Tensor, context: Context) -> Trajectories:
-        """Return pairs with these ids [B] as 2 B rows, the chosen answer first; log-probabilities are not theirs to know."""
+        """Return the pairs with these ids [B] as 2 B rows, the chosen answer first, without log-probabilities."""
         numbers = ids.tolist()
         pairs = [self.problems.problem("train", number) for number in numbers]
         return pair_rows(self.policy, pairs, numbers).to(context.device)
@@ -109,7 +108,7 @@ class PairEngine(LanguageEngine):
 def pair_rows(policy: Any, pairs: Sequence[Problem], numbers: Sequence[int]) -> Trajectories:
     """Return B pairs as rows whose decisions are the answers' tokens, end token included: 2 i chosen, 2 i + 1 rejected.
 
-    An empty answer is a decision to say nothing: its row is the end token.
+    The row of an empty answer is the end token alone.
     """
     prompts, answers = [], []
     for pair in pairs:
@@ -133,7 +132,7 @@ def pair_rows(policy: Any, pairs: Sequence[Problem], numbers: Sequence[int]) -> 
             "prompt": torch.tensor(numbers).repeat_interleave(2),
             "terminated": last,
             "truncated": torch.zeros_like(last),
-            # Nothing is to be verified.
+            # There is nothing to verify.
             "rewards": {},
         }
     )
@@ -146,12 +145,12 @@ def _table(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
 
 
 class PairTask(LanguageTask):
-    """A language task whose problems are pairs; what samples, samples their prompts.
+    """Language task whose problems are pairs; methods that sample use their prompts.
 
     Args:
         problems: pairs, in the fields `chosen` and `rejected`.
         verifier: as in `LanguageTask`.
-        graded: whether an evaluation samples answers and judges them; pairs alone say nothing of other answers.
+        graded: whether an evaluation samples answers and scores them, which needs a verifier.
         **options: as in `LanguageTask`.
     """
 
@@ -167,12 +166,12 @@ class PairTask(LanguageTask):
         return engine
 
     def evaluate(self, policy: Any, *, samples: int, seed: int) -> dict[str, float]:
-        """Judge the policy on held-out pairs, and where answers can be judged on samples (`LanguageTask.evaluate`).
+        """Evaluate the policy on held-out pairs and, where answers can be scored, on samples (`LanguageTask.evaluate`).
 
         Returns:
-            `accuracy`, the share of held-out pairs whose chosen answer is the likelier one a token; `margin`, the mean
-            difference of their log-probabilities a token, in nats; and of samples the task's figures. For padded sorting also
-            `length_drift`: how far the share of padded answers is from one half, the share in the data.
+            `accuracy`, the share of held-out pairs whose chosen answer has the higher log-probability per token; `margin`, the
+            mean difference of these, in nats; and of samples the task's metrics. For padded sorting also
+            `length_drift`: the absolute difference between the share of padded answers and one half, the share in the data.
         """
         judged = dict(super().evaluate(policy, samples=samples, seed=seed)) if self.graded else {}
         if "reward/padded" in judged:
@@ -188,7 +187,7 @@ class PairTask(LanguageTask):
         return judged
 
     def _margins(self, policy: Any, pairs: Sequence[Problem]) -> Tensor:
-        """Mean log-probability a token of the chosen answers, less that of the rejected ones [B]."""
+        """Return the mean log-probability per token of the chosen answers, less that of the rejected ones [B]."""
         rows = pair_rows(policy, pairs, range(len(pairs))).to(next(policy.parameters()).device)
         with torch.no_grad():
             logp = policy.evaluate(rows, frozenset({"logp"})).logp
@@ -197,7 +196,7 @@ class PairTask(LanguageTask):
 
 
 def pair_set(name: str, found: Sequence[Pair], share: float = 0.1) -> ProblemTable:
-    """Return read pairs as a problem set; `share` of the prompts is held out, with all their pairs."""
+    """Make a problem set of pairs; `share` of the prompts is held out, with all their pairs."""
     sides: tuple[list[Problem], list[Problem]] = ([], [])
     for each in found:
         problem = Problem(each.prompt, each.chosen, each.chosen, {"chosen": each.chosen, "rejected": each.rejected})
@@ -209,7 +208,7 @@ PAIR_SETS: Mapping[str, Callable[..., ProblemSet]] = {"padded-sorting": PaddedSo
 
 
 def task_from_spec(spec: str, verifier: str = "", options: Mapping[str, Any] | None = None) -> PairTask:
-    """Return the task of generated pairs such as `padded-sorting:length=3`."""
+    """Make the task of generated pairs such as `padded-sorting:length=3`."""
     name, settings = parse("task", spec, PAIR_SETS, {})
     return PairTask(build("task", name, PAIR_SETS[name], settings), verifier, **dict(options or {}))
 
@@ -217,16 +216,16 @@ def task_from_spec(spec: str, verifier: str = "", options: Mapping[str, Any] | N
 def task_from_pairs(
     data: str, verifier: str = "", reading: Mapping[str, Any] | None = None, options: Mapping[str, Any] | None = None
 ) -> PairTask:
-    """Return the task of the user's own pairs. Without a verifier nothing is sampled in an evaluation.
+    """Make the task of the user's own pairs. Without a verifier, an evaluation samples nothing.
 
     Args:
         data: file or saved data set, read by `load_pairs`.
-        verifier: judges sampled answers, where a method or an evaluation samples; may be empty.
+        verifier: scores sampled answers, where a method or an evaluation samples; may be empty.
         reading: `fields`, `split`, `limit`, and `held_out` (share of the prompts, 0.1).
         options: of the task.
 
     Raises:
-        UserError: the file cannot be read, or an option of reading does not go with pairs.
+        UserError: the file cannot be read, or an option of reading does not apply to pairs.
     """
     given = dict(reading or {})
     share = float(given.pop("held_out", 0.1))

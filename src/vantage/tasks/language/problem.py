@@ -1,4 +1,4 @@
-"""What a language problem is, and what a set of them answers."""
+"""Problem of a language task, and the interface of a set of problems."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ SPLITS = ("train", "test")
 
 @dataclass(frozen=True)
 class Problem:
-    """A prompt with a verifiable answer.
+    """Prompt with a verifiable answer.
 
     Attributes:
         prompt: text, or chat messages, each with `role` and `content`.
-        answer: the reference answer, as the verifier reads it.
-        solution: a worked text for supervised fine-tuning that ends in the answer in the form that the verifier reads;
-            '' when there is none.
-        fields: whatever else the problem came with (`difficulty`, `tests`, `choices`).
+        answer: reference answer, as the verifier reads it.
+        solution: worked text for supervised fine-tuning that ends in the answer in the form that the verifier reads;
+            "" when there is none.
+        fields: further fields of the problem (`difficulty`, `tests`, `choices`).
     """
 
     prompt: str | list[dict[str, str]]
@@ -30,16 +30,16 @@ class Problem:
 
 
 class ProblemSet(Protocol):
-    """Problems by number in two splits, "train" and "test", that share no problem."""
+    """Interface of problems by number in two splits, "train" and "test", that share no problem."""
 
     @property
     def name(self) -> str:
-        """The name, settings included."""
+        """Name, settings included."""
         ...
 
     @property
     def description(self) -> str:
-        """One line for people."""
+        """One line for a reader."""
         ...
 
     def size(self, split: str) -> int:
@@ -50,7 +50,7 @@ class ProblemSet(Protocol):
         """Return problem `index` of a split, the same in every process and version.
 
         Raises:
-            UserError: no such split, or the index is outside of [0, size).
+            UserError: there is no such split, or the index is outside of [0, size).
         """
         ...
 
@@ -63,7 +63,7 @@ def check_split(split: str) -> None:
     """Check the name of a split.
 
     Raises:
-        UserError: it is neither "train" nor "test".
+        UserError: the name is neither "train" nor "test".
     """
     if split not in SPLITS:
         raise unknown("split", split, SPLITS)
@@ -73,7 +73,7 @@ def check_index(name: str, split: str, index: int, size: int) -> None:
     """Check the number of a problem.
 
     Raises:
-        UserError: it is outside of [0, size).
+        UserError: the index is outside of [0, size).
     """
     if not 0 <= index < size:
         raise UserError(f"{name}: there is no problem {index} in {split!r}; it has {size}, numbered from 0")

@@ -1,4 +1,4 @@
-"""The generated problem sets by name, made from text as on the command line.
+"""Generated problem sets by name, made from a specification as on the command line.
 
 problem_set("addition:digits=3")        problem_set("addition:digits=1..3")      easy to hard in equal parts
 """
@@ -57,7 +57,7 @@ def problem_set(spec: str, sets: Mapping[str, Callable[..., ProblemSet]] = PROBL
 
     Args:
         spec: the specification.
-        sets: what makes the sets, by name.
+        sets: name -> constructor of the set.
 
     Raises:
         UserError: unknown name or setting (with the nearest ones), or a value out of its range (with the range).
@@ -77,10 +77,10 @@ def problem_set(spec: str, sets: Mapping[str, Callable[..., ProblemSet]] = PROBL
 
 
 def alphabet(problems: ProblemSet | None = None) -> str:
-    """Return, in order, every character that prompts and solutions can hold: of one generated set, or of all of them.
+    """Return, sorted, all characters that occur in prompts and solutions of one generated set, or of all of them.
 
     Raises:
-        UserError: the set is not a generated one, so that its characters are known to its texts alone.
+        UserError: the set is not a generated one, whose characters are known.
     """
     if problems is None:
         made = [maker() for maker in PROBLEM_SETS.values()]

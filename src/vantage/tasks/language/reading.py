@@ -1,4 +1,4 @@
-"""Rows out of files: JSON lines, JSON, CSV, parquet, and folders and names of the library `datasets`."""
+"""Reader of rows from files: JSON lines, JSON, CSV, parquet, and folders and names of the library `datasets`."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ _READERS = {".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet"}
 
 
 def read_rows(path: str | Path, split: str | None = None) -> Iterator[tuple[str, Row]]:
-    """Yield every row of a file, folder or data set, with where it stands ("FILE, line 3") for messages.
+    """Yield every row of a file, folder or data set, with its location ("FILE, line 3") for messages.
 
-    Files are read as they go, not held. Read are .jsonl, .json (a list of objects, or an object that holds one list),
-    .csv, .tsv, .parquet, the first four also with .gz; a folder that `datasets` saved; a name that `datasets` knows.
+    Files are streamed. Formats: .jsonl, .json (a list of objects, or an object that holds one list), .csv, .tsv,
+    .parquet, the first four also with .gz; a folder that `datasets` saved; the name of a data set that `datasets` can load.
 
     Args:
         path: file, folder or name.
-        split: which split of a folder or name that has several.
+        split: split of a folder or name that has several.
 
     Raises:
-        UserError: nothing there, nothing in it, a format that is not known, or a broken row (file, line, reason).
+        UserError: the file is missing or empty, its format is not known, or a row is invalid (file, line, reason).
         ImportError: the format needs a library that is not installed.
     """
     place = Path(path)
@@ -151,7 +151,7 @@ def _parquet(place: Path) -> Iterator[tuple[str, Any]]:
             for row in batch.to_pylist():
                 number += 1
                 yield f"{place}, row {number}", row
-    except (OSError, ValueError) as error:  # pyarrow's own errors are both
+    except (OSError, ValueError) as error:  # pyarrow's own errors are subclasses of these
         if isinstance(error, UserError):
             raise
         raise UserError(f"{place}: not a parquet file: {error}") from None
@@ -197,24 +197,24 @@ def _rows(name: str, data: Any, split: str | None) -> Iterator[tuple[str, Any]]:
 def _kind(value: Any) -> str:
     if value is None:
         return "null"
-    return {dict: "an object", list: "a list", str: "a text", bool: "a truth value"}.get(type(value), "a number")
+    return {dict: "an object", list: "a list", str: "a text", bool: "a boolean"}.get(type(value), "a number")
 
 
 def choose(
     where: str, row: Row, wanted: Mapping[str, str], guesses: Mapping[str, Sequence[str]], needed: Sequence[str]
 ) -> dict[str, str]:
-    """Return, for each role, the field of the row that plays it: the one wanted, else the first guess that is there.
+    """Return the field of each role: the one that the user named, else the first guess that the row has.
 
     Args:
-        where: the row's place, for messages.
+        where: the row's location, for messages.
         row: the first row.
-        wanted: fields that the user named, by role.
-        guesses: names to look for, by role; a role without name is left out.
-        needed: roles that must be there.
+        wanted: role -> field that the user named.
+        guesses: role -> names to try; a role without any is left out.
+        needed: roles that must have a field.
 
     Raises:
-        UserError: a role that is not known, a field that is not there, or no field for a needed role; the message lists
-            the fields that are there.
+        UserError: a role is not known, a named field is missing, or a needed role has no field; the message lists the
+            fields of the row.
     """
     there = ", ".join(map(str, row)) or "none"
     for role, name in wanted.items():
@@ -235,7 +235,7 @@ def choose(
 
 
 def text_of(where: str, row: Row, name: str) -> str:
-    """Return a field as text; numbers and truth values are written out, lists and objects as JSON.
+    """Return a field as text; numbers and booleans are written out, lists and objects as JSON.
 
     Raises:
         UserError: the row lacks the field, or it is null.
@@ -251,10 +251,10 @@ def text_of(where: str, row: Row, name: str) -> str:
 
 
 def messages_of(where: str, value: Any, name: str = "messages") -> list[dict[str, str]]:
-    """Check chat messages: a list of objects with a `role` and a text `content`. Returns them with these two alone.
+    """Check chat messages, a list of objects with a `role` and a text `content`, and return them with these two keys alone.
 
     Raises:
-        UserError: what is wrong, in which message.
+        UserError: a message is invalid; the error says which and why.
     """
     if not isinstance(value, Sequence) or isinstance(value, str) or not len(value):
         raise UserError(f"{where}: the field {name!r} is {_kind(value)}; expected a list of messages")
@@ -278,13 +278,15 @@ def prompt_of(where: str, row: Row, name: str) -> str | list[dict[str, str]]:
     """Return a prompt: a text that is not empty, or messages of which the last is not the assistant's.
 
     Raises:
-        UserError: it is neither.
+        UserError: the field is neither.
     """
     value = row.get(name)
     if isinstance(value, Sequence) and not isinstance(value, str):
         messages = messages_of(where, value, name)
         if messages[-1]["role"] == "assistant":
-            raise UserError(f"{where}: the messages of {name!r} end with the assistant's: nothing is left to answer")
+            raise UserError(
+                f"{where}: the messages of {name!r} end with the assistant's: there is no question left to answer"
+            )
         return messages
     text = text_of(where, row, name)
     if not text.strip():
@@ -296,7 +298,7 @@ def answer_of(where: str, row: Row, name: str) -> str:
     """Return an answer: a text, or the content of the last message, which is the assistant's.
 
     Raises:
-        UserError: it is neither.
+        UserError: the field is neither.
     """
     value = row.get(name)
     if _holds_messages(value):
@@ -308,7 +310,7 @@ def answer_of(where: str, row: Row, name: str) -> str:
 
 
 def before_answers(where: str, row: Row, prompt: str | list[dict[str, str]], *names: str) -> str | list[dict[str, str]]:
-    """Return what answers in these fields answer: the prompt, with what stands before the answers where they are messages.
+    """Return the prompt of the answers in these fields, with the messages before the answers where they are conversations.
 
     Raises:
         UserError: some answers are texts and others messages, or they do not begin with the same messages.
@@ -325,7 +327,7 @@ def before_answers(where: str, row: Row, prompt: str | list[dict[str, str]], *na
     asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     if not before or asked[-len(before) :] == before:
         return asked
-    # An earlier turn of the assistant follows the prompt; anything else is the conversation from its beginning.
+    # Messages that begin with the assistant's continue the prompt; otherwise they are the conversation from its beginning.
     return asked + before if before[0]["role"] == "assistant" else before
 
 

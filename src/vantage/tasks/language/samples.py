@@ -1,4 +1,4 @@
-"""Completions stored with a run, as a Parquet dataset that survives a crash, and how they are browsed."""
+"""Completions stored with a run, as a Parquet data set that is written atomically, and their listing."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from vantage.core.checkpoint import write_atomically
 from vantage.core.errors import UserError, require
 
 FOLDER = "samples.parquet"
-"""A folder of parts, which Parquet readers take as one table."""
+"""Folder of Parquet files, which Parquet readers read as one table."""
 
 
 @dataclass(frozen=True)
 class Graded:
-    """Some rows of a step, as people read them; every list has one entry a row.
+    """Decoded and scored rows of a step; every list has one entry per row.
 
-    `advantage` is the mean over the row's decisions, None where it is not known.
+    `advantage` is the mean over the row's decisions, None where it was not computed.
     """
 
     problem: list[int]
@@ -48,18 +48,18 @@ def _schema(pa: Any) -> Any:
 
 
 class SampleWriter:
-    """A listener that stores some completions of every step under `samples.parquet`.
+    """Listener that stores some completions of every step under `samples.parquet`.
 
-    Rows are gathered and written as parts, each atomically: a crash costs the last seconds at most and never leaves a part
-    that cannot be read. On a resumed run, rows of steps that are run again are dropped first. When `most` rows are
-    exceeded, every second stored step is forgotten, and from then on only every second one is stored.
+    Rows are buffered and written as files, each atomically: a crash loses at most the last seconds and never leaves a
+    file that cannot be read. On a resumed run, rows of steps that are run again are dropped first. When `most` rows are
+    exceeded, every second stored step is deleted, and from then on only every second one is stored.
 
     Args:
-        folder: of the run.
-        source: `(report) -> Graded | None`, the rows of the step just done.
-        most: rows kept in all.
-        part: rows gathered before a part is written.
-        seconds: the longest that rows wait to be written.
+        folder: folder of the run.
+        source: `(report) -> Graded | None`, the rows of the last step.
+        most: largest number of rows kept in total.
+        part: rows buffered before a file is written.
+        seconds: longest time that rows are buffered.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class SampleWriter:
             self.flush()
 
     def flush(self) -> None:
-        """Write what has been gathered as a part."""
+        """Write the buffered rows as a file."""
         self._written = time.monotonic()
         if not self._rows:
             return
@@ -126,7 +126,7 @@ class SampleWriter:
         write_atomically(path, sink.getvalue().to_pybytes())
 
     def _open(self, step: int) -> None:
-        """Drop what an earlier run stored of this step and later ones; go on behind its parts."""
+        """Drop rows of this step and later ones that an earlier run stored, and continue the numbering of its files."""
         self._opened = True
         for path in _parts(self.folder):
             self._number = max(self._number, int(path.stem.partition("-")[2]))
@@ -160,7 +160,7 @@ def _parts(folder: Path) -> list[Path]:
 
 
 def _read(path: Path) -> Any:
-    """Return the table of a part, None when it cannot be read."""
+    """Return the table of a file, None when it cannot be read."""
     from pyarrow import parquet
     from pyarrow.lib import ArrowException
 
@@ -174,7 +174,7 @@ def read_samples(run: Path) -> list[dict[str, Any]]:
     """Return the stored rows of a run, in order of their steps, each with `rewards` as a dict.
 
     Raises:
-        UserError: the folder is not there, or holds no samples.
+        UserError: the folder does not exist, or holds no samples.
     """
     require("pyarrow", "language")
     run = Path(run)
@@ -207,12 +207,12 @@ def browse(
 
     Args:
         run: folder of the run.
-        step: only this step; the last one stored when None and not `everything`.
+        step: only this step; None for the last one stored, unless `everything`.
         everything: all steps.
         order: "stored", "best" (highest total reward first) or "worst".
-        contains: only rows whose prompt or completion holds this text.
-        limit: rows at most, at least 1.
-        as_json: JSON lines instead of text for people.
+        contains: only rows whose prompt or completion contains this text.
+        limit: largest number of rows, at least 1.
+        as_json: JSON lines instead of formatted text.
 
     Raises:
         UserError: the run has no samples, or none of the step (the steps stored are named).
@@ -236,7 +236,7 @@ def browse(
     if as_json:
         return "\n".join(json.dumps(row) for row in shown)
     if not shown:
-        return f"no stored completion holds {contains!r}"
+        return f"no stored completion contains {contains!r}"
     blocks = [_block(row) for row in shown]
     rest = f"\n\n{len(shown)} of {len(rows)} rows; --limit shows more" if len(rows) > len(shown) else ""
     return "\n\n".join(blocks) + rest
@@ -249,7 +249,7 @@ def _total(rewards: Mapping[str, float]) -> float:
 def _block(row: Mapping[str, Any]) -> str:
     scores = ", ".join(f"{name} {value:.4g}" for name, value in row["rewards"].items()) or "no reward"
     advantage = "" if row["advantage"] is None else f", advantage {row['advantage']:+.3f}"
-    end = "finished" if row["finished"] else "cut by the limit"
+    end = "finished" if row["finished"] else "truncated"
     head = f"step {row['step']}, problem {row['problem']}: {scores}{advantage}, {row['length']} tokens, {end}"
     return "\n".join([head, _indented("prompt", row["prompt"]), _indented("answer", row["completion"])])
 

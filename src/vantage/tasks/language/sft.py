@@ -19,7 +19,7 @@ from vantage.tasks.language.problem import Problem
 from vantage.tasks.language.space import held_out as falls_out
 
 TURNS = "turns"
-"""Field of a problem whose solution is a conversation: what the policy and its environment say in turn."""
+"""Field of a problem whose solution is a conversation: the turns of the policy and its environment."""
 
 
 class _Example(NamedTuple):
@@ -32,15 +32,15 @@ class _Example(NamedTuple):
 
 @component
 class Demonstrations:
-    """Rollout: the next `batch` worked solutions of the task's training problems; nothing is sampled.
+    """Rollout that reads the next `batch` worked solutions of the task's training problems; nothing is sampled.
 
-    Every problem comes once an epoch, in an order that follows from the run's seed. `bucket` batches at a time are cut out of
-    as many problems sorted by length, and shuffled: rows of a batch have similar lengths, batches come in random order.
+    Every problem is used once per epoch, in an order that the run's seed determines. The problems of `bucket` batches are sorted
+    by length, divided into batches, and the batches are shuffled, so that rows of a batch have similar lengths.
 
     Attributes:
-        batch: rows a step, at least 1.
-        bucket: batches that are sorted together, at least 1; 1 leaves the order as it falls.
-        max_tokens: longest completion, in tokens; what is longer is cut and marked truncated. 0 cuts nothing.
+        batch: rows per step, at least 1.
+        bucket: number of batches that are sorted together, at least 1; 1 keeps the random order.
+        max_tokens: longest completion, in tokens; a longer one is truncated and marked so. 0 for no limit.
     """
 
     batch: Annotated[int, at_least(1)] = 64
@@ -51,14 +51,14 @@ class Demonstrations:
     needs = frozenset({"demonstrations"})
 
     def prepare(self, context: Context) -> None:
-        """Draw the seed of the orders.
+        """Sample the seed of the orders.
 
         Raises:
             UserError: the task has no problems with worked solutions.
         """
         if not hasattr(context.task, "problems"):
             raise UserError(
-                f"Demonstrations: the task {context.task.name!r} has no worked solutions to learn from: take a language task, or"
+                f"Demonstrations: the task {context.task.name!r} has no worked solutions: take a language task, or"
                 " --data FILE with solutions"
             )
         self._state.update(seed=int(torch.randint(2**62, (), generator=context.generator)), step=0)
@@ -78,7 +78,7 @@ class Demonstrations:
         return _rows(self._ready[1][place], context.policy, context.device)
 
     def _sorted(self, round_: int, context: Context) -> list[list[_Example]]:
-        """The batches of a round, encoded."""
+        """Return the encoded batches of a round."""
         task: Any = context.task
         policy: Any = context.policy
         chosen = self._numbers(round_ * self.batch * self.bucket, self.batch * self.bucket, task.size)
@@ -100,7 +100,7 @@ class Demonstrations:
         return [batches[i] for i in order] if self.bucket > 1 else batches
 
     def _numbers(self, start: int, count: int, size: int) -> list[int]:
-        """Problems `start` to `start + count` of the endless sequence of shuffled epochs."""
+        """Return problems `start` to `start + count` of the infinite sequence of shuffled epochs."""
         found: list[int] = []
         while len(found) < count:
             epoch, cursor = divmod(start + len(found), size)
@@ -109,15 +109,15 @@ class Demonstrations:
         return found
 
     def _generator(self, stream: int) -> torch.Generator:
-        # Streams of epochs are 0, 1, ...; those of the batches' order are negative.
+        # Random streams of epochs are 0, 1, ...; those of the order of batches are negative.
         return torch.Generator().manual_seed((self._state["seed"] + 0x9E3779B97F4A7C15 * stream) % 2**63)
 
     def state_dict(self) -> dict[str, Any]:
-        """Seed and steps done."""
+        """Return the seed and the number of steps done."""
         return dict(self._state)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from there."""
+        """Restore from `state_dict()`."""
         self._state.update({name: int(value) for name, value in state.items()})
         self._ready.clear()
 
@@ -125,7 +125,7 @@ class Demonstrations:
 def encoded(policy: Any, problem: Problem) -> tuple[list[int], list[int]]:
     """Return the tokens of a problem's prompt and of the text to imitate, its solution or else its answer, with the end token.
 
-    A prompt of chat messages is followed by what the chat template makes of the assistant's answer.
+    After a prompt of chat messages, the chat template formats the text as the assistant's answer.
 
     Raises:
         UserError: the problem has neither solution nor answer.
@@ -141,8 +141,8 @@ def encoded(policy: Any, problem: Problem) -> tuple[list[int], list[int]]:
 def encoded_answer(policy: Any, asked: Any, text: str) -> tuple[list[int], list[int]]:
     """Return the tokens of a prompt, as text or chat messages, and of an answer to it, up to the first end token.
 
-    A completion that is sampled stops there: what a template puts behind it, a second end token too, is never sampled. An empty
-    answer is the end token alone, with what the chat template puts before it.
+    A sampled completion ends there, so that what a template appends, a second end token included, is never sampled. An empty
+    answer is the end token alone, with the chat template's tokens before it.
     """
     tokenizer, stops = policy.tokenizer, policy.stop_tokens
     prompt = policy.encode(asked)
@@ -153,21 +153,21 @@ def encoded_answer(policy: Any, asked: Any, text: str) -> tuple[list[int], list[
         whole = list(tokenizer.apply_chat_template(said, tokenize=True, return_dict=False))
         if whole[: len(prompt)] == prompt:
             completion = whole[len(prompt) :]
-        else:  # the template writes an answer otherwise than it asks for one
+        else:  # the template's generation prompt differs from the beginning of its answer
             completion = list(tokenizer(text, add_special_tokens=False)["input_ids"])
     end = next((place for place, token in enumerate(completion) if token in stops), None)
     return prompt, [*completion, stops[0]] if end is None else completion[: end + 1]
 
 
 def conversation(policy: Any, turns: Sequence[str]) -> tuple[list[int], list[bool]]:
-    """Return the tokens of a worked conversation and whether each is learnt from.
+    """Return the tokens of a worked conversation and whether each is in the loss.
 
-    The policy and its environment speak in turn, the policy first and last. Each says its own tokens, as they do when the
-    conversation is held; the policy's end with its end token. What the environment says is no decision of the policy, so
-    it is read and not learnt.
+    Turns of the policy and its environment alternate, the policy's first and last. Each turn is encoded by itself, as in a
+    sampled conversation; the policy's end with its end token. The environment's tokens are no decisions of the policy and
+    are not in the loss.
 
     Raises:
-        UserError: the last word is not the policy's.
+        UserError: the last turn is not the policy's.
     """
     if not len(turns) % 2:
         raise UserError(
@@ -204,7 +204,7 @@ def _rows(examples: Sequence[_Example], policy: Any, device: torch.device) -> Tr
             "prompt": numbers,
             "terminated": last & ~cut,
             "truncated": last & cut,
-            # Nothing is to be verified.
+            # There is nothing to verify.
             "rewards": {},
         }
     ).to(device)
@@ -217,7 +217,7 @@ def _table(rows: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch
 
 
 def demonstration_set(name: str, found: Sequence[Demonstration], share: float = 0.1) -> ProblemTable:
-    """Return texts to imitate as a problem set: the text is solution and answer; `share` of the prompts is held out."""
+    """Make a problem set of texts to imitate: each text is solution and answer; `share` of the prompts is held out."""
     sides: tuple[list[Problem], list[Problem]] = ([], [])
     for each in found:
         problem = Problem(each.prompt, each.completion, each.completion)

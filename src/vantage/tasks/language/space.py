@@ -1,10 +1,10 @@
-"""Problems by number out of a numbered space of candidates, without listing the space.
+"""Numbered problems from a numbered space of candidates, without listing the space.
 
-A task numbers its candidates 0 .. count - 1. A keyed permutation puts them in an order that looks random and never
-repeats; a hash of the candidate's own text decides its split, whatever task and settings it came from, so that no
-text can be in both. In a small space the candidates of a split are listed once. In a large one, problem i is the first
-of the candidates at places i, i + n, i + 2n, ... of the permuted order that is valid and of the split: any problem is
-found in a few steps, and no two are the same.
+A task numbers its candidates 0 .. count - 1. A keyed permutation gives them a pseudo-random order without repetition; a
+hash of the candidate's own text decides its split, for all tasks and settings alike, so that no text is in both. In a small
+space the candidates of a split are listed once. In a large one, problem i is the first of the candidates at positions i,
+i + n, i + 2n, ... of the permuted order that is valid and in the split: any problem is found in a few steps, and no two
+are the same.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from vantage.core.errors import UserError
 from vantage.tasks.language.problem import check_index, check_split
 
 HELD_OUT = 8
-"""One text in so many is held out for the test split."""
+"""One text in this many is held out for the test split."""
 
 _LISTED = 1 << 17
 _TRAIN_MOST, _TEST_MOST = 100_000, 1_000
-# Places that each problem may look through: of 16 candidates one is of the training split but for 4e-15 of the cases,
-# of 256 one is held out but for 1e-15. A task with invalid candidates looks through more.
+# Number of positions that are searched for a problem: 16 candidates have none of the training split with probability 4e-15,
+# 256 none that is held out with probability 1e-15. A task with invalid candidates searches more.
 _TRAIN_STRIDE, _TEST_STRIDE = 16, 256
 
 
 class Space(Hashable, Protocol):
-    """A numbered space of candidates."""
+    """Interface of a numbered space of candidates."""
 
     @property
     def name(self) -> str:
-        """What errors call it."""
+        """Name in error messages."""
         ...
 
     @property
@@ -45,7 +45,7 @@ class Space(Hashable, Protocol):
 
     @property
     def density(self) -> float:
-        """A lower bound on the share of candidates that are valid, in (0, 1]."""
+        """Lower bound on the share of candidates that are valid, in (0, 1]."""
         ...
 
     def key(self, number: int) -> str:
@@ -53,12 +53,12 @@ class Space(Hashable, Protocol):
         ...
 
     def valid(self, number: int) -> bool:
-        """Whether the candidate is a problem."""
+        """Return whether the candidate is a problem."""
         ...
 
 
 def held_out(key: str, share: float = 1 / HELD_OUT) -> bool:
-    """Whether a text belongs to the held-out split: a fixed function of the text, true for `share` of all texts."""
+    """Return whether a text is in the held-out split: a fixed function of the text, true for a share `share` of all texts."""
     return (
         int.from_bytes(blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little") < share * 2**64
     )
@@ -73,13 +73,13 @@ def _halfway(count: int) -> int:
 
 
 def permuted(number: int, count: int) -> int:
-    """Return the image of `number` under a fixed permutation of 0 .. count - 1 (a Feistel network that walks its cycle)."""
+    """Return the image of `number` under a fixed permutation of 0 .. count - 1 (a Feistel network with cycle walking)."""
     half = _halfway(count)
     mask = (1 << half) - 1
     while True:
         left, right = number >> half, number & mask
         for key in _KEYS:
-            # The finaliser of splitmix64 on the right half.
+            # Finaliser of SplitMix64 on the right half.
             mixed = (right * _KEYS[0] + key) & _64
             mixed = ((mixed ^ (mixed >> 30)) * _KEYS[1]) & _64
             mixed = ((mixed ^ (mixed >> 27)) * _KEYS[2]) & _64
@@ -90,7 +90,7 @@ def permuted(number: int, count: int) -> int:
 
 
 def permutation(count: int) -> NDArray[np.uint64]:
-    """Return `permuted(number, count)` for every number in turn, for a count that fits in memory."""
+    """Return `permuted(number, count)` of all numbers [count], for a count that fits in memory."""
     half = _halfway(count)
     mask, shift = np.uint64((1 << half) - 1), np.uint64(half)
     found = np.arange(count, dtype=np.uint64)
@@ -115,7 +115,7 @@ def _listed(space: Space, split: str) -> tuple[int, ...]:
 
 
 def size(space: Space, split: str) -> int:
-    """Return the number of problems of a split: all of a small space, a fixed part of a large one."""
+    """Return the number of problems of a split: all of a small space, a fixed share of a large one."""
     check_split(split)
     if space.count <= _LISTED:
         return len(_listed(space, split))
@@ -127,7 +127,7 @@ def number(space: Space, split: str, index: int) -> int:
     """Return the candidate that is problem `index` of a split.
 
     Raises:
-        UserError: no such split, or the index is outside of [0, size).
+        UserError: there is no such split, or the index is outside of [0, size).
     """
     total = size(space, split)
     check_index(space.name, split, index, total)
@@ -138,6 +138,4 @@ def number(space: Space, split: str, index: int) -> int:
         found = permuted(place, space.count)
         if held_out(space.key(found)) == wanted and space.valid(found):
             return found
-    raise UserError(
-        f"{space.name}: problem {index} of {split!r} does not exist: its part of the space has no valid one"
-    )
+    raise UserError(f"{space.name}: problem {index} of {split!r} does not exist: none of its candidates is valid")

@@ -1,4 +1,4 @@
-"""Sums of several numbers, and the calculator that helps with them."""
+"""Sums of several numbers, and the calculator for them."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _QUESTION = re.compile(r"([0-9]{1,18})([+*-])([0-9]{1,18})")
 
 
 def calculate(text: str) -> str | None:
-    """Return what the calculator says to a turn: `=46;` to `12+34`, `=?;` to what it cannot read, None to an answer.
+    """Return the calculator's reply to a turn: `=46;` to `12+34`, `=?;` to invalid input, None to an answer.
 
-    A turn that holds one of the signs + - * is a question. One operation of two whole numbers of at most 18 digits is read.
+    A turn that contains one of the signs + - * is a question. Valid is one operation of two whole numbers of at most 18 digits.
     """
     question = text.strip()
     if not any(sign in question for sign in "+-*"):
@@ -33,16 +33,16 @@ def calculate(text: str) -> str | None:
 
 @component(label="calculator")
 class Sums:
-    """Add `terms` numbers of `digits` digits: "12+34+56=" has the answer "102".
+    """Problem set: add `terms` numbers of `digits` digits: "12+34+56=" has the answer "102".
 
     A share of the worked solutions asks the calculator for each partial sum ("12+34", "=46;", "46+56", "=102;", "102"), the others
     answer at once: a policy that imitates them does both.
 
     Attributes:
-        terms: numbers to add, 2 to 6.
+        terms: number of terms, 2 to 6.
         digits: digits of each, 1 to 6.
         asked: share of the worked solutions that ask, 0 to 1.
-        checked: share of these that ask once more than they need to, "102+0", 0 to 1.
+        checked: share of these that ask one unnecessary question, "102+0", 0 to 1.
     """
 
     terms: Annotated[int, between(2, 6)] = 3
@@ -52,14 +52,14 @@ class Sums:
 
     @property
     def name(self) -> str:
-        """The name, settings included."""
+        """Name, settings included."""
         shares = {"asked": (self.asked, 0.5), "checked": (self.checked, 0.0)}
         told = "".join(f",{name}={share:g}" for name, (share, usual) in shares.items() if share != usual)
         return f"calculator:terms={self.terms},digits={self.digits}{told}"
 
     @property
     def description(self) -> str:
-        """One line for people."""
+        """One line for a reader."""
         return f"add {self.terms} numbers of {self.digits} digits with a calculator at hand"
 
     @property
@@ -68,7 +68,7 @@ class Sums:
 
     @property
     def count(self) -> int:
-        """Ordered lists of numbers."""
+        """Number of ordered lists of numbers."""
         return int(10**self.digits - self._least) ** self.terms
 
     density = 1.0
@@ -81,11 +81,11 @@ class Sums:
         return found
 
     def key(self, number: int) -> str:
-        """The numbers without their order: all orders fall on the same side."""
+        """Return the numbers without their order, so that all orders are in the same split."""
         return "+".join(map(str, sorted(self._numbers(number)))) + "="
 
     def valid(self, number: int) -> bool:
-        """Every list is a problem."""
+        """Return True: every list is a problem."""
         return True
 
     def size(self, split: str) -> int:
@@ -97,23 +97,23 @@ class Sums:
         terms = self._numbers(space.number(self, split, index))
         answer, prompt = str(sum(terms)), "+".join(map(str, terms)) + "="
         fields = {"task": "calculator", "difficulty": self.digits}
-        # Whether it asks follows from the problem's own text, so that it is the same in every process.
+        # Whether it asks is a function of the problem's own text, so that it is the same in every process.
         if not space.held_out(f"ask {prompt}", self.asked):
             return Problem(prompt, answer, answer, fields)
         turns = _conversation([*terms, 0] if space.held_out(f"check {prompt}", self.checked) else terms)
         return Problem(prompt, answer, "".join(turns), {**fields, TURNS: turns})
 
     def score(self, problem: Problem, completion: str) -> dict[str, float]:
-        """Return {"correct": 1.0 or 0.0}: whether what was said last is the sum."""
+        """Return {"correct": 1.0 or 0.0}: whether the last turn is the sum."""
         return graded(problem, completion)
 
     def alphabet(self) -> str:
-        """Every character that a prompt, a question or an answer can hold."""
+        """All characters that occur in prompts, questions and answers."""
         return "0123456789+-*=?;"
 
 
 def _conversation(terms: Sequence[int]) -> tuple[str, ...]:
-    """What is said in turn by one who asks for each partial sum."""
+    """Return the turns of a worked solution that asks for each partial sum."""
     said, total = [], terms[0]
     for term in terms[1:]:
         question = f"{total}+{term}"

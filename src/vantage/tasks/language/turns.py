@@ -1,4 +1,4 @@
-"""Which words of a completion or a conversation are judged."""
+"""Text of a completion or a conversation that a verifier reads."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 READS = ("own", "last", "all")
-"""own: the policy's turns, a line each; last: its last turn; all: what the environment inserted too, as it stands."""
+"""own: the policy's turns, one per line; last: its last turn; all: the environment's text included, unchanged."""
 
 
 def judged_texts(
@@ -19,7 +19,7 @@ def judged_texts(
 
     Args:
         tokens: [N, T] int64.
-        length: [N], positions that each row holds.
+        length: [N], number of positions of each row.
         own: [N, T] bool, positions that the policy produced; None for all.
         reads: one of `READS`.
         decode: token lists to texts.
@@ -43,6 +43,6 @@ def judged_texts(
 
 
 def read(found: Any, reads: str, decode: Callable[[list[list[int]]], Sequence[str]]) -> list[str]:
-    """Return what is read of the completions that an engine's `complete` returned; without `forced` the policy said all of them."""
+    """Return the texts that a verifier reads of an engine's `complete`; without `forced` all tokens are the policy's."""
     forced = getattr(found, "forced", None)
     return judged_texts(found.tokens, found.length, None if forced is None else ~forced, reads, decode)

@@ -1,1 +1,1 @@
-"""Offline reinforcement learning: recorded transitions, and the worlds that they were recorded in."""
+"""Offline reinforcement learning: recorded transitions, and the environments in which they were recorded."""

@@ -1,4 +1,4 @@
-"""Recorded episodes: made here by mixed policies, written and read in Minari's format.
+"""Recorded episodes of mixed policies, written and read in Minari's format.
 
 The format is a folder with `main_data.hdf5`, one group an episode (`observations` [T + 1, D], `actions` [T, A], `rewards`,
 `terminations`, `truncations` [T]), and `metadata.json`, which describes the spaces. Nothing in it is executed.
@@ -20,19 +20,19 @@ from vantage.core.errors import UserError, require
 from vantage.tasks.offline.worlds import World
 
 MINARI = "0.5.3"
-"""Version of the format that is written."""
+"""Version of Minari's format that is written."""
 
 
 @dataclass(frozen=True)
 class Recorded:
-    """M transitions in the order of their episodes.
+    """Table of M transitions in the order of their episodes.
 
     Attributes:
         observation, next_observation: [M, D] float32.
-        action: [M, A] float32, in the data's own unit.
+        action: [M, A] float32, in the data's own units.
         reward: [M] float32.
         terminated, truncated: [M] bool; the last transition of an episode is one of both.
-        metadata: what the folder said.
+        metadata: contents of `metadata.json`.
     """
 
     observation: Tensor
@@ -48,13 +48,13 @@ class Recorded:
 
     @property
     def episodes(self) -> list[tuple[int, int]]:
-        """Where each episode begins and ends."""
+        """First row and end (exclusive) of each episode."""
         ends = ((self.terminated | self.truncated).nonzero().squeeze(-1) + 1).tolist()
         return list(zip([0, *ends[:-1]], ends, strict=True))
 
 
 def record(world: World, steps: int, good: float, noise: float, seed: int) -> Recorded:
-    """Record about `steps` transitions of mixed policies, whole episodes from the usual starts.
+    """Record about `steps` transitions of mixed policies, as whole episodes from the usual initial states.
 
     A share `good` of the episodes follows the controller with Gaussian noise of scale `noise`; the others are random walks
     whose action drifts: a_t = clip(0.9 a_{t-1} + 0.5 e_t).
@@ -87,7 +87,7 @@ def write_minari(data: Recorded, folder: str | Path, name: str, **more: Any) -> 
 
     Args:
         data: whole episodes; actions in [-1, 1].
-        folder: made; must not hold a data set.
+        folder: created; must not hold a data set.
         name: the data set's id, such as "vantage/point-v0".
         **more: further metadata, JSON values (`ref_min_score`, `ref_max_score`).
 
@@ -100,7 +100,7 @@ def write_minari(data: Recorded, folder: str | Path, name: str, **more: Any) -> 
         raise UserError(f"{folder} holds a data set: give another folder")
     episodes = data.episodes
     if not episodes or episodes[-1][1] != len(data):
-        raise UserError("the last episode of the data does not end: cut it (`truncated`)")
+        raise UserError("the last episode of the data does not end: mark its last transition as `truncated`")
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "main_data.hdf5"
     with h5py.File(path, "w", track_order=True) as file:
@@ -142,12 +142,12 @@ def read_minari(folder: str | Path) -> Recorded:
     """Read a Minari data set of vectors, HDF5 format.
 
     Raises:
-        UserError: the folder holds none, or an episode is not whole; the message names the episode and what it lacks.
+        UserError: the folder holds no data set, or an episode is incomplete; the message names the episode and what it lacks.
         ImportError: h5py is not installed.
     """
     h5py = require("h5py", "offline")
     folder = Path(folder)
-    # Minari's own cache keeps the files one folder down.
+    # Minari's own cache has the files in a subfolder.
     place = folder if (folder / "main_data.hdf5").is_file() else folder / "data"
     if not (place / "main_data.hdf5").is_file() or not (place / "metadata.json").is_file():
         raise UserError(f"{folder}: no Minari data set (main_data.hdf5 and metadata.json)")
@@ -163,7 +163,7 @@ def read_minari(folder: str | Path) -> Recorded:
     with file:
         for number in range(len(file)):
             if f"episode_{number}" not in file:
-                raise UserError(f"{folder}: there are {len(file)} episodes, and none is called episode_{number}")
+                raise UserError(f"{folder}: there are {len(file)} episodes, but no episode_{number}")
             episode = _episode(f"{folder}: episode {number}", file[f"episode_{number}"], h5py)
             if episode is None:
                 continue
@@ -221,10 +221,10 @@ def _episode(where: str, group: Any, h5py: Any) -> dict[str, Any] | None:
 
 
 def action_bound(metadata: Mapping[str, Any]) -> Tensor:
-    """Return the bound [A] of the data's actions, which must be symmetric about 0 and finite; [] when it is not said.
+    """Return the bound [A] of the data's actions, which must be symmetric about 0 and finite; a scalar 1 where it is not given.
 
     Raises:
-        UserError: the action space is another.
+        UserError: the action space is not of this kind.
     """
     said = metadata.get("action_space")
     if not said:

@@ -1,4 +1,4 @@
-"""Learning from recorded transitions: the data, the minibatches, and the normalised score in the world they come from."""
+"""Offline task: recorded transitions, their minibatches, and the normalised score in the environment that they come from."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from vantage.tasks.offline.worlds import WORLDS, World, play, references
 
 @component(label="offline")
 class Offline:
-    """What `offline:...` says.
+    """Settings of `offline:...`.
 
     Attributes:
-        world: "point" or "pendulum", where data is made and policies are judged; "" for the data's own environment.
-        data: folder of a Minari data set; "" makes data here.
-        steps: transitions that are made.
+        world: "point" or "pendulum", in which data is recorded and policies are evaluated; "" for the data's own environment.
+        data: folder of a Minari data set; "" records data in `world`.
+        steps: number of transitions to record.
         good: share of the episodes that follow a good controller, 0 to 1; the others are random walks.
-        noise: scale of the noise on its actions.
+        noise: standard deviation of the noise on its actions.
         normalize: standardise observations, (s - mean) / (std + 1e-3), by the data's moments.
-        reward_scale, reward_shift: rewards are learnt from as scale * reward + shift.
+        reward_scale, reward_shift: rewards of training are scale * reward + shift.
         hidden: width of the two hidden layers of every network.
-        seed: of the data.
+        seed: seed of the data.
     """
 
     world: Annotated[str, one_of(WORLDS)] | Literal[""] = ""
@@ -83,23 +83,23 @@ class OfflineTask:
         seen = self.data.observation
         self.mean, self.std = torch.zeros(widths[0]), torch.ones(widths[0])
         if settings.normalize:
-            low = seen.amin(0)  # measured from it, what never changes is standardised to exactly 0
+            low = seen.amin(0)  # relative to it, so that a constant coordinate is standardised to exactly 0
             std, mean = torch.std_mean(seen - low, 0, correction=0)
             self.mean, self.std = low + mean, std + 1e-3
 
     def prompts(self, ids: Tensor) -> Prompts:
-        """Transitions by number."""
+        """Return the numbers of transitions as prompts."""
         return Prompts(ids, ids.tolist())
 
     def score(self, batch: Trajectories, context: Context) -> dict[str, Tensor]:
-        """Nothing: rewards came with the data."""
+        """Return no rewards: they are in the data."""
         return {}
 
     def make_policy(self, model: str | Path = "", seed: int = 0) -> OfflinePolicy:
         """Return a new policy, or the saved one in the folder `model`.
 
         Raises:
-            UserError: the folder holds none, or one for other widths.
+            UserError: the folder holds no policy, or one of other widths.
         """
         shape = (self.data.observation.shape[1], self.data.action.shape[1])
         if model:
@@ -111,11 +111,11 @@ class OfflineTask:
         return OfflinePolicy(*shape, hidden=hidden, seed=seed, mean=self.mean, std=self.std, bound=self.bound)
 
     def make_engine(self, policy: OfflinePolicy, seed: int = 0) -> OfflineEngine:
-        """Return what reads the data."""
+        """Return an engine that reads the data."""
         return OfflineEngine(self.name, self._table().to(policy.mean.device))
 
     def _table(self) -> Trajectories:
-        """All transitions as rows of one decision, observations normalised, actions in [-1, 1]."""
+        """Return all transitions as rows of one decision, observations normalised, actions in [-1, 1]."""
         data, settings = self.data, self.settings
         ones = torch.ones(len(data), 1, dtype=torch.bool)
         return Trajectories(
@@ -134,12 +134,12 @@ class OfflineTask:
         )
 
     def evaluate(self, policy: OfflinePolicy, *, samples: int, seed: int) -> dict[str, float]:
-        """Play `samples` episodes with the actor's mean.
+        """Run `samples` episodes with the actor's mean action.
 
         Returns:
-            `return`, undiscounted and in the world's own reward, and `length`; `score`, 100 at the controller's return (or the data
-            set's `ref_max_score`) and 0 at random actions' (`ref_min_score`); and in this package's worlds `return_far` and
-            `score_far`, from the starts whose way is longest, on the same scale.
+            `return`, undiscounted and in the environment's own reward, and `length`; `score`, 100 at the controller's return (or
+            the data set's `ref_max_score`) and 0 at that of random actions (`ref_min_score`); and in this package's worlds
+            `return_far` and `score_far`, from the initial states farthest from the goal, on the same scale.
         """
         if self.world is None:
             return self._in_gymnasium(policy, samples, seed)
@@ -162,13 +162,13 @@ class OfflineTask:
         }
 
     def _in_gymnasium(self, policy: OfflinePolicy, samples: int, seed: int) -> dict[str, float]:
-        """The same in the environment that the data set names."""
+        """Evaluate in the environment that the data set names."""
         from vantage.tasks.control.evaluation import play as play_envs
 
         gymnasium = require("gymnasium", "control")
         said = self.data.metadata.get("env_spec")
         if not said:
-            raise UserError(f"task {self.name}: the data set names no environment: say world=...")
+            raise UserError(f"task {self.name}: the data set names no environment: give world=...")
         spec = gymnasium.envs.registration.EnvSpec.from_json(said)
         envs = [gymnasium.make(spec.id, **spec.kwargs) for _ in range(min(samples, 16))]
         try:
@@ -185,10 +185,10 @@ class OfflineTask:
 
 
 class OfflineEngine:
-    """Reads recorded transitions; it cannot act.
+    """Engine that reads recorded transitions; it cannot act.
 
     Args:
-        name: of the task.
+        name: name of the task.
         table: all transitions, [M, 1, ...].
     """
 
@@ -202,28 +202,28 @@ class OfflineEngine:
         return self.table.select(ids.to(self.table.device))
 
     def sample(self, prompts: Prompts, count: int, context: Context, *, greedy: bool = False) -> Trajectories:
-        """Refuse."""
+        """Raise UserError: recorded data cannot be sampled."""
         raise self._refusal()
 
     def advance(self, rows: int, steps: int, context: Context) -> Trajectories:
-        """Refuse."""
+        """Raise UserError: recorded data cannot be sampled."""
         raise self._refusal()
 
     def _refusal(self) -> UserError:
         return UserError(
-            f"the task {self.name!r} is recorded data, in which nothing can be tried out: take a method of the family offline"
+            f"the task {self.name!r} is recorded data, which cannot be sampled: take a method of the family offline"
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: draws are the run's."""
+        """Return no state: random numbers are the run's."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Nothing to take back."""
+        """Restore nothing: there is no state."""
 
 
 def task_from_spec(spec: str, options: Mapping[str, Any] | None = None) -> OfflineTask:
-    """Return the task of `offline`, `offline:world=pendulum,good=0.3` or `offline:data=DIR`."""
+    """Make the task of `offline`, `offline:world=pendulum,good=0.3` or `offline:data=DIR`."""
     name, settings = parse("task", spec, {"offline": Offline}, {})
     known = Offline.__dataclass_fields__
     for key, value in dict(options or {}).items():
@@ -235,5 +235,5 @@ def task_from_spec(spec: str, options: Mapping[str, Any] | None = None) -> Offli
 
 
 def recorded(spec: str = "offline") -> Recorded:
-    """Return the data of a task, for what is written elsewhere."""
+    """Return the data of a task specification."""
     return task_from_spec(spec).data

@@ -1,7 +1,7 @@
-"""Small continuous worlds, all rows stepped at once: a point that walks around a wall, and a pendulum.
+"""Small continuous environments ("worlds") that step all rows at once: a point that moves around a wall, and a pendulum.
 
 A world is a frozen dataclass of settings with pure functions of its state [N, S]; actions are in [-1, 1] in every coordinate.
-`controller` is a good policy by hand: it makes data, and its return is the 100 of the normalised score.
+`controller` is a good hand-written policy: it records data, and its return is 100 in the normalised score.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Act = Callable[[Tensor], Tensor]
 
 
 class World(Protocol):
-    """What data is made in and policies are judged in."""
+    """Interface of an environment in which data is recorded and policies are evaluated."""
 
     name: str
     observations: int
@@ -27,14 +27,14 @@ class World(Protocol):
     actions: int
     """Width A of an action."""
     limit: int
-    """Steps after which an episode is cut."""
+    """Steps after which an episode is truncated."""
 
     def reset(self, count: int, generator: torch.Generator, far: bool = False) -> Tensor:
-        """Draw initial states [N, S]; `far` from where the way is longest."""
+        """Sample initial states [N, S]; with `far`, those farthest from the goal."""
         ...
 
     def observe(self, state: Tensor) -> Tensor:
-        """Return what a policy sees [N, D]."""
+        """Return the observations [N, D] of states [N, S]."""
         ...
 
     def step(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -48,9 +48,9 @@ class World(Protocol):
 
 @dataclass(frozen=True)
 class Point:
-    """A point in the unit square that walks to the lower right, around a wall in the middle.
+    """Point in the unit square that moves to a goal at the lower right, around a wall in the middle.
 
-    It moves by 0.05 times its action. The wall stands at x = 0.5 from y = 0 up to `wall`; a move through it stays on its side.
+    It moves by 0.05 times its action. The wall is at x = 0.5 from y = 0 to `wall`; a move through it stops at it.
     Each step costs 1 until the point is within 0.1 of the goal (0.85, 0.15), which ends the episode.
     """
 
@@ -63,16 +63,16 @@ class Point:
     goal = (0.85, 0.15)
 
     def reset(self, count: int, generator: torch.Generator, far: bool = False) -> Tensor:
-        """Start anywhere; `far`, left of the wall and below its top."""
+        """Start uniformly; with `far`, left of the wall and below its top."""
         place = torch.rand(count, 2, generator=generator)
         return place * place.new_tensor([0.45, self.wall]) if far else place
 
     def observe(self, state: Tensor) -> Tensor:
-        """The place, in [-1, 1]."""
+        """Return the position, scaled to [-1, 1]."""
         return 2 * state - 1
 
     def step(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Walk."""
+        """Move, stop at the wall, and end the episode at the goal."""
         moved = (state + self.pace * action.clamp(-1, 1)).clamp(0, 1)
         crosses = ((state[:, 0] - 0.5) * (moved[:, 0] - 0.5) <= 0) & (moved[:, 1] < self.wall)
         x = torch.where(crosses, state[:, 0], moved[:, 0])
@@ -81,7 +81,7 @@ class Point:
         return state, torch.where(there, 0.0, -1.0), there
 
     def controller(self, state: Tensor) -> Tensor:
-        """Walk straight: left of the wall to above it, above it to its other side, from there to the goal."""
+        """Move straight: left of the wall to above it, above it to its other side, from there to the goal."""
         above = state.new_tensor([0.5, self.wall + 0.1])
         goal = state.new_tensor(self.goal)
         left, low = state[:, :1] <= 0.5, state[:, 1:] < self.wall + 0.02
@@ -92,7 +92,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Pendulum:
-    """Gymnasium's Pendulum-v1, all rows at once: swing up and hold; state (angle, angular velocity), 0 is upright."""
+    """Gymnasium's Pendulum-v1 for all rows at once; state (angle, angular velocity), angle 0 is upright."""
 
     name = "pendulum"
     observations = 3
@@ -100,17 +100,17 @@ class Pendulum:
     limit = 200
 
     def reset(self, count: int, generator: torch.Generator, far: bool = False) -> Tensor:
-        """Any angle, velocity within 1; `far`, hanging down within a tenth of the circle."""
+        """Start at any angle, velocity in [-1, 1]; with `far`, hanging down within a tenth of the circle."""
         place = 2 * torch.rand(count, 2, generator=generator) - 1
         hanging = torch.stack([math.pi * (1 + 0.1 * place[:, 0]), place[:, 1]], 1)
         return hanging if far else place * place.new_tensor([math.pi, 1.0])
 
     def observe(self, state: Tensor) -> Tensor:
-        """Cosine and sine of the angle, and the velocity."""
+        """Return cosine and sine of the angle, and the velocity."""
         return torch.stack([state[:, 0].cos(), state[:, 0].sin(), state[:, 1]], 1)
 
     def step(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Turn for 0.05 seconds at a torque of twice the action."""
+        """Integrate 0.05 seconds at a torque of twice the action."""
         angle, speed = state.unbind(1)
         torque = 2 * action[:, 0].clamp(-1, 1)
         wrapped = torch.remainder(angle + math.pi, 2 * math.pi) - math.pi
@@ -119,7 +119,7 @@ class Pendulum:
         return torch.stack([angle + 0.05 * speed, speed], 1), -cost, torch.zeros_like(speed, dtype=torch.bool)
 
     def controller(self, state: Tensor) -> Tensor:
-        """Pump energy until upright is near, then hold by a linear feedback."""
+        """Pump energy until nearly upright, then stabilise by linear feedback."""
         angle, speed = state.unbind(1)
         wrapped = torch.remainder(angle + math.pi, 2 * math.pi) - math.pi
         energy = speed.square() / 2 + 15 * (angle.cos() - 1)

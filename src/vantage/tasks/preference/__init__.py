@@ -1,1 +1,1 @@
-"""Preferences between arms: bandits with a known reward, and games with a known equilibrium."""
+"""Preferences between bandit arms: known rewards, or games with a known equilibrium."""

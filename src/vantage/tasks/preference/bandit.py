@@ -1,12 +1,12 @@
-"""Arms to choose between, in contexts: the smallest world in which preferences, rewards and games can be told apart exactly.
+"""Contextual bandits with preference pairs, rewards or games, evaluated exactly.
 
-A row is one decision: an arm, in a context. Two worlds share policy and engine:
+A row is one decision: an arm, in a context. Two kinds of task share policy and engine:
 
     preference   arms have true rewards; pairs of arms are labelled by Bradley and Terry's model. With `features` the policy
-                 is linear in features that arms share, so that what pairs say of some arms moves all others.
+                 is linear in features that arms share, so that pairs of some arms change the probabilities of all others.
     game         arms are compared by a matrix that no reward explains; the score of a row is its win rate in its group.
 
-Both are judged exactly, by the policy's probabilities.
+Evaluations are exact: they use the policy's probabilities.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from vantage.tasks.preference import game
 
 
 class ArmPolicy(nn.Module):
-    """Softmax over arms [X, A]: a table of logits, or features [X, A, D] times one weight vector; starts uniform.
+    """Softmax policy over arms [X, A]: a table of logits, or features [X, A, D] times one weight vector; initially uniform.
 
     Args:
         contexts, arms: X and A.
@@ -57,7 +57,7 @@ class ArmPolicy(nn.Module):
         return table / self.temperature
 
     def evaluate(self, batch: Trajectories, want: frozenset[str]) -> Evaluation:
-        """Judge arms `action` [N, 1] in contexts `observation` [N, 1]; `distribution` is the logits [N, 1, A]."""
+        """Evaluate arms `action` [N, 1] in contexts `observation` [N, 1]; `distribution` is the logits [N, 1, A]."""
         evaluation = Evaluation()
         logits = self.logits()[batch.observation]
         logs = logits.log_softmax(-1)
@@ -78,11 +78,11 @@ class ArmPolicy(nn.Module):
         return value, torch.zeros_like(value)
 
     def critic_parameters(self) -> list[nn.Parameter]:
-        """The values of the contexts."""
+        """Return the parameters of the contexts' values."""
         return [self.critic]
 
     def frozen(self) -> ArmPolicy:
-        """Return a copy that never learns."""
+        """Return a frozen copy."""
         return copy.deepcopy(self).requires_grad_(False)
 
     def save(self, folder: Any) -> None:
@@ -94,7 +94,7 @@ class ArmPolicy(nn.Module):
 
 
 class ArmEngine:
-    """Draws arms, and reads the task's stored pairs."""
+    """Engine that samples arms and reads the task's stored pairs."""
 
     max_length = 1
 
@@ -103,7 +103,7 @@ class ArmEngine:
 
     @torch.no_grad()
     def sample(self, prompts: Prompts, count: int, context: Context, *, greedy: bool = False) -> Trajectories:
-        """Draw `count` arms for each prompt."""
+        """Sample `count` arms for each prompt."""
         rows = len(prompts) * count
         device = self.policy.weight.device
         place = self.task.context_of(prompts.ids).to(device).repeat_interleave(count)
@@ -111,7 +111,7 @@ class ArmEngine:
         if greedy:
             action = logs.argmax(-1)
         else:
-            # Gumbel's trick, with the run's own numbers on any device.
+            # Gumbel-max trick, with the run's own random numbers on any device.
             noise = torch.rand(logs.shape, generator=context.generator).clamp(min=1e-20)
             action = (logs - (-noise.log()).log().to(device)).argmax(-1)
         logp = logs.gather(-1, action.unsqueeze(-1))
@@ -119,7 +119,7 @@ class ArmEngine:
         return _rows(place, action, group, prompts.ids.to(device).repeat_interleave(count)).replace(logp_old=logp)
 
     def advance(self, rows: int, steps: int, context: Context) -> Trajectories:
-        """Draw an arm for each of the next `rows` prompts: an episode is one decision, whatever `steps`."""
+        """Sample an arm for each of the next `rows` prompts: an episode is one decision, whatever `steps`."""
         return self.sample(context.next_prompts(rows), 1, context)
 
     def read(self, ids: Tensor, context: Context) -> Trajectories:
@@ -133,11 +133,11 @@ class ArmEngine:
         return found.replace(rewards={})
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: draws are the run's."""
+        """Return no state: random numbers are the run's."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Nothing to take back."""
+        """Restore nothing: there is no state."""
 
 
 def _rows(place: Tensor, action: Tensor, group: Tensor, prompt: Tensor) -> Trajectories:
@@ -157,18 +157,18 @@ def _rows(place: Tensor, action: Tensor, group: Tensor, prompt: Tensor) -> Traje
 
 
 class ArmTask:
-    """Arms in contexts, with stored pairs.
+    """Task of a contextual bandit with stored pairs.
 
     Args:
         name: as on the command line.
         matrix: probability [X, A, A] that one arm is preferred to another.
         rewards: true rewards [X, A]; None for a game.
         features: of the policy [X, A, D]; None for a table.
-        pairs: how many stored pairs, drawn among the first `covered` arms of each context.
-        covered: see there.
+        pairs: number of stored pairs, sampled among the first `covered` arms of each context.
+        covered: see `pairs`; 2 to the number of arms.
         noise: standard deviation of an observed reward.
-        beta: of the regularised game that an evaluation judges.
-        seed: of the pairs.
+        beta: weight of the KL terms of the regularised game in an evaluation.
+        seed: seed of the pairs.
     """
 
     default_steps = 200
@@ -194,7 +194,7 @@ class ArmTask:
         """[M, 2] the chosen and the rejected arm of each stored pair."""
 
     def context_of(self, ids: Tensor) -> Tensor:
-        """Return the context of prompts [B]; they take turns."""
+        """Return the context of prompts [B]: the id modulo the number of contexts."""
         return ids % self.contexts
 
     def prompts(self, ids: Tensor) -> Prompts:
@@ -202,7 +202,10 @@ class ArmTask:
         return Prompts(ids, self.context_of(ids).tolist())
 
     def score(self, batch: Trajectories, context: Context) -> dict[str, Tensor]:
-        """Return the observed reward [N]; in a game the win rate against the group's other rows, alone against uniform arms."""
+        """Return the observed reward [N]; in a game the win rate against the group's other rows.
+
+        Where every row is a group of its own, the win rate is against uniform arms.
+        """
         place, arm = batch.observation[:, 0], batch.action[:, 0]
         if self.rewards is not None:
             drawn = torch.randn(len(batch), generator=context.generator) if self.noise else torch.zeros(len(batch))
@@ -211,7 +214,7 @@ class ArmTask:
         index, groups = group_index(batch.group)
         if groups == len(batch):
             return {"win": matrix[place, arm].mean(-1)}
-        # How often each group chose each arm; one's own choice, worth 1/2 against itself, is left out again.
+        # Counts of each arm per group; a row's own choice, worth 1/2 against itself, is subtracted.
         chosen = matrix.new_zeros(groups, self.arms).index_put_((index, arm), matrix.new_ones(()), accumulate=True)
         wins = (matrix[place, arm] * chosen[index]).sum(-1) - 0.5
         return {"win": wins / (chosen.sum(-1) - 1).clamp(min=1)[index]}
@@ -223,10 +226,10 @@ class ArmTask:
 
     @torch.no_grad()
     def evaluate(self, policy: ArmPolicy, *, samples: int, seed: int) -> dict[str, float]:
-        """Judge the policy exactly; `samples` and `seed` do not matter.
+        """Evaluate the policy exactly; `samples` and `seed` have no effect.
 
         Returns:
-            `reward`, the mean true reward, and `regret`, what the best arms have more, where arms have rewards; `kl`, in nats,
+            `reward`, the mean true reward, and `regret`, the best arms' mean less it, where arms have rewards; `kl`, in nats,
             to the uniform policy; and of the game at `beta` the `exploitability` and `win`, the rate against uniform arms.
         """
         logp = policy.logits().log_softmax(-1).double().cpu()
@@ -246,7 +249,7 @@ class ArmTask:
         """Return the uniform policy, or the saved one in the folder `model`.
 
         Raises:
-            UserError: the folder holds none, or one for other arms.
+            UserError: the folder holds no policy, or one for other arms.
         """
         policy = ArmPolicy(self.contexts, self.arms, self.features)
         if model:
@@ -261,24 +264,24 @@ class ArmTask:
         return policy
 
     def make_engine(self, policy: ArmPolicy, seed: int = 0) -> ArmEngine:
-        """Return what draws the policy's arms."""
+        """Return an engine that samples the policy's arms."""
         return ArmEngine(self, policy)
 
 
 @component(label="preference")
 class Preference:
-    """Arms with true rewards, standard normal times `scale`.
+    """Settings of `preference:...`: arms with true rewards, standard normal times `scale`.
 
     Attributes:
-        arms, contexts: how many.
-        features: dimension of the features that arms share, and that the rewards are linear in; 0 for a table.
-        pairs: stored pairs.
-        covered: arms of each context that pairs are drawn from; 0 for all.
+        arms, contexts: number of each.
+        features: dimension of the shared features in which rewards are linear; 0 for a table.
+        pairs: number of stored pairs.
+        covered: number of arms of each context from which pairs are sampled; 0 for all.
         trap: with features: the last arm of each context has `trap` times the features of the best covered one, and the
-            lowest reward; 0 for no such arm. Pairs that do not cover it praise it.
-        noise: standard deviation of what is added to an observed reward.
-        scale: of true rewards.
-        seed: of all that.
+            lowest reward; 0 for no such arm. A reward that is fitted to pairs without it overestimates it.
+        noise: standard deviation of the noise of an observed reward.
+        scale: standard deviation of true rewards.
+        seed: seed of rewards, features and pairs.
     """
 
     arms: Annotated[int, between(2, 100_000)] = 20
@@ -293,7 +296,9 @@ class Preference:
 
     def __post_init__(self) -> None:
         if self.trap and not self.features:
-            raise UserError("preference: trap needs features: in a table no arm can borrow another's praise")
+            raise UserError(
+                "preference: trap needs features: in a table, pairs of other arms do not change an arm's logit"
+            )
 
     def __call__(self, name: str) -> ArmTask:
         """Make the task."""
@@ -317,14 +322,14 @@ class Preference:
 
 @component(label="game")
 class Play:
-    """Random intransitive games, judged with the divergence to uniform arms at weight `beta`.
+    """Settings of `game:...`: random intransitive games, evaluated with the KL divergence to uniform arms at weight `beta`.
 
     Attributes:
-        arms, games: how many.
-        beta: see there, above 0.
-        scale: spread of the preferences' logits.
-        pairs: stored pairs.
-        seed: of all that.
+        arms, games: number of each.
+        beta: weight of the KL divergence, above 0.
+        scale: standard deviation of the preferences' logits.
+        pairs: number of stored pairs.
+        seed: seed of games and pairs.
     """
 
     arms: Annotated[int, between(2, 10_000)] = 100
@@ -346,7 +351,7 @@ WORLDS: dict[str, Callable[..., Callable[[str], ArmTask]]] = {"preference": Pref
 
 
 def task_from_spec(spec: str, options: Mapping[str, Any] | None = None) -> ArmTask:
-    """Return the task of `preference:arms=20,features=4` or `game:arms=100`."""
+    """Make the task of `preference:arms=20,features=4` or `game:arms=100`."""
     name, settings = parse("task", spec, WORLDS, {})
     known = [each.name for each in fields(WORLDS[name])]  # type: ignore[arg-type]
     for key, value in dict(options or {}).items():

@@ -1,11 +1,11 @@
-"""Finite preference games, exactly: best responses, mirror prox, the equilibrium and the distance from it.
+"""Exact solutions of finite preference games: best responses, mirror prox, the equilibrium and exploitability.
 
 A game is a matrix P [..., A, A], P[i, j] the probability that arm i is preferred to arm j, with P + P^T = 1; policies are
 log-probabilities [..., A]. The regularised game (arXiv 2505.19731, section 2) is
 
     max_pi min_pi'  P(pi > pi') - beta KL(pi || ref) + beta KL(pi' || ref)
 
-whose one equilibrium pi* satisfies log pi* = P(. > pi*) / beta + log ref + const. Leading dimensions are games side by side.
+whose unique equilibrium pi* satisfies log pi* = P(. > pi*) / beta + log ref + const. Leading dimensions are a batch of games.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def respond(win: Tensor, reference: Tensor, anchor: Tensor, beta: float, c: floa
 def mirror_prox(
     matrix: Tensor, policy: Tensor, reference: Tensor, beta: float, c: float = 0.5
 ) -> tuple[Tensor, Tensor]:
-    """Return (half step, whole step) of Nash-MP from a policy; both are proximal steps from it, two rounds of queries."""
+    """Return (half step, full step) of Nash-MP from a policy; both are proximal steps from it, log-probabilities [..., A]."""
     half = respond(win_rate(matrix, policy), reference, policy, beta, c)
     return half, respond(win_rate(matrix, half), reference, policy, beta, c)
 
@@ -40,7 +40,7 @@ def equilibrium(matrix: Tensor, reference: Tensor, beta: float, tolerance: float
     """Return the regularised game's equilibrium as float64 log-probabilities [..., A], by mirror prox from the reference.
 
     Raises:
-        UserError: after `most` steps some log-probability is still `tolerance` away from what its own equation gives.
+        UserError: after `most` steps some log-probability differs by more than `tolerance` from its fixed-point equation.
     """
     matrix, reference = matrix.double(), reference.double()
     policy = reference
@@ -53,12 +53,12 @@ def equilibrium(matrix: Tensor, reference: Tensor, beta: float, tolerance: float
 
 
 def exploitability(matrix: Tensor, policy: Tensor, reference: Tensor, beta: float) -> Tensor:
-    """Return what the best response gains against a policy in the regularised game [...]; 0 only at the equilibrium.
+    """Return the gain [...] of the best response against a policy in the regularised game; 0 only at the equilibrium.
 
     max_pi' P(pi' > pi) - beta KL(pi' || ref) + beta KL(pi || ref) - P(pi > pi); at beta 0 the best arm's win rate less 1/2.
     """
     win = win_rate(matrix, policy)
-    # 1/2, but for the rounding of the matrix.
+    # 1/2 up to the rounding of the matrix.
     even = (policy.exp() * win).sum(-1)
     if beta == 0:
         return win.amax(-1) - even

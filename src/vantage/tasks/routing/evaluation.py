@@ -1,4 +1,4 @@
-"""How a routing policy is judged: greedy tours from every start, further draws, symmetries, and who of a population wins."""
+"""Evaluation of routing policies: greedy and sampled tours from every start, symmetries, and a population's contributions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vantage.rollouts.routing import Built, construct
 from vantage.tasks.routing.tsplib import Instance, scaled
 
 CELLS = 2**22
-"""Products of tours and nodes that are worked on at once; bounds the memory."""
+"""Largest number of tours times nodes in one batch; bounds the memory."""
 
 
 def symmetries(nodes: Tensor) -> Tensor:
@@ -24,7 +24,7 @@ def symmetries(nodes: Tensor) -> Tensor:
 
 
 def in_parts(policy: RoutingPolicy, nodes: Tensor, generator: torch.Generator | None) -> Iterator[tuple[slice, Built]]:
-    """Build tours from every start by every decoder, so many instances at once as memory allows.
+    """Build tours from every start by every decoder, in batches of instances that fit `CELLS`.
 
     Yields the slice of the instances [B, n, F], and their tours.
     """
@@ -39,14 +39,14 @@ def in_parts(policy: RoutingPolicy, nodes: Tensor, generator: torch.Generator | 
 def best_costs(
     policy: RoutingPolicy, nodes: Tensor, *, rounds: int = 1, symmetric: bool = False, generator: torch.Generator | None = None
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Return (greedy, best), each [B, agents]: every decoder's shortest tour of each instance, greedily and at all.
+    """Return the lengths (greedy, best), each [B, agents], of every decoder's shortest greedy and shortest tour of each instance.
 
     Args:
         policy: builds the tours, from every start.
         nodes: [B, n, F].
-        rounds: tours of each decoder from each start: the first greedy, the others drawn.
-        symmetric: the greedy round goes over the 8 symmetries of each instance as well.
-        generator: of the draws.
+        rounds: tours of each decoder from each start: the first greedy, the others sampled.
+        symmetric: the greedy round also covers the 8 symmetries of each instance.
+        generator: of the sampled tours.
     """
     nodes = nodes.to(policy.device)
     images = symmetries(nodes).flatten(0, 1) if symmetric else nodes
@@ -79,8 +79,8 @@ def contributions(cost: Tensor) -> Tensor:
 
 
 def solve_instance(policy: RoutingPolicy, instance: Instance) -> int:
-    """Return the length of the shortest of all greedy tours of a TSPLIB instance, by every decoder, from every start, of its 8
-    symmetries, measured as the file says.
+    """Return the length of the shortest greedy tour of a TSPLIB instance over all decoders, starts and 8 symmetries, by the
+    file's own distance.
 
     Raises:
         UserError: the policy was made for another problem.

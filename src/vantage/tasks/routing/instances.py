@@ -1,4 +1,4 @@
-"""Random instances, each a function of its number: any batch of numbers is generated at once, in any order."""
+"""Random instances, each a function of its number, so that any batch of numbers can be generated in any order."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from vantage.core.errors import UserError
 
 TRAIN, HELD_OUT = 0, 1
-"""Streams of instances. They cannot meet: the stream is part of what an instance's numbers are hashed from."""
+"""Streams of instances. They are disjoint: the stream enters the hash from which an instance's coordinates are computed."""
 CAPACITIES = {10: 20, 20: 30, 50: 40, 100: 50}
 """Vehicle capacity by number of customers (Nazari et al., arXiv 1802.04240, and Kool et al., arXiv 1803.08475)."""
 
@@ -20,19 +20,19 @@ _SECOND = np.uint64(0x94D049BB133111EB)
 
 
 def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The finaliser of SplitMix64 (Steele, Lea and Flood 2014): a bijection whose output bits look independent."""
+    """Apply the finaliser of SplitMix64 (Steele, Lea and Flood 2014): a bijection whose output bits look independent."""
     x = (x ^ (x >> np.uint64(30))) * _FIRST
     x = (x ^ (x >> np.uint64(27))) * _SECOND
     return x ^ (x >> np.uint64(31))
 
 
 def uniform(ids: Tensor, width: int, seed: int, stream: int) -> Tensor:
-    """Return numbers in [0, 1), float32 [B, width], that depend on id, place, seed and stream alone.
+    """Return numbers in [0, 1), float32 [B, width], that depend on id, index, seed and stream alone.
 
     Args:
         ids: [B] int64.
-        width: numbers of each id.
-        seed: of the data, any whole number.
+        width: numbers per id, W.
+        seed: any whole number.
         stream: `TRAIN` or `HELD_OUT`.
     """
     numbers = ids.cpu().numpy().astype(np.uint64)
@@ -62,10 +62,10 @@ def cvrp(ids: Tensor, nodes: int, capacity: int, seed: int = 0, stream: int = TR
 
 
 def default_capacity(nodes: int) -> int:
-    """Return the literature's capacity for this number of customers.
+    """Return the usual vehicle capacity for this number of customers (`CAPACITIES`).
 
     Raises:
-        UserError: the literature has none.
+        UserError: there is no usual one.
     """
     if nodes not in CAPACITIES:
         known = ", ".join(f"{size}: {held}" for size, held in CAPACITIES.items())

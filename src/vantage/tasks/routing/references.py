@@ -1,4 +1,4 @@
-"""What good tours of held-out instances cost: PyVRP's, computed once and kept."""
+"""Costs of near-optimal tours of held-out instances by PyVRP, computed once and cached."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vantage.core.checkpoint import write_atomically
 from vantage.core.errors import require
 
 SCALE = 10_000
-"""The solver counts in whole numbers, in this part of a unit; larger ones unbalance its penalties for excess load."""
+"""Factor from coordinates to the solver's whole numbers; a larger one unbalances its penalties for excess load."""
 Integers = NDArray[np.int64]
 
 
@@ -30,12 +30,12 @@ def available() -> bool:
 
 
 def iterations(nodes: int) -> int:
-    """Return the iterations of a reference: with several times as many, 20 nodes gain nothing and 50 some 0.02 per cent."""
+    """Return the solver's number of iterations: several times as many gain nothing at 20 nodes and some 0.02 % at 50."""
     return max(400, nodes * nodes // 5)
 
 
 def solve(distance: Integers, demand: Integers | None = None, capacity: int = 0, *, seed: int = 0) -> list[list[int]]:
-    """Return near-optimal routes by PyVRP's iterated local search (Wouda, Lan and Kool 2024): node 0 stands in none of them.
+    """Return near-optimal routes by PyVRP's iterated local search (Wouda, Lan and Kool 2024), without node 0.
 
     Args:
         distance: [n, n] whole numbers; node 0 is the depot of a CVRP.
@@ -62,7 +62,7 @@ def solve(distance: Integers, demand: Integers | None = None, capacity: int = 0,
 
 
 def cost(distance: NDArray[Any], routes: Sequence[Sequence[int]]) -> float:
-    """Return the length of routes from node 0 and back, by a table of distances [n, n]."""
+    """Return the length of routes that begin and end at node 0, from distances [n, n]."""
     stops = np.concatenate([[0, *route] for route in routes])
     return float(distance[stops, np.roll(stops, -1)].sum())
 
@@ -70,7 +70,7 @@ def cost(distance: NDArray[Any], routes: Sequence[Sequence[int]]) -> float:
 def references(problem: str, nodes: Tensor) -> Tensor:
     """Return the cost of a near-optimal tour of each instance [B], in the unit of the coordinates.
 
-    Solved once: results are kept in $VANTAGE_CACHE (or `vantage` in the user's cache folder), by what the instances are.
+    Results are cached in $VANTAGE_CACHE (or `vantage` in the user's cache folder), keyed by a hash of the instances.
 
     Args:
         problem: "tsp" or "cvrp".

@@ -1,4 +1,4 @@
-"""Routing tasks: random instances, TSPLIB files, and the policy, engine and evaluation that go with them."""
+"""Routing tasks: random instances or TSPLIB files, with their policy, engine and evaluation."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ _REFERENCES = ("auto", "pyvrp", None)
 
 
 class RoutingTask:
-    """Travelling salesman (`tsp`) or capacitated vehicle routing (`cvrp`). Prompts are numbers of instances; they never run out.
+    """Travelling salesman (`tsp`) or capacitated vehicle routing (`cvrp`). Prompts are numbers of instances, without limit.
 
     Args:
         problem: "tsp" or "cvrp".
         nodes: nodes of an instance (TSP) or customers (CVRP).
-        capacity: of a vehicle, in units of which a customer wants 1 to 9; None for the literature's.
-        held_out: instances of an evaluation; always the same ones, of a stream of their own.
-        data_seed: of the instances.
-        symmetric: greedy tours of the 8 symmetries of each held-out instance too.
-        reference: where the gap is measured from: "pyvrp", None for no gap, or "auto": PyVRP's tours where it is installed.
-        file: a .tsp file of TSPLIB, or a folder of them, instead of random held-out instances; TSP only. Training on one file is
-            training on that instance.
-        optimum: length of the best tour of the file; None takes what a file `solutions` beside it says.
+        capacity: vehicle capacity, in units of which a customer demands 1 to 9; None for the literature's.
+        held_out: number of instances of an evaluation; always the same ones, from a separate stream.
+        data_seed: seed of the instances.
+        symmetric: also build greedy tours of the 8 symmetries of each held-out instance.
+        reference: reference of the gap: "pyvrp", None for no gap, or "auto": PyVRP's tours where it is installed.
+        file: a .tsp file of TSPLIB, or a folder of them, instead of random held-out instances; TSP only. With one file, training
+            uses that instance.
+        optimum: length of the shortest tour of the file; None reads it from a file `solutions` beside it.
         **policy: options of the policy (`width`, `layers`, `heads`, `feedforward`, `agents`).
 
     Raises:
@@ -117,14 +117,14 @@ class RoutingTask:
         return Prompts(ids, items)
 
     def score(self, batch: Trajectories, context: Context) -> dict[str, Tensor]:
-        """Nothing: rewards come with the decisions."""
+        """Return no rewards: they come with the decisions."""
         return {}
 
     def make_policy(self, model: str | Path = "", seed: int = 0, **options: Any) -> RoutingPolicy:
         """Return a new policy, or the saved one in the folder `model`.
 
         Raises:
-            UserError: the folder holds none, or one for the other problem.
+            UserError: the folder holds no policy, or one for the other problem.
         """
         if model:
             policy = RoutingPolicy.load(model)
@@ -138,18 +138,19 @@ class RoutingTask:
         return RoutingEngine(policy)
 
     def evaluate(self, policy: Any, *, samples: int, seed: int) -> dict[str, float]:
-        """Build tours of the held-out instances, or of the files.
+        """Evaluate a policy on the held-out instances, or on the files.
 
         Args:
-            policy: judged.
-            samples: tours from each start that `best_length` is the best of, shared among the decoders; each one's first is greedy.
-            seed: of the draws.
+            policy: builds the tours.
+            samples: tours per start among which `best_length` is the shortest, divided among the decoders; the first of each
+                decoder is greedy.
+            seed: seed of the sampled tours.
 
         Returns:
             Means over the instances: `length`, of the shortest greedy tour over all starts (and decoders); `best_length`, of the
-            shortest of `samples` from each start. With references, `gap` and `best_gap`: how much longer in per cent. Of a
-            population also the least share of instances that an agent wins (`least_share`), and the least contribution. For
-            files, `length/NAME` and `gap/NAME` of each, over all starts and 8 symmetries.
+            shortest of `samples` from each start. With references, `gap` and `best_gap`: excess over them in per cent. Of a
+            population also the smallest share of instances that an agent wins (`least_share`), and the smallest contribution.
+            For files, `length/NAME` and `gap/NAME` of each, over all starts and 8 symmetries.
         """
         if self.files:
             return self._evaluate_files(policy)
@@ -198,7 +199,7 @@ def _files(file: str, optimum: int | None) -> list[tuple[tsplib.Instance, int | 
         try:
             found.append((tsplib.read(each), tsplib.published(each)))
         except UserError as error:
-            warnings.warn(f"left out: {error}", stacklevel=2)
+            warnings.warn(f"skipped: {error}", stacklevel=2)
     if not found:
         raise UserError(f"tsp: file={file}: the folder holds no .tsp file that can be read")
     return found

@@ -1,4 +1,4 @@
-"""TSPLIB files: symmetric travelling salesman problems with coordinates, distances rounded as the format says.
+"""Reader of TSPLIB files: symmetric travelling salesman problems with coordinates, distances rounded as the format defines.
 
 Gerhard Reinelt, "TSPLIB: A Traveling Salesman Problem Library" (ORSA Journal on Computing 1991), and the format's
 description of 1995, sections 1 and 2.
@@ -22,10 +22,10 @@ RADIUS = 6378.388
 
 @dataclass(frozen=True)
 class Instance:
-    """A travelling salesman problem.
+    """Travelling salesman problem of a file.
 
     Attributes:
-        name: of the file, without its ending.
+        name: the file's name without its extension.
         weight_type: EUC_2D, CEIL_2D, GEO or ATT.
         places: coordinates [n, 2] float64, in the order of the file.
     """
@@ -45,7 +45,7 @@ def _euclidean(places: Tensor) -> Tensor:
 
 
 def _nearest(x: Tensor) -> Tensor:
-    # The format's nint: halves go up, unlike torch.round.
+    # The format's nint: halves are rounded up, unlike in torch.round.
     return (x + 0.5).floor()
 
 
@@ -73,15 +73,15 @@ DISTANCES: dict[str, Callable[[Tensor], Tensor]] = {
     "GEO": _geographical,
     "ATT": _pseudo,
 }
-"""Distances by the format's EDGE_WEIGHT_TYPE, from coordinates [n, 2] float64 to whole numbers [n, n]."""
+"""EDGE_WEIGHT_TYPE -> function from coordinates [n, 2] float64 to whole-numbered distances [n, n]."""
 
 
 def read(path: str | Path) -> Instance:
     """Read a .tsp file.
 
     Raises:
-        UserError: it cannot be read, is no TSP, or has distances that do not follow from coordinates; the message names the
-            line.
+        UserError: the file cannot be read, is no TSP, or has distances that are not computed from coordinates; the message
+            names the line.
     """
     path = Path(path)
     try:
@@ -129,21 +129,21 @@ def _checked(path: Path, header: dict[str, str], labels: list[str], places: list
             f"{path}: DIMENSION is {dimension or 'missing'}, and NODE_COORD_SECTION has {len(places)} nodes"
         )
     if len(set(labels)) != len(labels):
-        raise UserError(f"{path}: two nodes of NODE_COORD_SECTION have one number")
+        raise UserError(f"{path}: two nodes of NODE_COORD_SECTION have the same number")
     if len(places) < 3:
         raise UserError(f"{path}: a tour needs at least 3 nodes, not {len(places)}")
     return Instance(path.stem, kind, torch.tensor(places, dtype=torch.float64))
 
 
 def scaled(places: Tensor) -> Tensor:
-    """Move and shrink coordinates [n, 2] into the unit square, their proportions kept; float32."""
+    """Translate and scale coordinates [n, 2] into the unit square, keeping proportions; float32."""
     low, high = places.amin(0), places.amax(0)
     width = (high - low).max().clamp(min=torch.finfo(torch.float32).tiny)
     return ((places - low) / width).float()
 
 
 def published(path: str | Path) -> int | None:
-    """Return the optimum of a .tsp file that the file `solutions` beside it gives (lines `name : length`), or None."""
+    """Return the optimum of a .tsp file from the file `solutions` beside it (lines `name : length`), or None."""
     path = Path(path)
     beside = path.parent / "solutions"
     if not beside.is_file():
