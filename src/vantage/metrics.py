@@ -26,7 +26,7 @@ class Metrics:
 
     def record_total(self, name: str, total: Tensor | float, count: Tensor | float) -> None:
         """Add a sum and the count of the summed values (scalars) to the step's mean under `name`; a count of 0 adds nothing."""
-        total = total.detach() if isinstance(total, Tensor) else total
+        total = total.detach() if isinstance(total, Tensor) and total.requires_grad else total
         self._records.setdefault(name, []).append((total, count))
 
     def add(self, name: str, value: float) -> None:
@@ -72,14 +72,14 @@ class Metrics:
 
 
 def _means(records: Mapping[str, Sequence[tuple[Any, Any]]]) -> dict[str, float]:
-    """Return the sum over the count of each name, where the count is not 0. One transfer per device."""
+    """Return the sum over the count of each name, where the count is not 0. One transfer per device and type."""
     scalars = [number for pairs in records.values() for pair in pairs for number in pair]
-    tensors: dict[torch.device, list[int]] = {}
+    tensors: dict[tuple[torch.device, torch.dtype], list[int]] = {}
     for index, number in enumerate(scalars):
         if isinstance(number, Tensor):
-            tensors.setdefault(number.device, []).append(index)
+            tensors.setdefault((number.device, number.dtype), []).append(index)
     for places in tensors.values():
-        read = torch.stack([scalars[index].reshape(()).double() for index in places]).tolist()
+        read = torch.stack([scalars[index].reshape(()) for index in places]).tolist()
         for index, number in zip(places, read, strict=True):
             scalars[index] = number
     numbers = iter(scalars)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -53,6 +54,16 @@ def contrast(evaluation: Any, batch: Any, context: Any) -> torch.Tensor:
 contrast.unit = contrast.key = "group"  # type: ignore[attr-defined]
 
 
+@dataclass(frozen=True)
+class Holder:
+    """A term that holds others."""
+
+    terms: tuple[Any, ...]
+
+    def __call__(self, evaluation: Any, batch: Any, context: Any) -> torch.Tensor:
+        return torch.stack([term(evaluation, batch, context).sum() for term in self.terms]).sum()
+
+
 @pytest.mark.parametrize("name", sorted(AVERAGINGS))
 @pytest.mark.parametrize("micro", [1, 5, 7, 12])
 def test_micro_batches_give_the_gradient_of_the_whole(name: str, micro: int) -> None:
@@ -98,6 +109,29 @@ def test_perplexity_is_exp_of_the_mean(micro: int | None) -> None:
     _, metrics = gradient(toy_method(objective=NegativeLogLikelihood()), micro, batch)
     assert metrics["perplexity"] == pytest.approx(float((-logp.mean()).exp()), rel=1e-9)
     assert metrics["cross_entropy"] == pytest.approx(float(-logp.mean()), rel=1e-9)
+
+
+def test_units_of_a_loss_are_those_of_its_terms_and_of_what_they_hold() -> None:
+    assert toy_method().units == ["decision"]
+    method = toy_method(objective=constraint, regularizers=(EntropyBonus(0.1), SimpleNamespace(unit="row")))
+    assert method.units == ["decision", "batch"]  # what cannot be called is no component
+    holder = Holder((constraint, contrast))
+    assert toy_method(objective=holder).units == ["decision", "group", "batch"]
+    held = toy_method(objective=holder)
+    assert held.units is held.units  # read once, since every minibatch asks
+    assert held.replace(objective=contrast).units == ["group"]
+
+
+def test_means_of_totals_of_several_types() -> None:
+    metrics = Metrics()
+    metrics.record_total("a", torch.tensor(3), torch.tensor(2))
+    metrics.record_total("a", torch.tensor([1.5]), 1.0)
+    metrics.record_total("a", torch.tensor(0.1, dtype=torch.float64), torch.tensor(True))
+    metrics.record_total("b", torch.tensor(0.5, dtype=torch.bfloat16), torch.tensor(0))
+    loss = torch.tensor(2.0, requires_grad=True)
+    metrics.record_total("c", loss, 4)
+    assert not metrics._records["c"][0][0].requires_grad
+    assert metrics.collect() == {"a": pytest.approx(4.6 / 4, abs=1e-15), "c": 0.5}
 
 
 def test_micro_batches_keep_groups_whole() -> None:

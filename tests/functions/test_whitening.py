@@ -65,10 +65,22 @@ def test_padding_changes_neither_values_nor_gradients(steps: int, junk: float) -
         torch.testing.assert_close(one, other)
 
 
-def test_gradient_of_whitening_is_that_of_the_formula() -> None:
-    values = torch.randn(4, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(2), requires_grad=True)
-    mask = RAGGED[:4]
+@pytest.mark.parametrize("mask", [RAGGED[:4], RAGGED[:1]])
+def test_gradient_of_whitening_is_that_of_the_formula(mask: torch.Tensor) -> None:
+    values = torch.randn(
+        mask.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2), requires_grad=True
+    )
     assert torch.autograd.gradcheck(lambda x: whiten(x, mask), values)
+    assert torch.autograd.gradcheck(lambda x: masked_moments(x, mask), values)
+
+
+def test_a_mask_that_holds_everywhere_is_a_mask_like_others() -> None:
+    values = torch.randn(4, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    full, padded = torch.ones(4, 8, dtype=torch.bool), torch.arange(9).expand(4, 9) < 8
+    wider = torch.cat([values, torch.full((4, 1), torch.nan)], -1)
+    for one, other in zip(masked_moments(values, full), masked_moments(wider, padded)):
+        torch.testing.assert_close(one, other[:, :8] if other.dim() else other, rtol=1e-14, atol=1e-14)
+    torch.testing.assert_close(whiten(values, full), whiten(wider, padded)[:, :8], rtol=1e-14, atol=1e-14)
 
 
 def test_standardize_divides_by_std_plus_eps_and_gives_zero_where_scores_do_not_differ() -> None:

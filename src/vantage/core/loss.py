@@ -14,7 +14,6 @@ from vantage.core.context import Context
 from vantage.core.errors import UserError
 from vantage.core.protocols import Evaluation
 from vantage.core.trajectories import Trajectories
-from vantage.core.walk import walk
 
 WEIGHTS = "_weights"
 """Column of the averaging weights [N, T] of the whole minibatch, carried by its micro-batches."""
@@ -112,20 +111,6 @@ def method_loss(evaluation: Evaluation, batch: Trajectories, context: Context, w
     return apart[0] if len(apart) == 1 else torch.stack(apart).sum()
 
 
-UNITS = ("decision", "row", "group", "batch")
-
-
-def units(method: Any) -> list[str]:
-    """Return the unit of each term of the loss, the smallest first: 'decision', 'row', 'group' or 'batch'."""
-    terms = (method.objective, method.regularizers, method.values)
-    return sorted({getattr(term, "unit", "decision") for _, term in walk(terms)}, key=UNITS.index)
-
-
-def unit(method: Any) -> str:
-    """Return the largest unit among the terms of the loss."""
-    return units(method)[-1]
-
-
 def micro_batches(batch: Trajectories, size: int | None, whole_groups: bool) -> Sequence[Trajectories]:
     """Split a minibatch into slices of at most `size` rows; groups stay whole where asked (one group is never cut)."""
     rows = len(batch)
@@ -165,7 +150,7 @@ def backward(batch: Trajectories, context: Context, micro_size: int | None) -> E
     method = context.method
     wants = method.wants
     batch = weighted(batch, method.averaging)
-    joined = unit(method)
+    joined = method.units[-1]
     parts = micro_batches(batch, micro_size, joined == "group")
     if joined == "batch" and len(parts) > 1:
         return _two_passes(batch, parts, wants, context)

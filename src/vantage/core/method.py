@@ -16,6 +16,8 @@ from vantage.core.walk import Component, declared, walk
 _SEQUENCES = ("rewards", "selection", "regularizers", "controllers")
 HIDDEN = ("name", "parent", "settings")
 """Fields of a method that are not components."""
+UNITS = ("decision", "row", "group", "batch")
+"""Units that a term of the loss may be computed on, the smallest first."""
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,12 @@ class Method:
     def wants(self) -> frozenset[str]:
         """Outputs of the policy that the loss reads."""
         return frozenset({"logp"}) | declared((self.objective, self.regularizers, self.values, self.update), "wants")
+
+    @cached_property
+    def units(self) -> list[str]:
+        """Units of the loss's terms, the smallest first: 'decision', 'row', 'group' or 'batch'."""
+        terms = walk((self.objective, self.regularizers, self.values))
+        return sorted({getattr(term, "unit", "decision") for _, term in terms}, key=UNITS.index)
 
 
 PLACES = tuple(f.name for f in fields(Method) if f.name not in HIDDEN)

@@ -57,7 +57,7 @@ class Table:
     def _checked(self, name: str, column: Any) -> Column:
         if isinstance(column, Mapping):
             return Table(column, self._rows)
-        if not isinstance(column, Table):
+        if not isinstance(column, Tensor | Table):
             column = torch.as_tensor(column)
         if _rows_of(column) != self._rows:
             shape = f"{len(column)} rows" if isinstance(column, Table) else f"shape {list(column.shape)}"
@@ -166,7 +166,7 @@ def _rows_of(column: Any) -> int:
         return len(column)
     if isinstance(column, Mapping):
         return _rows_of(next(iter(column.values())))
-    shape = torch.as_tensor(column).shape
+    shape = (column if isinstance(column, Tensor) else torch.as_tensor(column)).shape
     return int(shape[0]) if shape else -1
 
 

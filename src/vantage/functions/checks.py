@@ -43,25 +43,27 @@ def checked(**expected: str) -> Callable[[F], F]:
         for name, text in expected.items():
             words = text.split()
             types = _KINDS[words.pop(0)][1] if words[0] in _KINDS else None
-            rest = words[:1] == ["..."]
-            sizes = tuple(int(word) if word.isdigit() else word for word in words[rest:])
-            plan.append((parameters.index(name), name, types, rest, sizes, text))
+            plan.append((parameters.index(name), name, types, " ".join(words), text))
+        dimensions = {words: _dimensions(words) for *_, words, _ in plan}
 
         @functools.wraps(function)
         def called(*arguments: Any, **named: Any) -> Any:
             known: dict[Any, Any] = {}
             given = len(arguments)
-            right: tuple[Any, Any, Any] = (None, None, None)
-            for place, name, types, rest, sizes, text in plan:
+            right, fitting = "", None
+            for place, name, types, words, text in plan:
                 value = arguments[place] if place < given else named.get(name)
-                if value is None or type(value) is float or type(value) is int:
-                    continue
-                if not isinstance(value, Tensor) or (types is not None and value.dtype not in types):
+                if not isinstance(value, Tensor):
+                    if value is None or type(value) is float or type(value) is int:
+                        continue
+                    raise _wrong(function, name, text, value, known)
+                if types is not None and value.dtype not in types:
                     raise _wrong(function, name, text, value, known)
                 shape = value.shape
-                if (shape, sizes, rest) == right:  # as most arguments are to the one before
+                if shape == fitting and words == right:  # as most arguments are to the one before
                     continue
-                right = (shape, sizes, rest)
+                right, fitting = words, shape
+                rest, sizes = dimensions[words]
                 if rest:
                     split = len(shape) - len(sizes)
                     if split < 0 or known.setdefault("...", shape[:split]) != shape[:split]:
@@ -77,6 +79,13 @@ def checked(**expected: str) -> Callable[[F], F]:
         return called  # type: ignore[return-value]
 
     return decorate
+
+
+def _dimensions(words: str) -> tuple[bool, tuple[int | str, ...]]:
+    """Return whether an expectation begins with "...", and the names and sizes of the other dimensions."""
+    named = words.split()
+    rest = named[:1] == ["..."]
+    return rest, tuple(int(word) if word.isdigit() else word for word in named[rest:])
 
 
 def _wrong(function: Callable[..., Any], name: str, text: str, value: Any, known: dict[Any, Any]) -> ShapeError:

@@ -46,8 +46,9 @@ def clipped_surrogate(
     """
     ratio = log.exp()
     advantage = torch.where(mask, advantage, 0.0)
-    plain = -advantage * ratio
-    clipped = -advantage * torch.clamp(ratio, low, high)  # type: ignore[arg-type]
+    cost = -advantage
+    plain = cost * ratio
+    clipped = cost * torch.clamp(ratio, low, high)  # type: ignore[arg-type]
     loss = torch.maximum(plain, clipped)
     if dual is not None:
         loss = torch.where(advantage < 0, torch.minimum(loss, -dual * advantage), loss)

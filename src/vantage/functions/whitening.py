@@ -33,11 +33,16 @@ def masked_moments(values: Tensor, mask: Tensor, ddof: int = 1) -> tuple[Tensor,
 def _moments(values: Tensor, mask: Tensor, ddof: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the centred values [N, T], the smallest one (inf of none), the mean's distance to it, and the variance."""
     values = values if values.dtype == torch.float64 else values.float()
-    low = values.detach().masked_fill(~mask, torch.inf).amin() if mask.numel() else values.new_full((), torch.inf)
-    above = torch.where(mask, values - low, 0.0)
-    count = mask.sum()
+    full = mask.device.type == "cpu" and bool(mask.all())  # on another device the answer would have to be waited for
+
+    def inside(numbers: Tensor, otherwise: float = 0.0) -> Tensor:
+        return numbers if full else torch.where(mask, numbers, otherwise)
+
+    low = inside(values.detach(), torch.inf).amin() if mask.numel() else values.new_full((), torch.inf)
+    above = inside(values - low)
+    count = mask.count_nonzero()
     shift = above.sum() / count.clamp(min=1)
-    centred = torch.where(mask, above - shift, 0.0)
+    centred = inside(above - shift)
     return centred, low, shift, centred.square().sum() / (count - ddof).clamp(min=1)
 
 

@@ -165,7 +165,6 @@ class EnvironmentEngine:
             if moments is None:
                 raw = seen[t + 1]
             ended = streams.step(to_environment(actions[t]), raw, reward[t], terminated[t], truncated[t])
-            ends: Array = np.empty((0, *space.shape))
             if ended:
                 fresh = np.empty((len(ended), *space.shape), raw.dtype)
                 streams.reset_some(ended, fresh)
@@ -174,8 +173,9 @@ class EnvironmentEngine:
             if moments is not None:
                 acted_on = ~(terminated[t] | truncated[t]) if streams.late_reset else None
                 seen[t + 1] = see(raw, moments, acted_on)
-                ends = normalized(ends, moments) if ended else ends
-            finals.extend((i, t, end) for i, end in zip(ended, ends, strict=True))
+            if ended:  # normalised as what came after them: with the moments after this step
+                last = ends if moments is None else normalized(ends, moments)
+                finals.extend((i, t, end) for i, end in zip(ended, last, strict=True))
         self._seen = seen[-1].copy()
         mask = np.ones((steps, rows), dtype=bool)
         over = terminated | truncated

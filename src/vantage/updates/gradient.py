@@ -12,7 +12,7 @@ from torch import Tensor
 from vantage.core import above, at_least, component, memory, one_of
 from vantage.core.context import Context
 from vantage.core.errors import UserError
-from vantage.core.loss import backward, units
+from vantage.core.loss import backward
 from vantage.core.trajectories import Trajectories
 from vantage.functions.groups import group_index
 from vantage.functions.whitening import whiten
@@ -117,7 +117,7 @@ class GradientUpdate:
         loose = context.policy.memoryless and context.method.averaging in ("token-mean", "group")
         smallest = "decision" if loose else "row"
         # A term over the whole minibatch allows any division into minibatches; units that the other terms join must stay whole.
-        joined = [unit for unit in units(context.method) if unit != "batch"]
+        joined = [unit for unit in context.method.units if unit != "batch"]
         needed = joined[-1] if joined and joined[-1] != "decision" else smallest
         if self.unit == "auto":
             return needed
