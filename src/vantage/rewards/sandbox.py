@@ -16,15 +16,15 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import marshal
 import os
 import selectors
-import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Annotated
@@ -140,13 +140,35 @@ def strongest_isolation() -> str:
 
 
 _PROBE = """
-import os
-for act in (lambda: os.listdir({home!r}), lambda: open({outside!r}, "w"), lambda: __import__("socket").socket()):
+import os, socket, sys
+outside, shared, packages = {outside!r}, {shared!r}, os.path.dirname(os.__file__) + "/site-packages"
+acts = dict(
+    listing=lambda: os.listdir(os.path.dirname(outside)),
+    reading=lambda: open(outside).read(),
+    writing=lambda: open(outside, "a"),
+    truncating=lambda: os.truncate(outside, 0),
+    removing=lambda: os.unlink(outside),
+    sockets=lambda: socket.socket(),
+    signals=lambda: os.kill(os.getppid(), 0),
+    priority=lambda: os.setpriority(os.PRIO_PROCESS, 0, 1),
+    packages=lambda: open(next(os.path.join(a, c) for a, _, cs in os.walk(packages) for c in cs)),
+)
+if shared:
+    acts.update(
+        pairs=lambda: socket.socketpair(),
+        processes=lambda: os.fork() or os._exit(0),
+        nameless=lambda: os.open(".", os.O_TMPFILE | os.O_RDWR),
+        modes=lambda: os.chmod(outside, 0o666),
+    )
+open_doors = []
+for name, act in acts.items():
     try:
         act()
-    except OSError:
+    except (OSError, StopIteration):
         continue
-    raise SystemExit(3)
+    open_doors.append(name)
+if open_doors:
+    sys.exit("it does not refuse " + ", ".join(open_doors))
 open("inside", "w").write("x")
 print(open("inside").read())
 """
@@ -158,12 +180,20 @@ def _missing(isolation: str) -> str:
     if sys.platform != "linux":
         return "it needs Linux"
     with tempfile.TemporaryDirectory() as folder:
-        code = _PROBE.format(home=folder, outside=os.path.join(folder, "file"))
+        outside = os.path.join(folder, "file")
+        Path(outside).write_text("outside")
+        code = _PROBE.format(outside=outside, shared=isolation == "landlock")
         try:
             result = _run(code, "", Limits(cpu_seconds=10, wall_seconds=30), isolation, ())
         except (SandboxError, OSError) as error:
             return str(error)
-    return "" if result.ok and result.stdout == "x\n" else f"a trial failed ({result.reason}) {result.stderr[-200:]}"
+        if Path(outside).read_text() != "outside":
+            return "it does not keep a file outside from being changed"
+    return (
+        ""
+        if result.ok and result.stdout == "x\n"
+        else f"a trial failed ({result.reason}): {result.stderr[-200:].strip()}"
+    )
 
 
 def _run(code: str, stdin: str, limits: Limits, isolation: str, readable: tuple[str, ...]) -> SandboxResult:
@@ -206,7 +236,7 @@ def _run(code: str, stdin: str, limits: Limits, isolation: str, readable: tuple[
         outside = -1
         try:
             data = len(job).to_bytes(8, "little") + job + stdin.encode("utf-8", "replace")
-            output, stopped = _talk(launcher, inside, data, limits, folder, started)
+            output, stopped = _talk(launcher, inside, data, limits, started)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 launcher.wait(_GRACE)
         finally:
@@ -228,7 +258,7 @@ def _run(code: str, stdin: str, limits: Limits, isolation: str, readable: tuple[
 
 
 def _talk(
-    launcher: subprocess.Popen[bytes], status: int, data: bytes, limits: Limits, folder: str, started: float
+    launcher: subprocess.Popen[bytes], status: int, data: bytes, limits: Limits, started: float
 ) -> tuple[list[bytearray], str]:
     """Feed the program and read it, up to its limits, until it has ended; return stdout, stderr, status, and why stopped."""
     assert launcher.stdin is not None
@@ -248,7 +278,7 @@ def _talk(
             if wait <= 0:
                 launcher.kill()
                 return output, stopped or "wall time"
-            for key, _ in selector.select(min(wait, 0.05) if folder else wait):
+            for key, _ in selector.select(wait):
                 if key.fileobj is launcher.stdin:
                     try:
                         left = left[os.write(key.fd, left[: 1 << 16]) :]
@@ -271,9 +301,6 @@ def _talk(
                     if not stopped:
                         stopped = "output"
                         launcher.terminate()
-            if folder and not stopped and _size(folder) > limits.file_bytes:
-                stopped = "files"
-                launcher.terminate()
     return output, stopped
 
 
@@ -287,6 +314,8 @@ def _result(stdout: bytes, stderr: bytes, status: bytes, stopped: str, limits: L
         reason = stopped
     elif kind == "wall":
         reason = "wall time"
+    elif kind == "files":
+        reason = "files"
     elif kind == "exit":
         last = errors.rstrip().rpartition("\n")[2]
         reason = "" if detail == "0" else "memory" if last.startswith("MemoryError") else f"exit {detail}"
@@ -305,24 +334,43 @@ def _close(stream: IO[bytes] | None) -> None:
             stream.close()
 
 
-def _size(folder: str) -> int:
-    """Bytes that the files below the folder take on the disk."""
-    total, folders = 0, [folder]
-    for path in folders:
-        try:
-            for entry in os.scandir(path):
-                total += entry.stat(follow_symlinks=False).st_blocks * 512
-                if entry.is_dir(follow_symlinks=False):
-                    folders.append(entry.path)
-        except OSError:
-            continue
-    return total
-
-
 def _remove(folder: str) -> None:
-    """Remove a folder, whatever the modes that the program gave to what is in it."""
-    shutil.rmtree(folder, ignore_errors=True)
-    if os.path.exists(folder):
-        for path, _, _ in os.walk(folder):
-            os.chmod(path, 0o700)
-        shutil.rmtree(folder, ignore_errors=True)
+    """Remove a folder, whatever is in it and however deep: the modes that the program gave and the length of paths do not matter.
+
+    Each folder below is moved to the top, where its files are removed one by one. What the machine refuses to remove stays.
+    """
+    with contextlib.suppress(OSError):
+        os.chmod(folder, 0o700)
+    numbers = itertools.count()
+    with contextlib.suppress(OSError):
+        top = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            left = _emptied(top, top, numbers)
+            for name in left:
+                with contextlib.suppress(OSError):
+                    os.chmod(name, 0o700, dir_fd=top)
+                    handle = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=top)
+                    try:
+                        left += _emptied(handle, top, numbers)
+                    finally:
+                        os.close(handle)
+                    os.rmdir(name, dir_fd=top)
+        finally:
+            os.close(top)
+    with contextlib.suppress(OSError):
+        os.rmdir(folder)
+
+
+def _emptied(handle: int, top: int, numbers: Iterator[int]) -> list[str]:
+    """Remove the files in a folder and move its folders to the top; return the new names of these."""
+    moved = []
+    for entry in [*os.scandir(handle)]:
+        with contextlib.suppress(OSError):
+            if entry.is_dir(follow_symlinks=False):
+                name = f"{next(numbers)}.{os.getpid()}"
+                os.chmod(entry.name, 0o700, dir_fd=handle)
+                os.rename(entry.name, name, src_dir_fd=handle, dst_dir_fd=top)
+                moved.append(name)
+            else:
+                os.unlink(entry.name, dir_fd=handle)
+    return moved

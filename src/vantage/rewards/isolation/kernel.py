@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 
 TYPE_CHECKING = False
@@ -18,6 +19,9 @@ _CAPSET = {"x86_64": 126, "aarch64": 91}
 _MOUNT_SETATTR, _LANDLOCK_CREATE, _LANDLOCK_ADD, _LANDLOCK_RESTRICT = 442, 444, 445, 446
 
 _READ = 0b1101  # execute, read a file, list a folder
+_LIST = 0b1000
+LANDLOCK = 3
+"""Version of Landlock that is needed (Linux 6.2): older ones cannot refuse to truncate a file."""
 _FILE_RIGHTS = 1 | 2 | 4 | 1 << 14 | 1 << 15  # execute, write, read, truncate, ioctl
 _OLD = "/.old"
 
@@ -77,8 +81,10 @@ def _bind(path: str, flags: int) -> None:
         _mount("", path, "", _REMOUNT | _BIND | flags | (os.statvfs(path).f_flag & 0xFFF))
 
 
-def new_root(readable: Sequence[str], size: int) -> None:
+def new_root(readable: Sequence[str], hidden: Sequence[str], size: int) -> None:
     """Replace the root by an empty one that shows `readable` read-only and has /tmp, in memory, of `size` bytes.
+
+    The folders `hidden`, which are inside of those, are empty in it.
 
     Nothing else of the machine's files has a name in it afterwards. Needs a new mount namespace.
     """
@@ -93,6 +99,9 @@ def new_root(readable: Sequence[str], size: int) -> None:
     for path in readable:
         if os.path.exists(_OLD + path) and not os.path.exists(path):
             _bind(path, _RDONLY | _NOSUID | _NODEV)
+    for path in hidden:
+        if os.path.isdir(path):
+            _mount("tmpfs", path, "tmpfs", _RDONLY | _NOSUID | _NODEV | _NOEXEC, "mode=755,size=4k")
     for path in ("/dev/null", "/dev/zero", "/dev/urandom", "/dev/random"):
         _bind(path, _RDONLY | _NOSUID)
     os.makedirs("/tmp", exist_ok=True)
@@ -108,19 +117,28 @@ def landlock_version() -> int:
     return max(int(libc.syscall(_LANDLOCK_CREATE, None, 0, 1)), 0)
 
 
-def landlock(readable: Sequence[str], writable: Sequence[str]) -> None:
+def landlock(readable: Sequence[str], writable: Sequence[str], listed: Sequence[str] = ()) -> None:
     """Allow this process to read below `readable` and to write below `writable`, and nothing else of the files.
 
-    Also refused where the kernel can: TCP, abstract sockets of others, signals to others. `no_new_privs` must be set.
+    Names below `listed` can be listed, which reads no file. Also refused where the kernel can: TCP, abstract sockets of others,
+    signals to others. `no_new_privs` must be set.
+
+    Raises:
+        OSError: the kernel has no Landlock, or one that is too old.
     """
     version = landlock_version()
+    if version < LANDLOCK:
+        raise OSError(
+            errno.ENOSYS, f"Landlock of this kernel has version {version}, too old: {LANDLOCK} (Linux 6.2) is needed"
+        )
     rights = (1 << 13) - 1
     for since, bit in ((2, 13), (3, 14), (5, 15)):
         rights |= (version >= since) << bit
     words = (rights, 3, 3)[: 1 if version < 4 else 2 if version < 6 else 3]
     attributes = b"".join(word.to_bytes(8, "little") for word in words)
     rules = check(libc.syscall(_LANDLOCK_CREATE, attributes, len(attributes), 0), "landlock")
-    for path, allowed in [*((p, _READ) for p in readable), *((p, rights) for p in writable)]:
+    allow = [*((p, _READ) for p in readable), *((p, _LIST) for p in listed), *((p, rights) for p in writable)]
+    for path, allowed in allow:
         if not os.path.exists(path):
             continue
         handle = os.open(path, os.O_PATH | os.O_CLOEXEC)

@@ -22,11 +22,17 @@ from . import kernel, seccomp
 
 TYPE_CHECKING = False  # importing typing takes as long as starting the program
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any, NoReturn
 
 _SYSTEM = ("/usr/lib", "/usr/lib64", "/lib", "/lib64", "/etc/ld.so.cache", "/nix/store", "/gnu/store")
 _DEVICES = ("/dev/zero", "/dev/urandom", "/dev/random")
+_PACKAGES = ("site-packages", "dist-packages")
 _WATCHED = (signal.SIGCHLD, signal.SIGTERM)
+_LOOK = 0.01
+"""Seconds between two looks at how much the program has written."""
+_DEEPEST, _MOST = 40, 4096
+"""Folders inside each other, and names, beyond which a program has written too much."""
 
 
 def main(status: int, caller: int) -> None:
@@ -71,7 +77,7 @@ def _ending(status: int, wait_status: int, usage: resource.struct_rusage) -> Non
 
 
 def _readable(job: dict[str, Any]) -> list[str]:
-    """What Python needs to read, and what the caller shows on top of it; none inside of another."""
+    """Return what Python needs to read, and what the caller shows on top of it; none inside of another."""
     prefix = sys.base_prefix
     libraries = os.environ.get("LD_LIBRARY_PATH", "").split(":")
     wanted = [*_SYSTEM, *libraries, f"{prefix}/lib", f"{prefix}/bin", *sys.path, *job["readable"]]
@@ -80,6 +86,41 @@ def _readable(job: dict[str, Any]) -> list[str]:
         if not any(path == above or path.startswith(above.rstrip("/") + "/") for above in found):
             found.append(path)
     return found
+
+
+def _packages(readable: list[str], shown: Sequence[str]) -> list[str]:
+    """Return the folders of installed packages below `readable` that hold nothing of what the caller shows."""
+    shown = [os.path.realpath(path) for path in shown]
+    found = []
+    for root in readable:
+        folders = [root, *(f"{root}/{name}" for name in _names(root) if name.startswith("python"))]
+        for path in (f"{folder}/{name}" for folder in folders for name in _PACKAGES):
+            if os.path.isdir(path) and not any(f"{one}/".startswith(f"{path}/") for one in shown):
+                found.append(path)
+    return found
+
+
+def _names(folder: str) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []
+
+
+def _around(readable: list[str], hidden: list[str]) -> tuple[list[str], list[str]]:
+    """Return the paths that together are `readable` without `hidden`, and the folders on the way, of which names are seen."""
+    found, way = [], []
+    left = list(readable)
+    for path in left:
+        inside = [one for one in hidden if one.startswith(f"{path}/")]
+        if path in hidden:
+            continue
+        if inside:
+            way.append(path)
+            left += [f"{path}/{name}" for name in _names(path)]
+        else:
+            found.append(path)
+    return found, way
 
 
 def _namespaces(job: dict[str, Any], status: int) -> Any:
@@ -105,7 +146,7 @@ def _namespaces(job: dict[str, Any], status: int) -> Any:
     if os.read(ready, 1) != b"1":
         os._exit(1)
     os.close(ready)
-    kernel.new_root(readable, job["file_bytes"])
+    kernel.new_root(readable, _packages(readable, job["readable"]), job["file_bytes"])
     program = os.fork()
     if program:
         kernel.prctl(4, 0)  # not dumpable: nothing of its own user may look inside
@@ -131,6 +172,7 @@ def _same_world(job: dict[str, Any], status: int) -> Any:
     """Start the program beside everything else; return, in its process, what is left to do there."""
     locked = job["isolation"] == "landlock"
     readable = _readable(job)
+    readable, way = _around(readable, _packages(readable, job["readable"]))
     kernel.prctl(36, 1)  # PR_SET_CHILD_SUBREAPER
     launcher = os.getpid()
     program = os.fork()
@@ -143,12 +185,13 @@ def _same_world(job: dict[str, Any], status: int) -> Any:
         os.umask(0o077)
         os.chdir(job["folder"])
         _limits(job, job["processes"])
-        if not locked and os.geteuid() == 0 and all(os.stat(path).st_mode & 1 for path in _above(os.__file__)):
+        needed = (os.__file__, job["folder"], *job["readable"])
+        if os.geteuid() == 0 and all(os.stat(above).st_mode & 1 for path in needed for above in _above(path)):
             os.chown(job["folder"], *[_BASE + launcher] * 2)
             _become_nobody(launcher)
         if locked:
             kernel.drop_privileges()
-            kernel.landlock([*readable, *_DEVICES], [job["folder"], "/dev/null"])
+            kernel.landlock([*readable, *_DEVICES], [job["folder"], "/dev/null"], way)
             seccomp.install(kernel.libc, shared=True)
 
     return prepare
@@ -209,16 +252,69 @@ def _reap(status: int, program: int) -> NoReturn:
 def _watch(job: dict[str, Any], status: int, child: int) -> NoReturn:
     """Wait for the child until the time is up or the caller says stop; kill it and all that it left."""
     deadline = time.monotonic() + job["wall_seconds"]
-    ended = False
+    ended, folder = False, job["folder"]
     while not ended:
         left = deadline - time.monotonic()
-        caught = signal.sigtimedwait(_WATCHED, max(left, 0.0)) if left > 0 else None
+        caught = signal.sigtimedwait(_WATCHED, min(left, _LOOK) if folder else left) if left > 0 else None
+        if caught is None and left > 0 and folder:
+            if _written(folder, child) <= job["file_bytes"]:
+                continue
+            _report(status, "files", 0.0)
+            break
         if caught is None or caught.si_signo == signal.SIGTERM:
             _report(status, "wall" if caught is None else "stopped", 0.0)
             break
         ended = _collect(status, child, job["isolation"] != "namespaces")
     _bury(child if not ended else 0, job["isolation"] == "rlimits")
     os._exit(0)
+
+
+def _written(folder: str, child: int) -> float:
+    """Return the bytes on the disk below the folder and in open files of the child that have no name any more.
+
+    Infinite when there are more names, or deeper ones, than can be looked at each time. Goes from folder to folder by descriptors,
+    so that no path is too long for it.
+    """
+    total, names = 0, 0
+
+    def below(handle: int, depth: int) -> bool:
+        nonlocal total, names
+        try:
+            with os.scandir(handle) as entries:
+                for entry in entries:
+                    names += 1
+                    total += entry.stat(follow_symlinks=False).st_blocks * 512
+                    if names > _MOST or depth > _DEEPEST:
+                        return False
+                    if entry.is_dir(follow_symlinks=False):
+                        inner = os.open(entry.name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=handle)
+                        try:
+                            if not below(inner, depth + 1):
+                                return False
+                        finally:
+                            os.close(inner)
+        except OSError:  # it was renamed or removed meanwhile
+            pass
+        return True
+
+    try:
+        top = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:
+        top = -1
+    if top >= 0:
+        try:
+            if not below(top, 0):
+                return float("inf")
+        finally:
+            os.close(top)
+    for name in _names(f"/proc/{child}/fd"):
+        try:
+            held = os.stat(f"/proc/{child}/fd/{name}")
+        except OSError:
+            continue
+        if held.st_nlink == 0:
+            total += held.st_blocks * 512
+    return total
 
 
 def _collect(status: int, child: int, report: bool) -> bool:
@@ -279,7 +375,7 @@ def _program(job: dict[str, Any]) -> None:
     os.environ.clear()
     os.environ.update(HOME=folder, TMPDIR=folder, PYTHONHASHSEED="0")
     sys.path[:] = [folder, *map(os.path.realpath, sys.path), *job["readable"]]
-    sys.argv[:] = ["main.py"]
+    sys.argv[:] = sys.orig_argv[:] = ["main.py"]
     sys.executable = os.path.realpath(sys.executable)
     space = __main__.__dict__
     for name in [name for name in space if not name.startswith("__")]:

@@ -88,9 +88,19 @@ _ALWAYS: _Numbers = {
     "move_pages": (279, 239),
 }
 
-# Refused as well where the program shares the process and file trees of the machine: starting processes, signals, and
-# the changes to a file that Landlock does not watch.
+# Refused as well where the program shares the process and file trees of the machine: starting processes, signals, the
+# changes to a file that Landlock does not watch, and every use of a socket: a pair that is connected to itself can still send to
+# the sockets of others by their paths, and its buffers count towards no limit.
 _SHARED: _Numbers = {
+    "socketpair": (53, 199),
+    "bind": (49, 200),
+    "listen": (50, 201),
+    "accept": (43, 202),
+    "accept4": (288, 242),
+    "connect": (42, 203),
+    "sendto": (44, 206),
+    "sendmsg": (46, 211),
+    "sendmmsg": (307, 269),
     "fork": (57, None),
     "vfork": (58, None),
     "kill": (62, 129),
@@ -121,6 +131,9 @@ _PRLIMIT, _PRCTL, _FCNTL, _IOCTL = (302, 261), (157, 167), (72, 25), (16, 29)
 _NEWEST = 450
 """Calls that are younger than this table (and the x32 table of x86-64) do not exist for the program."""
 
+_OPEN, _OPENAT, _OPENAT2 = (2, None), (257, 56), (437, 437)
+_TMPFILE = 0x400000
+"""Bit of O_TMPFILE that no other flag has, on both machines."""
 _CLONE_THREAD, _CLONE_NEW = 0x00010000, 0x7E020000
 _PR_SET_PDEATHSIG, _F_SETOWN, _F_SETOWN_EX, _FIOSETOWN, _SIOCSPGRP = 1, 8, 15, 0x8901, 0x8902
 
@@ -183,6 +196,12 @@ def program(machine: str, shared: bool, pid: int) -> list[tuple[int, int, int, i
             code += _where(_FCNTL[column], 1, _EQUAL, command, True)
         for command in (_FIOSETOWN, _SIOCSPGRP):
             code += _where(_IOCTL[column], 1, _EQUAL, command, True)
+        # A file without a name is in no folder whose size can be seen. openat2 keeps its flags out of the filter's sight.
+        for numbers, argument in ((_OPEN, 1), (_OPENAT, 2)):
+            number = numbers[column]
+            if number is not None:
+                code += _where(number, argument, _ANY_BIT, _TMPFILE, True)
+        code += [(_EQUAL, 0, 1, _OPENAT2[column]), _refuse(errno.ENOSYS)]
     else:
         code += _where(_CLONE[column], 0, _ANY_BIT, _CLONE_NEW, True)
         code += _where(_KILL[column], 0, _EQUAL, 1, True)
