@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import vantage
-from tests.harness import context
+from tests.harness import context, loss_of
 from tests.methods.toys import assert_resumes, trainer
+from tests.reference import Case, cases
 from vantage.core import Evaluation, Trajectories, UserError
 from vantage.methods.objectives.brrl import BoundedRatio, MedianCritic
 from vantage.objectives.ratio_target import ratio_regression
@@ -38,6 +39,19 @@ def test_the_best_policy_of_four_arms() -> None:
     assert float(pi.sum()) == pytest.approx(1)
     assert float((pi * q).sum() - q.mean()) == pytest.approx(0.2, rel=1e-5)
     assert 0.2 * float((q - 2.5).abs().mean()) == pytest.approx(0.2)
+
+
+@cases("brrl", "loss")
+def test_the_loss_is_the_authors(case: Case) -> None:
+    method = vantage.method("brrl", **case.settings)
+    names = ("logp", "value", "median", "entropy")
+    logp, value, median, entropy = leaves = [case.tensor(name).unsqueeze(1).requires_grad_() for name in names]
+    batch = one_step(len(logp), logp_old=case.tensor("logp_old"), returns=case.tensor("returns"))
+    loss = loss_of(method, batch, logp=logp, value=value, entropy=entropy, extras={"median": median})
+    loss.backward()
+    case.check("loss", loss)
+    for name, leaf in zip(names, leaves, strict=True):
+        case.check(f"{name}_grad", torch.zeros(len(logp)) if leaf.grad is None else leaf.grad[:, 0])
 
 
 @pytest.mark.parametrize(("target", "weight", "loss"), [(1.3, 2.0, 0.4), (0.7, 0.5, 0.2)])

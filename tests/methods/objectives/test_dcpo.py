@@ -11,6 +11,7 @@ import torch
 import vantage
 from tests.harness import context, loss_of, random_batch
 from tests.methods.toys import assert_resumes, gain
+from tests.reference import Case, cases
 from vantage.advantages.groups import GroupStandardized
 from vantage.core import Trajectories, concatenate
 from vantage.methods.objectives.dcpo import SmoothStandardized, dynamic_bounds
@@ -28,6 +29,33 @@ def visit(part: SmoothStandardized, scores: list[float], prompt: int = 7) -> lis
         }
     )
     return part(batch, context())[:, 0].tolist()
+
+
+@cases("dcpo", "bounds")
+def test_the_bounds_are_the_authors(case: Case) -> None:
+    objective = vantage.method("dcpo", **case.settings).objective
+    low, high = dynamic_bounds(case.tensor("logp_old").exp(), objective.eps_low, objective.eps_high, objective.limit)
+    case.check("low", low)
+    case.check("high", high)
+
+
+@cases("dcpo", "advantage")
+def test_the_advantages_of_visits_are_the_authors(case: Case) -> None:
+    prompt, scores = case.tensor("prompt").long(), case.tensor("scores")
+    advantage = vantage.method("dcpo", history=case.name == "advantage-visits").advantage
+    visits = [random_batch(len(prompt), 1).replace(prompt=prompt, group=prompt, score=score) for score in scores]
+    case.check("advantage", torch.stack([advantage(batch, context())[:, 0] for batch in visits]))
+
+
+@cases("dcpo", "loss")
+def test_the_loss_is_the_authors(case: Case) -> None:
+    columns = {name: case.tensor(name) for name in ("mask", "logp_old", "advantage")}
+    batch = random_batch(*case.tensor("mask").shape).replace(**columns)
+    logp = case.tensor("logp").requires_grad_()
+    loss = loss_of(vantage.method("dcpo", **case.settings), batch, logp=logp)
+    loss.backward()
+    case.check("loss", loss)
+    case.check("grad", logp.grad)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +142,7 @@ def test_binary_rewards_never_turn_a_sign() -> None:
 
 
 def test_clip_gradient_dual_clip_and_averaging() -> None:
-    method = vantage.method("dcpo")
+    method = vantage.method("dcpo", eps_low=0.16, eps_high=0.2)
     batch = random_batch(1, 4, size=1).replace(
         mask=torch.ones(1, 4, dtype=torch.bool),
         length=torch.tensor([4]),
@@ -124,13 +152,15 @@ def test_clip_gradient_dual_clip_and_averaging() -> None:
     ratio = torch.tensor([[1.19, 4.9, 0.49, 12.0]])
     logp = (batch.logp_old + ratio.log()).requires_grad_()
     loss = loss_of(method, batch, logp=logp)
-    # Rows are summed, tokens of a row averaged: clipped at 1.18718; inside 5; clipped at 0.5; dual clip at 10.
+    # Tokens of a row are averaged: clipped at 1.18718; inside 5; clipped at 0.5; dual clip at 10.
     assert float(loss.detach()) == pytest.approx((-1.18718 - 4.9 + 0.5 + 10) / 4, abs=1e-4)
     loss.backward()
     assert logp.grad[0].tolist() == pytest.approx([0.0, -4.9 / 4, 0.0, 0.0], abs=1e-5)
-    two = concatenate([batch, batch])
-    doubled = loss_of(method, two, logp=torch.cat([logp, logp]))
-    assert float(doubled.detach()) == pytest.approx(2 * float(loss.detach()), rel=1e-6)
+    two, both = concatenate([batch, batch]), torch.cat([logp, logp])
+    assert float(loss_of(method, two, logp=both).detach()) == pytest.approx(float(loss.detach()), rel=1e-6)
+    # The paper adds up the rows.
+    summed = loss_of(vantage.method("dcpo", eps_low=0.16, eps_high=0.2, averaging="seq-sum-token-mean"), two, logp=both)
+    assert float(summed.detach()) == pytest.approx(2 * float(loss.detach()), rel=1e-6)
 
 
 def test_padding_of_any_kind_is_harmless() -> None:

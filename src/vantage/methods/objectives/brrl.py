@@ -6,8 +6,17 @@ the old policy, 1 - eps below. PPO has no gradient beyond the bound; here an abs
     rho* = 1 - eps + 2 eps sigmoid((Q - U) / softness)       Q = returns, U = median head, or V without one
     loss = mean |(ratio - rho*) (Q - V)| + c_v (Q - V)^2 + c_u [softplus(Q - U) - (Q - U) / 2] - c_e H
 
-rho* and the weights carry no gradient. arXiv 2604.18578 (BRRL); losses, heads and constants as in the authors' code, whose
-networks are 256-256 relu: a setting of the task. The form for groups of answers is brrl-group.
+rho* and the weights carry no gradient. arXiv 2604.18578 (BRRL); losses as in the authors' code, defaults as in their base
+configuration of MuJoCo. Their reported runs change it (rate, gamma 0.99 and lam 0.95 where nothing is said):
+
+    Ant          8 minibatches, rate 1e-4                 Humanoid  512 steps, 4 minibatches, 5 epochs, rate 1e-4, eps 0.2, norm 2
+    HalfCheetah  512 steps, 8 minibatches, 20 epochs, rate 2.0633e-5, eps 0.1, gamma 0.98, lam 0.92, c_v 0.58096, c_e 4.01762e-4
+    Hopper       4 x 512 steps, 64 minibatches, rate 9.808e-5, eps 0.25, softness 10, gamma 0.999
+    Swimmer      4 x 1024 steps, 16 minibatches, eps 0.1, softness 0.01, gamma 0.9999, lam 0.98
+    Atari        8 x 128 steps, 4 minibatches, 5 epochs, rate 2.5e-4, gamma 0.98, c_e 0.001
+
+Networks and inputs are the task's: theirs are 256-256 relu with the median's head on top of the value's layers (here a network of
+its own), and neither observations nor rewards are scaled. The form for groups of answers is brrl-group.
 """
 
 from __future__ import annotations
@@ -116,6 +125,7 @@ class BoundedRatio:
 @method(
     id="S224",
     papers=PAPER,
+    source="bounded-ratio-rl/bounded_ratio_rl@64ff1cd cfgs/algo/bpo/mujoco.yaml",
     needs=("streams", "critic", "heads"),
     base=ppo,
     without=("eps", "clip_value"),

@@ -10,22 +10,28 @@ against all visits of its prompt so far; of two mixtures of both it takes the on
     m' = ((i-1) m + mu) / i,       s'^2 = ((i-1) s^2 + sd^2 + (i-1)/i (mu - m)^2) / i
     A_new = (r - mu) / sd,         A_tot = (r - m') / s'
     A     = the smaller in size of ((i-1) A_new + A_tot) / i and (A_new + (i-1) A_tot) / i
-    loss = sum over rows of the row's mean of max(-A ratio, -A clip(ratio, low, high)), for A < 0 at most -A c
+    loss = mean over rows of the row's mean of max(-A ratio, -A clip(ratio, low, high)), for A < 0 at most -A c
 
-arXiv 2509.02333; formulas, merging and the dual clip at c = 10 as in the authors' code, bounds of their comparison table
-(the launch script has 0.2 and 0.28). No divergence term. A row without variance (std below 1e-6) counts as equal scores.
+arXiv 2509.02333; formulas, merging, the dual clip at c = 10 and the defaults as in the authors' code and launch script. No
+divergence term. A row without variance (std below 1e-6) counts as equal scores. Where they differ:
+
+- The script leaves the history off; that is `history=False`, and A is A_new. The paper has it on, which is the default here.
+- The paper adds up the rows, `averaging="seq-sum-token-mean"`. The code averages them: it takes the mean over the tokens of a pack
+  of rows (`averaging="token-mean"` where one pack holds the minibatch), and weighs packs by their rows.
+- The paper's table of bounds has 0.16 and 0.2, the script 0.2 and 0.28. Where q underflows to 0 their lower bound is 1, not 1/2.
+- Their reward is 1 for a right answer, -1 where no answer can be read and 0 otherwise; here it is the task's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from vantage.advantages.groups import record_groups
+from vantage.advantages.groups import GroupStandardized, record_groups
 from vantage.core.context import Context
 from vantage.core.method import Method
 from vantage.core.protocols import Evaluation
@@ -64,8 +70,8 @@ class DynamicClip:
         limit: c, the cap of the upper bound and of the ratio where A < 0.
     """
 
-    eps_low: float = 0.16
-    eps_high: float = 0.2
+    eps_low: float = 0.2
+    eps_high: float = 0.28
     limit: float = 10.0
     wants = frozenset({"logp"})
 
@@ -120,13 +126,33 @@ class SmoothStandardized:
         self._records.load_state_dict(state)
 
 
-@method(id="S146", papers=PAPER, base=grpo, without=("eps", "beta", "dual"), beta=0.0, prompts=512, group_size=16)
-def dcpo(base: Method, eps_low: float = 0.16, eps_high: float = 0.2, limit: float = 10.0) -> Method:
-    """eps_low, eps_high: bounds on |ratio - 1| times the new probability; limit: c, largest ratio."""
+@method(
+    id="S146",
+    papers=PAPER,
+    source="lime-RL/DCPO@01787b0 recipe/dcpo/run_dcpo.sh",
+    base=grpo,
+    without=("eps", "dual", "beta"),
+    beta=0.0,
+    prompts=512,
+    group_size=16,
+    minibatches=64,
+    lr_warmup=10.0,
+    weight_decay=0.1,
+)
+def dcpo(
+    base: Method,
+    eps_low: float = 0.2,
+    eps_high: float = 0.28,
+    limit: float = 10.0,
+    history: bool = True,
+    averaging: Literal["seq-mean-token-mean", "seq-sum-token-mean", "token-mean"] = "seq-mean-token-mean",
+) -> Method:
+    """eps_low, eps_high: bounds on |ratio - 1| times the new probability; limit: c, largest ratio; history: whether scores are also
+    compared with earlier visits of the prompt; averaging: of the loss over rows and tokens."""
     return base.replace(
-        advantage=SmoothStandardized(),
+        advantage=SmoothStandardized() if history else GroupStandardized(eps=0.0),
         objective=DynamicClip(eps_low, eps_high, limit),
-        averaging="seq-sum-token-mean",
+        averaging=averaging,
     )
 
 
@@ -137,7 +163,7 @@ claim = (
         against="grpo",
         direction="no worse",
         margin=0.03,
-        settings={"epochs": 4},
+        settings={"epochs": 4, "minibatches": 1, "lr_warmup": 0.0, "weight_decay": 0.0},
         against_settings={"beta": 0.0, "epochs": 4},
         note="Four passes a batch on both sides. The arena visits a prompt about once, so this tests the bounds, not the history.",
     ),
@@ -147,7 +173,7 @@ claim = (
         against="grpo",
         metric="mean:clip_fraction",
         direction="lower",
-        settings={"epochs": 4},
+        settings={"epochs": 4, "minibatches": 1, "lr_warmup": 0.0, "weight_decay": 0.0},
         against_settings={"beta": 0.0, "epochs": 4},
         note="The authors report a share of clipped tokens that is an order of magnitude lower.",
     ),
