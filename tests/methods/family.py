@@ -1,4 +1,4 @@
-"""What the tests of GRPO's near relatives share: credit of a batch, and equality with TRL's loss and gradient."""
+"""What the tests of GRPO's near relatives share: credit of a batch, equality with TRL, and with stored reference numbers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import torch
 import vantage
 from tests.harness import context, loss_of, new_logp, random_batch
 from tests.peers import trl_loss
+from tests.reference import Case
 from vantage.core import Trajectories
+from vantage.functions.rows import at_last, per_decision
 
 
 def credited(method: vantage.Method, batch: Trajectories) -> Trajectories:
@@ -50,3 +52,34 @@ def worked_case(method: vantage.Method) -> list[float]:
     """The advantages of scores 1, 0, 0, 0."""
     batch = random_batch(4, 3, size=4).replace(score=torch.tensor([1.0, 0.0, 0.0, 0.0]))
     return [float(value) for value in credited(method, batch).advantage[:, 0]]
+
+
+def batch_of(case: Case) -> Trajectories:
+    """The inputs of a case as a batch: a row's score is paid at its last token, its advantage [N] to all of them."""
+    mask = case.tensor("mask")
+    columns: dict[str, Any] = {"mask": mask, "length": mask.sum(1), "truncated": torch.zeros_like(mask)}
+    columns["terminated"] = at_last(torch.ones(len(mask)), mask) > 0
+    columns |= {name: case.tensor(name) for name in case.inputs if name not in ("mask", "group", "advantage", "logp")}
+    if "group" in case.inputs:
+        columns["group"] = case.tensor("group", torch.int64)
+    if "score" in case.inputs:
+        columns["reward"] = at_last(columns["score"], mask).double()
+    if "advantage" in case.inputs:
+        columns["advantage"] = per_decision(case.tensor("advantage"), mask)
+    return Trajectories(columns)
+
+
+def check_loss(case: Case, method: vantage.Method) -> None:
+    """Loss and gradient of a case are theirs. Rows without tokens are dropped first, as the update drops them."""
+    batch, logp = batch_of(case), case.tensor("logp").requires_grad_()
+    kept = batch.mask.any(1)
+    loss = loss_of(method, batch.select(kept), logp=logp[kept])
+    loss.backward()
+    assert logp.grad is not None
+    case.check("loss", loss)
+    case.check("grad", logp.grad)
+
+
+def check_advantage(case: Case, method: vantage.Method) -> None:
+    """The advantages [N, T] of a case are theirs."""
+    case.check("advantage", credited(method, batch_of(case)).advantage)

@@ -62,6 +62,27 @@ class Total:
         return batch.replace(score=score, reward=at_last(score, own(batch)))
 
 
+@dataclass(frozen=True)
+class Signed:
+    """Scores between 0 and 1 as scores between -1 and 1, 2 * score - 1, so that a wrong answer is worth less than nothing.
+
+    Standardised in the group they are the same; with a punishment beside them they weigh twice as much.
+
+    Raises:
+        UserError: a score is not between 0 and 1.
+    """
+
+    def __call__(self, batch: Trajectories, context: Context) -> Trajectories:
+        """Change `score` and `reward`."""
+        outside = batch.score[(batch.score < 0) | (batch.score > 1)]
+        if len(outside):
+            raise UserError(
+                f"Signed: the score {float(outside[0]):g} is not between 0 and 1; leave scores as they are (signed=false)"
+            )
+        change = batch.score - 1
+        return batch.replace(score=batch.score + change, reward=batch.reward + at_last(change, own(batch)))
+
+
 @component
 class Overlong:
     """Soft punishment of rows near the length limit, added to the score (DAPO, arXiv 2503.14476, eq. 13).

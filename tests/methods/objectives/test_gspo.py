@@ -1,4 +1,4 @@
-"""GSPO: equality with TRL's sequence level, and the ratio of a row."""
+"""GSPO: equality with verl and with TRL's sequence level, and the ratio of a row."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import torch
 
 import vantage
 from tests.harness import loss_of, new_logp, random_batch
-from tests.methods.family import check_against_trl, check_groups
+from tests.methods.family import check_advantage, check_against_trl, check_groups, check_loss
+from tests.reference import Case, cases
 
 pytestmark = pytest.mark.peers
 
@@ -26,3 +27,15 @@ def test_ratio_is_the_geometric_mean() -> None:
     batch = batch.replace(advantage=torch.ones(4, 1) * batch.mask)
     loss = loss_of(vantage.method("gspo", eps_low=10.0, eps_high=10.0), batch, logp=logp)
     assert float(loss) == pytest.approx(-float(mean.exp().mean()), rel=1e-6)
+
+
+@cases("gspo", "advantage")
+def test_advantages(case: Case) -> None:
+    check_advantage(case, vantage.method("gspo"))
+
+
+@cases("gspo", "loss")
+def test_loss_and_gradient_around_the_bounds_and_far_beyond(case: Case) -> None:
+    low = case.settings.get("clip_ratio_low", case.settings.get("epsilon"))
+    high = case.settings.get("clip_ratio_high", case.settings.get("epsilon_high"))
+    check_loss(case, vantage.method("gspo", eps_low=low, eps_high=high))

@@ -6,17 +6,25 @@ are penalised softly. There is no divergence term:
 
     loss = mean over tokens of -min(ratio A, clip(ratio, 1 - 0.2, 1 + 0.28) A)
 
-arXiv 2503.14476, equations 8 to 13. Not to be confused with control/dapo-delayed.
+arXiv 2503.14476, equations 8 to 13; defaults are those of the authors' script, with dual clip and warm-up, which the paper does
+not mention (its warm-up is 20 steps). Not to be confused with control/dapo-delayed.
+
+Where this differs from the script: overlong_buffer is 0, as it goes with the length limit (theirs: 4096 of 20480). The token
+mean is of the minibatch, theirs of each worker's micro-batch, weighted by rows. A round draws `prompts` prompts, theirs three
+times as many; after `rounds` rounds a step goes on with the groups that it has, theirs stops the run; theirs keeps groups of one.
+Neither has the overlong filtering of the paper's table 1 (cut answers are not learnt from).
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from vantage.core.method import Method
 from vantage.methods.claim import Claim
 from vantage.methods.objectives.grpo import grpo
 from vantage.methods.registry import Paper, method
 from vantage.objectives.surrogates import Clip
-from vantage.rewards.mixing import Overlong
+from vantage.rewards.mixing import Overlong, Signed
 from vantage.rollouts.plans import Refill
 
 PAPER = Paper(
@@ -29,6 +37,7 @@ PAPER = Paper(
 
 @method(
     papers=PAPER,
+    source="verl-project/verl-recipe@48ea0a7 dapo/run_dapo_qwen2.5_32b.sh; volcengine/verl@b178a3c verl/trainer/ppo/core_algos.py",
     base=grpo,
     without=("eps", "beta"),
     beta=0.0,
@@ -46,14 +55,18 @@ def dapo(
     rounds: int = 10,
     metric: str = "score",
     overlong_buffer: int = 0,
+    signed: bool = True,
 ) -> Method:
     """Compose DAPO. eps_low, eps_high: clip range; rounds: plans drawn at most until the batch is full of
     informative groups; metric: what must differ within such a group, a named reward of the task or "score" (the
     authors filter by accuracy, not by the shaped score); overlong_buffer: tokens before the limit in which length is
-    penalised (4096 of 20480 in the paper), 0 for none."""
+    penalised, 0 for none; signed: there, scores of 0 to 1 count from -1 to 1, as the authors' do, so that a right answer with
+    the full penalty is worth more than a wrong short one; false for a task whose scores are signed already."""
+    shaped = (*((Signed(),) if signed else ()), Overlong(overlong_buffer)) if overlong_buffer else ()
     return base.replace(
         rollout=Refill(base.rollout, groups=base.rollout.prompts, rounds=rounds, metric=metric),
-        rewards=(*base.rewards, Overlong(overlong_buffer)) if overlong_buffer else base.rewards,
+        rewards=(*base.rewards, *shaped),
+        advantage=replace(base.advantage, eps=1e-6),
         objective=Clip(eps_low, eps_high, base.objective.dual),
         averaging="token-mean",
     )

@@ -7,7 +7,14 @@ token of an answer gets it. The rest is PPO's clip, with the divergence to the r
     loss  = mean over rows of mean over tokens of  -min(ratio A, clip(ratio, 1 - eps, 1 + eps) A) + beta * k3(logp, logp_ref)
 
 arXiv 2402.03300, equations 3 and 4. Defaults are that paper's (64 answers, beta 0.04, learning rate 1e-6, one update a
-batch). The std has divisor G - 1 and eps_std is 1e-4, as in the common implementations; the paper states neither.
+batch), whose training code is not public. The std has divisor G - 1 and eps_std is 1e-4, as in TRL; the paper states neither.
+
+Who says GRPO in a library gets something else unless it is set: in TRL the mean over tokens (`loss_type="dapo"`, the one above is
+"grpo"), 8 answers, beta 0 and a rate that falls to 0 (`lr_schedule="linear"`); in verl the mean over tokens, dual clip at 3
+(`dual=3`), beta 0.001, weight decay 0.01, eps_std 1e-6, and in its script 1024 prompts with 5 answers in 4 minibatches. The mean
+over tokens is the averaging "token-mean". Log-ratios are held to +-20 and k3 to 10, as in verl (TRL: no bounds). A group of one
+has advantage 0 as in TRL (verl: its score), a row without tokens counts in no mean as in verl, and a group whose std is at most
+1e-6 has advantage 0. Minibatches are of shuffled rows as in TRL.
 """
 
 from __future__ import annotations
@@ -33,7 +40,12 @@ PAPER = Paper(
 )
 
 
-@method(papers=PAPER, needs="episodes")
+@method(
+    papers=PAPER,
+    source="huggingface/trl@v1.16.0 trl/trainer/grpo_config.py; volcengine/verl@b178a3c"
+    " examples/grpo_trainer/run_deepseek7b_llm_math.sh",
+    needs="episodes",
+)
 def grpo(
     prompts: int = 16,
     group_size: int = 64,
