@@ -32,6 +32,7 @@ COLUMNS: dict[str, ColumnInfo] = {
     "length": ColumnInfo("[N]", "positions that the row holds, inserted ones included", "the rollout"),
     "logp_old": ColumnInfo("[N, T]", "log-probability under the policy that acted", "the rollout"),
     "reward": ColumnInfo("[N, T]", "reward that followed the decision", "the rollout or `rewards`"),
+    "post_reward": ColumnInfo("[N, T]", "the part of `reward` that the decision alone fixes", "an engine that knows its system"),
     "score": ColumnInfo("[N]", "the row's scalar outcome", "`rewards` (for example rewards=Total())"),
     "rewards": ColumnInfo("{name: [N]}", "named rewards before they are mixed", "the task's verifier"),
     "group": ColumnInfo("[N]", "rows that are compared share it", "the rollout"),
@@ -49,9 +50,7 @@ COLUMNS: dict[str, ColumnInfo] = {
     "returns": ColumnInfo("[N, T]", "what the critic is fitted to", "an advantage that estimates returns (GAE)"),
     "advantage": ColumnInfo("[N, T]", "credit of the decision", "`advantage`"),
     "logp_ref": ColumnInfo("[N, T]", "log-probability under the reference policy", "a component that names it in `columns`"),
-    "logp_current": ColumnInfo(
-        "[N, T]", "log-probability under the policy before the update", "a component that names it in `columns`"
-    ),
+    "logp_current": ColumnInfo("[N, T]", "log-probability before the update", "a component that names it in `columns`"),
     "hidden_old": ColumnInfo(
         "[N, T, H]", "hidden state of the policy before the update", "a component that names it in `columns`"
     ),

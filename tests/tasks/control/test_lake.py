@@ -124,6 +124,11 @@ def test_the_rollout_leaves_the_cells_between_the_halves() -> None:
     where = context(policy=run.policy, method=reader())
     batch = engine.advance(6, 200, where)
     torch.testing.assert_close(batch["post_observation"], task.ice.aimed[batch.observation, batch.action])
+    # What aims at the goal arrives there; what arrives by sliding was not sure to.
+    sure = task.ice.goal[batch["post_observation"]].float() * batch.mask
+    torch.testing.assert_close(batch["post_reward"], sure)
+    assert bool((batch["post_reward"] <= batch.reward).all())
+    assert 0 < float(sure.sum()) < float(batch.reward.sum())
     # With slip = 1 the walker never stays where it aimed, but it comes to a neighbour of it, or against the edge.
     before, post, after = batch.observation[:, :-1], batch["post_observation"][:, :-1], batch.observation[:, 1:]
     going = ~(batch.terminated | batch.truncated)[:, :-1]

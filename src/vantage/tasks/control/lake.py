@@ -160,7 +160,10 @@ class Lake(gymnasium.Env[Any, Any]):
 
 
 class PostDecisionEngine(EnvironmentEngine):
-    """`EnvironmentEngine` on a lake; its batches also hold `post_observation` [N, T], the target cell of each decision."""
+    """`EnvironmentEngine` on a lake; its batches also hold what each decision fixes before chance acts, both [N, T].
+
+    `post_observation` is the target cell of the decision, `post_reward` the reward that this cell is sure to give: 1 at the goal.
+    """
 
     def __init__(self, ice: Ice, **options: Any) -> None:
         super().__init__(ENV_ID, options={"size": ice.size, "slip": ice.slip}, **options)
@@ -175,8 +178,9 @@ class PostDecisionEngine(EnvironmentEngine):
         return self._with_post(super().sample(prompts, count, context, greedy=greedy))
 
     def _with_post(self, batch: Trajectories) -> Trajectories:
-        aimed = self.ice.aimed.to(batch.device)
-        return batch.replace(post_observation=aimed[batch.observation.long(), batch.action.long()])
+        aimed = self.ice.aimed.to(batch.device)[batch.observation.long(), batch.action.long()]
+        sure = self.ice.goal.to(batch.device, batch.reward.dtype)[aimed]
+        return batch.replace(post_observation=aimed, post_reward=torch.where(batch.mask, sure, 0.0))
 
 
 class LakeTask(ControlTask):

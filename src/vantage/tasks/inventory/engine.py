@@ -28,10 +28,10 @@ def simulate(system: System, act: Act, start: Tensor, demand: Tensor) -> dict[st
 
     Returns:
         `observation` [N, T, W], `action` [N, T, ...], `post_observation` [N, T, W] (after the decision, before the demand),
-        `cost` [N, T] and `state` [N, S] at the end.
+        `cost` and its part `placed` that the decision alone fixes, [N, T] each, and `state` [N, S] at the end.
     """
     state = start
-    seen, done, after, costs = [], [], [], []
+    seen, done, after, costs, before = [], [], [], [], []
     for today in demand.unbind(1):
         observation = system.observe(state)
         action = act(observation, state)
@@ -41,11 +41,13 @@ def simulate(system: System, act: Act, start: Tensor, demand: Tensor) -> dict[st
         done.append(action)
         after.append(system.observe(post))
         costs.append(placed + paid)
+        before.append(placed)
     return {
         "observation": torch.stack(seen, 1),
         "action": torch.stack(done, 1),
         "post_observation": torch.stack(after, 1),
         "cost": torch.stack(costs, 1),
+        "placed": torch.stack(before, 1),
         "state": state,
     }
 
@@ -72,10 +74,10 @@ class SimulatorEngine:
 
     The policy offers `distribution_of(observation)`. Batches hold `action`, `mask`, `length`, `logp_old`, `reward`
     (-cost / `system.cost_unit`), `terminated`, `truncated` (at the end of an episode), `group`, `prompt`, `observation`, and, as
-    only a simulator can, `post_observation` (the observation of the post-decision state), `demand` [N, T, I] and `start` [N, S],
-    from which the same trajectory can be replayed. For a component that declares them in `columns` there are
-    `next_observation`, `last_observation` and, where episodes end within a row, `final_observation`. The mean cost per period is
-    recorded as `episode/cost`.
+    only a simulator can, `post_observation` (the observation of the post-decision state), `post_reward` (the part of `reward` that
+    the decision alone fixes), `demand` [N, T, I] and `start` [N, S], from which the same trajectory can be replayed. For a
+    component that declares them in `columns` there are `next_observation`, `last_observation` and, where episodes end within a
+    row, `final_observation`. The mean cost per period is recorded as `episode/cost`.
 
     Args:
         system: the simulator.
@@ -151,7 +153,7 @@ class SimulatorEngine:
             return distribution.mode if greedy else distribution.sample(generator)
 
         ran = simulate(self.system, act, start, demand)
-        state, cost = ran.pop("state"), ran.pop("cost")
+        state, cost, placed = ran.pop("state"), ran.pop("cost"), ran.pop("placed")
         self.taken += cost.numel()
         if context.asks_for("next_observation"):
             ran["next_observation"] = torch.cat([ran["observation"][:, 1:], self.system.observe(state).unsqueeze(1)], 1)
@@ -163,6 +165,7 @@ class SimulatorEngine:
             **ran,
             "demand": demand,
             "reward": -cost / self.system.cost_unit,
+            "post_reward": -placed / self.system.cost_unit,
             "logp_old": logp,
             "mask": mask,
             "terminated": torch.zeros_like(mask),
