@@ -29,6 +29,8 @@ def test_it_is_the_kl_of_two_normals_per_dimension() -> None:
     expected = 0.5 * torch.distributions.kl_divergence(one, other).mean(-1)
     torch.testing.assert_close(found[:, [0, 2, 3]], expected[:, [0, 2, 3]])
     assert found[:, 1].abs().max() == 0
+    # Four steps of length 1/4.
+    torch.testing.assert_close(PathKL(0.5, by_length=True)(policy.evaluate(batch, want), batch, where), found / 4)
     found.sum().backward()
     assert next(policy.parameters()).grad.abs().max() > 0
     with pytest.raises(UserError, match="coefficient=-1"):

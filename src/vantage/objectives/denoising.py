@@ -58,15 +58,17 @@ def clipped_step(log: Tensor, eps: float, batch: Trajectories, context: Context)
 
 @component
 class GuardedClip:
-    """The page's loss per decision [N, T]; gradient flows through the step's mean.
+    """GRPO-Guard's loss per decision [N, T]; gradient flows through the step's mean.
 
     Attributes:
         eps: clip range on both sides, at least 0.
         by_length: divide a step's loss by -dt.
+        shared_bias: the bias of the log-ratio is averaged over the rows that are evaluated together, step by step.
     """
 
     eps: Annotated[float, at_least(0)] = 1e-4
     by_length: bool = True
+    shared_bias: bool = False
     wants = frozenset({"mean"})
     columns = frozenset({"mean_old"})
 
@@ -75,7 +77,12 @@ class GuardedClip:
         seen, old = batch.observation, batch["mean_old"]
         length = seen["time"] - seen["next_time"]
         std = seen["sigma"] * length.sqrt()
-        moved = ((evaluation.extras["mean"] - old) * (batch.action - old)).flatten(2).mean(-1)
-        log = bounded(torch.where(batch.mask & (std > 0), moved / torch.where(std > 0, std, 1.0), 0.0))
+        used, shift = batch.mask & (std > 0), evaluation.extras["mean"] - old
+        moved = (shift * (batch.action - old)).flatten(2).mean(-1)
+        if self.shared_bias:
+            # Half a square each: what the bias of a row is less than that of all.
+            own = torch.where(used, shift.square().flatten(2).mean(-1) / 2, 0.0)
+            moved = moved - own + own.sum(0) / used.sum(0).clamp(min=1)
+        log = bounded(torch.where(used, moved / torch.where(std > 0, std, 1.0), 0.0))
         loss = clipped_step(log, self.eps, batch, context)
         return loss / length if self.by_length else loss

@@ -24,9 +24,11 @@ class PathKL:
 
     Attributes:
         coefficient: beta, at least 0.
+        by_length: times the length -dt of the step, which leaves 2 sigma^2 below, s^2 = sigma^2 (-dt).
     """
 
     coefficient: Annotated[float, at_least(0)] = 0.04
+    by_length: bool = False
     wants = frozenset({"mean"})
     policies = frozenset({"reference"})
     label = "kl"
@@ -35,10 +37,12 @@ class PathKL:
         """Return the term per decision [N, T]."""
         seen = batch.observation
         reference = context.evaluate(batch, "mean", context.named("reference"), lambda found, _: found.extras["mean"])
-        variance = seen["sigma"].square() * (seen["time"] - seen["next_time"])
+        length = seen["time"] - seen["next_time"]
+        variance = seen["sigma"].square() * length
         noisy = variance > 0
         size = math.prod(reference.shape[2:])
         squares = (evaluation.extras["mean"] - reference).square().flatten(2).sum(-1)
         kl = torch.where(noisy, squares / (2 * size * torch.where(noisy, variance, 1.0)), 0.0)
+        kl = kl * length if self.by_length else kl
         context.record_mean("kl/reference", kl, batch.mask)
         return self.coefficient * kl

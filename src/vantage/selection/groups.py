@@ -1,6 +1,8 @@
-"""Selections by what a group's members scored."""
+"""Selections by what rows and the members of groups scored."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 
@@ -8,6 +10,17 @@ from vantage.core import component
 from vantage.core.context import Context
 from vantage.core.trajectories import Trajectories
 from vantage.functions.groups import group_index, group_moments
+
+
+@dataclass(frozen=True)
+class DropZero:
+    """Drop rows whose advantage is 0 at every decision; a batch of such rows alone is left unchanged."""
+
+    def __call__(self, batch: Trajectories, context: Context) -> Trajectories:
+        """Return the batch without them."""
+        keep = (batch.advantage != 0).any(-1)
+        context.record("selection/kept", keep.float().mean())
+        return batch.select(keep) if keep.any() else batch
 
 
 @component

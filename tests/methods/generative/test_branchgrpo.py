@@ -9,11 +9,14 @@ import torch
 from torch import Tensor
 
 import vantage
-from tests.harness import context
+from tests.harness import context, loss_of
 from tests.methods.generative.flows import assert_resumes, credited, trainer
+from tests.reference import Case, cases
 from vantage.advantages.groups import GroupStandardized
 from vantage.core import Trajectories, UserError
+from vantage.methods import registry
 from vantage.methods.generative.branchgrpo import DepthStandardized, PruneDepths, PruneWidth, node_values
+from vantage.policies.flow import normal_logp, transition
 from vantage.study.meter import Meter
 
 
@@ -84,6 +87,57 @@ def test_worked_tree() -> None:
     assert torch.where(batch.mask, found, 0.0).sum(0).abs().max() < 1e-5
 
 
+@cases("branchgrpo", "tree")
+def test_values_and_advantages_are_the_authors(case: Case) -> None:
+    logp, splits = case.tensor("logp"), tuple(case.settings["splits"])
+    # Theirs is a mean over dimensions, ours the sum over two.
+    batch = tree(case.inputs["score"], splits, case.settings["steps"], 2 * logp)
+    case.check("value", node_values(batch, case.settings["weighted"]))
+    method = registry.page("branchgrpo").make({"weighted": case.settings["weighted"]})
+    case.check("advantage", method.advantage(batch, context()))
+
+
+@cases("branchgrpo", "step")
+def test_a_step_is_the_authors(case: Case) -> None:
+    settings = case.settings
+    sampler = (
+        registry.page("branchgrpo")
+        .make({"steps": settings["steps"], "noise": settings["eta"], "shift": settings["shift"], "splits": ()})
+        .rollout.sampler
+    )
+    step, x, velocity = settings["step"], case.tensor("x"), case.tensor("velocity").requires_grad_()
+    now, after, sigma = (
+        value.double().expand(len(x))
+        for value in (sampler.times()[step], sampler.times()[step + 1], sampler.sigmas()[step])
+    )
+    mean, std = transition(x, velocity, now, after, sigma)
+    logp = normal_logp(case.tensor("action"), mean, std) / 4
+    case.check("logp", logp)
+    case.check("prediction", x - now.reshape(-1, 1, 1, 1) * velocity)
+    case.check("gradient", torch.autograd.grad(logp.sum(), velocity)[0])
+
+
+@cases("branchgrpo", "loss")
+def test_the_loss_is_the_authors(case: Case) -> None:
+    """One optimiser step on the edges of one process: there an edge is a micro-batch, here their mean is taken at once."""
+    method = registry.page("branchgrpo").make({"eps": case.settings["eps"]})
+    logp = case.tensor("logp").unsqueeze(1).requires_grad_()
+    rows = len(logp)
+    batch = Trajectories(
+        {
+            "action": torch.zeros(rows, 1, 1),
+            "mask": torch.ones(rows, 1, dtype=torch.bool),
+            "length": torch.ones(rows, dtype=torch.int64),
+            "group": torch.arange(rows) % case.settings["trees"],
+            "logp_old": case.tensor("logp_old").unsqueeze(1),
+            "advantage": case.tensor("advantage").clamp(-5, 5).unsqueeze(1),
+        }
+    )
+    loss = loss_of(method, method.selection[-1](batch, context()), logp=logp)
+    case.check("loss", loss)
+    case.check("gradient", torch.autograd.grad(loss, logp)[0].squeeze(1))
+
+
 def test_a_tree_without_splits_teaches_nothing() -> None:
     batch, where = grown(splits=())
     assert batch.mask.shape == (2, 20)
@@ -150,7 +204,10 @@ def test_pruning_changes_neither_samples_nor_advantages() -> None:
         for settings in ({}, {"pruned_depths": (15, 16), "prune_width": 2})
     )
     assert torch.equal(plain.action, pruned.action)
-    assert torch.equal(plain.advantage, pruned.advantage)
+    # The advantages are divided by a tree's trained edges.
+    shares = [int(batch.mask.sum()) // 2 for batch in (plain, pruned)]
+    assert shares[0] == 218
+    torch.testing.assert_close(plain.advantage * shares[0], pruned.advantage * shares[1])
     assert int(pruned.mask.sum()) < int(plain.mask.sum())
 
 

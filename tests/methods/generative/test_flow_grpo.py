@@ -9,8 +9,19 @@ import pytest
 import torch
 
 import vantage
-from tests.methods.generative.flows import assert_resumes, credited, loss_and_gradient, moved, trainer
+from tests.methods.generative.flows import (
+    assert_resumes,
+    check_advantages,
+    credited,
+    loss_and_gradient,
+    loss_of_case,
+    moved,
+    trainer,
+)
+from tests.reference import Case, cases
 from vantage.cli import main
+from vantage.methods import registry
+from vantage.regularizers.path import PathKL
 
 SMALL = {"prompts": 3, "group_size": 4, "lr": 1e-3}
 
@@ -44,6 +55,25 @@ def test_off_policy_it_is_the_released_formula() -> None:
     expected = torch.maximum(-batch.advantage * ratio, -batch.advantage * ratio.clamp(0.99, 1.01))
     torch.testing.assert_close(loss[batch.mask], expected[batch.mask], rtol=1e-3, atol=1e-4)
     assert bool((ratio > 1.01).any())
+
+
+@cases("flow-grpo", "loss")
+def test_the_loss_is_the_authors(case: Case) -> None:
+    """One micro-batch: there the mean is taken over the samples of a device, step by step."""
+    settings = {"steps": case.settings["T"], "eps": case.settings["eps"], "beta": case.settings["beta"]}
+    for name, found in loss_of_case(case, registry.page("flow-grpo").make(settings)).items():
+        if name in case.outputs:
+            case.check(name, found)
+
+
+@cases("flow-grpo", "advantages")
+def test_the_advantages_are_the_authors_and_zeros_are_dropped(case: Case) -> None:
+    check_advantages(case, registry.page("flow-grpo").make())
+
+
+def test_the_exact_divergence_weighs_as_many_times_more_as_there_are_steps() -> None:
+    assert vantage.method("flow-grpo").regularizers == (PathKL(0.04, by_length=True),)
+    assert vantage.method("flow-grpo", exact_kl=True).regularizers == (PathKL(0.04),)
 
 
 def test_advantages_are_centred_by_prompt_scaled_by_the_batch_and_cut() -> None:

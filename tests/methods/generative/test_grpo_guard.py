@@ -9,11 +9,20 @@ import torch
 
 import vantage
 from tests.harness import context
-from tests.methods.generative.flows import assert_resumes, credited, loss_and_gradient, moved, trainer
+from tests.methods.generative.flows import (
+    assert_resumes,
+    check_advantages,
+    credited,
+    loss_and_gradient,
+    loss_of_case,
+    moved,
+    trainer,
+)
+from tests.reference import Case, cases
 from vantage.core import Evaluation, Trajectories, UserError
+from vantage.methods import registry
 from vantage.objectives.denoising import GuardedClip
 from vantage.policies.flow import normal_logp
-from vantage.selection.steps import RandomSteps
 
 SMALL = {"prompts": 3, "group_size": 4, "lr": 1e-3, "steps": 5}
 
@@ -111,13 +120,23 @@ def test_every_step_below_time_1_moves_the_velocity_alike() -> None:
     torch.testing.assert_close(slope[:, 0], torch.ones_like(slope[:, 0]), rtol=1e-3, atol=1e-3)
 
 
-def test_each_sample_trains_a_random_share_of_the_steps_before_the_last() -> None:
-    batch = credited(trainer(vantage.method("grpo-guard", **SMALL, trained=0.5)))
-    assert batch.mask.shape == (12, 5)
-    assert batch.mask.sum(1).tolist() == [2] * 12
-    assert not batch.mask[:, -1].any()
-    assert len(torch.unique(batch.mask, dim=0)) > 2
-    assert RandomSteps(0.6) in vantage.method("grpo-guard").selection
+def test_the_first_nine_steps_are_trained_in_order() -> None:
+    batch = credited(trainer(vantage.method("grpo-guard", **{**SMALL, "steps": 10})))
+    assert torch.equal(batch.mask, (torch.arange(10) < 9).expand(12, -1))
+
+
+@cases("grpo-guard", "loss")
+def test_the_loss_is_the_authors(case: Case) -> None:
+    """One micro-batch: there means are taken over the samples of a device, step by step."""
+    settings = {"steps": case.settings["T"], **{k: case.settings[k] for k in ("eps", "beta", "shared_bias")}}
+    for name, found in loss_of_case(case, registry.page("grpo-guard").make(settings)).items():
+        if name in case.outputs:
+            case.check(name, found)
+
+
+@cases("grpo-guard", "advantages")
+def test_the_advantages_are_the_authors_and_zeros_are_dropped(case: Case) -> None:
+    check_advantages(case, registry.page("grpo-guard").make())
 
 
 def test_the_loss_is_the_mean_over_samples_and_their_trained_steps() -> None:
@@ -136,7 +155,7 @@ def test_a_minibatch_holds_whole_samples(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(type(update), "step", lambda self, part, run: seen.append(part))
     where.step()
     assert [part.mask.shape for part in seen] == [(6, 5), (6, 5)]
-    assert all(part.mask.sum(1).tolist() == [2] * 6 for part in seen)
+    assert all(part.mask.sum(1).tolist() == [4] * 6 for part in seen)
 
 
 def test_without_its_three_changes_it_is_flow_grpo() -> None:
@@ -151,7 +170,7 @@ def test_without_its_three_changes_it_is_flow_grpo() -> None:
     torch.testing.assert_close(exponent / std - gap / (2 * std**2), raw, rtol=1e-3, atol=1e-4)
     loss, _ = loss_and_gradient(where, batch, policy)
     ratio, length = exponent.exp(), std.square() / batch.observation["sigma"].square()
-    expected = torch.maximum(-batch.advantage * ratio, -batch.advantage * ratio.clamp(1 - 1e-4, 1 + 1e-4)) / length
+    expected = torch.maximum(-batch.advantage * ratio, -batch.advantage * ratio.clamp(1 - 2e-6, 1 + 2e-6)) / length
     torch.testing.assert_close(loss[batch.mask], expected[batch.mask], rtol=1e-4, atol=1e-4)
 
 

@@ -18,8 +18,14 @@ That script shuffles the edges of two trees on each of 8 GPUs and takes an optim
 default tree 37 steps of 96 edges a batch, all but the first against log-probabilities of an older policy, for which the clip
 is needed. The defaults are these. In one minibatch and one epoch every ratio is 1 and nothing is clipped. The
 number of minibatches does not follow the size of the trees: with other trees, or with pruning, it must be set
-again. The script divides the loss once more by a tree's edges (no effect with Adam, hardly any on the norm's clip), and
-the last step of a batch, of the 4 remaining edges, is not clipped; here the minibatches have equal size.
+again. The loss is divided once more by a tree's trained edges (218), which Adam hardly sees, but the norm's clip does: at 1 it
+almost never acts. Here the advantages are divided, which is the same.
+
+Differences: minibatches have equal size (94 edges), there the last step of a batch has the 4 edges that remain and is not
+clipped; every tree has an initial noise of its own, there the two of a GPU share it; stored states are exact, there they are
+rounded to bfloat16 after logp is taken, so that log-ratios begin at -8e-4 to -1e-4, not 0; mode 2 ranks the edges of the whole
+batch, there those of two trees. `--ignore_last` and `--timestep_fraction` of the script are read by nothing there (all steps are
+trained), and as shipped it does not start: `--pruning_step_ratio` has no value.
 
 In a batch a tree is its leaves' rows: an edge that several leaves share is in each of their rows, and `mask` is True in
 the first of them alone, so that it is evaluated and trained on once.
@@ -236,15 +242,21 @@ class PruneWidth:
         return batch.replace(mask=(batch.mask & ~late) | kept)
 
 
+def share_of_tree(batch: Trajectories, context: Context) -> Trajectories:
+    """Selection: divides the advantages by the edges that a tree trains on, on average and rounded down."""
+    edges = int(batch.mask.sum()) // len(torch.unique(batch.group))
+    return batch.replace(advantage=batch.advantage / max(edges, 1))
+
+
 @method(
-    id="S125", papers=PAPER, base=flow_grpo, without=("group_size", "beta", "trained"), group_size=1, beta=0.0,
-    prompts=16, lr=1e-5, steps=20, noise=0.3, minibatches=37,
+    id="S125", papers=PAPER, base=flow_grpo, without=("group_size", "beta", "exact_kl", "trained"), group_size=1, beta=0.0,
+    prompts=16, lr=1e-5, steps=20, noise=0.3, shift=3.0, minibatches=37,
+    source="Fredreic1849/BranchGRPO@19fbb9f scripts/finetune/finetune_flux_branchgrpo_8gpus.sh",
 )  # fmt: skip
 def branchgrpo(
     base: Method,
     splits: tuple[int, ...] = (0, 3, 6, 9),
     eps: float = 1e-3,
-    shift: float = 3.0,
     noise_scale: float = 4.0,
     weighted: bool = False,
     pruned_depths: tuple[int, ...] = (),
@@ -254,27 +266,29 @@ def branchgrpo(
     interval: int = 30,
     limit: float = 5.0,
 ) -> Method:
-    """splits: steps (from 0) at which every node has two children; eps: clip range of the ratio of a step; shift:
-    of the sampler's times; noise_scale: factor on the children's noise; weighted: children count by the softmax of
-    their log-density; pruned_depths: depths that are not trained on; prune_width: 1 or 2 prunes edges after the
-    last split, see `PruneWidth`; mixed: noise only at the splits and in windows of steps, the other steps are the
-    ODE's and not trained on; window: steps of such a window; interval: steps between their starts, and updates
-    after which the pruned depths slide; limit: bound of |A|."""
-    splits, steps, noise = tuple(splits), base.rollout.sampler.steps, base.rollout.sampler.noise
+    """splits: steps (from 0) at which every node has two children; eps: clip range of the ratio of a step;
+    noise_scale: factor on the children's noise; weighted: children count by the softmax of their log-density; pruned_depths:
+    depths that are not trained on; prune_width: 1 or 2 prunes edges after the last split, see `PruneWidth`; mixed: noise only at
+    the splits and in windows of steps, the other steps are the ODE's and not trained on; window: steps of such a window;
+    interval: steps between their starts, and updates after which the pruned depths slide; limit: bound of |A|."""
+    splits, plain = tuple(splits), base.rollout.sampler
+    steps = plain.steps
     noisy = None
     if mixed:
         noisy = tuple(step for step in range(steps) if step in splits or step % max(interval, 1) < window)
-    return base.replace(
-        rollout=Tree(
-            base.rollout.prompts, splits, noise_scale, Sampler(steps, noise, "constant", shift, noisy, "prediction")
-        ),
+    sampler = Sampler(steps, plain.noise, "constant", plain.shift, noisy, "prediction")
+    grown = base.replace(
+        rollout=Tree(base.rollout.prompts, splits, noise_scale, sampler),
         advantage=Clamped(DepthStandardized(weighted), limit),
         selection=(
             NoisySteps(),
             PruneDepths(tuple(pruned_depths), interval),
             PruneWidth(max(splits, default=steps), prune_width),
+            share_of_tree,
         ),
     )
+    # Edges are shuffled apart.
+    return grown.adapt("update", unit="auto")
 
 
 claim = Claim(
