@@ -77,7 +77,7 @@ def test_remax_a_right_answer_whose_greedy_twin_is_right_has_advantage_0_under_a
 
 
 def test_vineppo_values_are_weighted_like_scores() -> None:
-    method = vantage.method("vineppo", prompts=3, group_size=2, count=3, separator="", unfinished=None)
+    method = vantage.method("vineppo", prompts=3, group_size=2, count=3, steps="tokens", unfinished=None)
     batch, metrics = learnt(trainer(method.replace(rewards=(total(correct=0.5),)), Always()))
     inside = torch.arange(4) < batch.length.unsqueeze(1)
     assert batch.score.tolist() == [0.5] * 6
@@ -291,7 +291,7 @@ PAGES: dict[str, dict[str, Any]] = {
     "riskpo": {"bundle": 2}, "oblr-po": {"pieces": 2}, "reinforce-plus-plus": {}, "grpo-lambda": {}, "r2vpo": {},
     "repo-replay": {"capacity": 8, "least": 2, "take": 2}, "remix": {}, "rebel": {"whiten": True}, "poise": {},
     "spo-single-stream": {"samples": 0}, "nash-mp": {}, "ppo": {}, "reinforce": {}, "a2c": {},
-    "scaf-grpo": {"warmup": 0}, "vineppo": {"count": 2, "separator": ""}, "t-ppo": {"rows": 12, "window": 2},
+    "scaf-grpo": {"warmup": 0}, "vineppo": {"count": 2, "steps": "tokens"}, "t-ppo": {"rows": 12, "window": 2},
 }  # fmt: skip
 
 

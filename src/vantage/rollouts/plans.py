@@ -128,7 +128,8 @@ class Refill:
         plan: samples more groups; its `prompts` per round.
         groups: informative groups wanted.
         rounds: largest number of plans.
-        metric: whose values in a group must differ: a named reward, or "score" as the method's rewards make it.
+        metric: whose values in a group must differ: a named reward; "total", the score as the first of the method's rewards makes
+            it, their weighted sum; or "score", as all of them leave it.
 
     Raises:
         UserError: no reward has the name `metric`.
@@ -166,6 +167,8 @@ class Refill:
         return batch
 
     def _values(self, batch: Trajectories, aside: Context) -> torch.Tensor:
+        if self.metric == "total":
+            return aside.method.rewards[0](batch, aside).score
         judged = scored(batch, aside)
         if self.metric == "score":
             return judged.score
@@ -173,7 +176,7 @@ class Refill:
         if self.metric not in named:
             raise UserError(
                 f"Refill.metric={self.metric!r} is no reward of the task{nearest(self.metric, named)} (there are: "
-                f"{', '.join((*named, 'score'))})"
+                f"{', '.join((*named, 'total', 'score'))})"
             )
         return named[self.metric]
 

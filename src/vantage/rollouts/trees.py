@@ -18,7 +18,7 @@ from vantage.rollouts.plans import Groups
 declare("reach", "[N, D]", "decisions up to the end of the node at each of D depths", "a tree rollout")
 
 SHARES = ("equal", "logp", "mean_logp")
-CUTS = ("random", "least_likely", "block")
+CUTS = ("random", "least_likely", "block", "inverse_block")
 
 
 def _ascending(bounds: tuple[int, int]) -> None:
@@ -37,13 +37,14 @@ class Trees(Groups):
 
     From the prompt a random number of branches start. After each segment the branches of a prompt that have not ended are
     continued in as many copies as there is room, at most `branching` for each that was there, shared equally, the rest to the
-    last. When all have ended and leaves are missing, leaves are drawn (those that ended by themselves first), cut back to a
-    random multiple of `segment`, and continued in `branching` copies; the leaf itself stays. All tokens of a row are in its mask,
-    including those that it shares with others.
+    last. When none lives and leaves are missing, those that ended by themselves are taken once each in random order, cut back to
+    a random multiple of `segment`, and continued in `branching` copies, until there is no room; the leaf itself stays. Leaves that
+    were cut at the limit are not taken; where a prompt has no others, it is continued itself. Should leaves be missing still, the
+    next round does the same. All tokens of a row are in its mask, including those that it shares with others.
 
     Fills `path` [N, K] int64: the numbers of the branches that lead to a row, from 1, 0 where it has fewer than K. Rows of a
-    `group` (the prompt) whose paths begin alike share a branch. A continuation of a leaf has the leaf's whole path
-    before its own number, or with `cut_path` the part of it whose text was kept.
+    `group` (the prompt) whose paths begin alike share a branch. A continuation of a leaf that was cut back has the branches
+    whose text was kept before its own number, or without `cut_path` the leaf's whole path.
 
     Copies may be allotted, and cuts may be placed, by the log-probabilities `logp_old` that the rows were sampled with:
 
@@ -51,8 +52,8 @@ class Trees(Groups):
                               of a branch's tokens: unlikely branches get more copies; a temperature below 0 favours likely ones
         share "mean_logp"   the same with the mean over its tokens
         cut "least_likely"  before a leaf's least likely token, which is then drawn again
-        cut "block"         before a block of `block` tokens, drawn by softmax of the blocks' mean log-probability: a likely block
-                              is drawn more often
+        cut "block"         before a block of `block` tokens, drawn by softmax of minus the blocks' mean log-probability: an
+                              unlikely block is drawn more often; "inverse_block" of plus that
 
     Each branch has one copy; the remaining copies are shared in proportion to the weights, by largest remainder.
 
@@ -65,7 +66,7 @@ class Trees(Groups):
         cut_path: see above.
         share: "equal", "logp" or "mean_logp".
         share_temperature: not 0.
-        cut: "random" (a multiple of `segment`), "least_likely" or "block".
+        cut: "random" (a multiple of `segment`), "least_likely", "block" or "inverse_block".
         block: at least 1.
     """
 
@@ -73,7 +74,7 @@ class Trees(Groups):
     depth: Annotated[int, at_least(1)] = 14
     branching: Annotated[int, at_least(1)] = 2
     first: Annotated[tuple[Annotated[int, at_least(1)], Annotated[int, at_least(1)]], checked_by(_ascending)] = (2, 8)
-    cut_path: bool = False
+    cut_path: bool = True
     share: Annotated[str, one_of(SHARES)] = "equal"
     share_temperature: Annotated[float, checked_by(_not_zero)] = 1.0
     cut: Annotated[str, one_of(CUTS)] = "random"
@@ -102,13 +103,14 @@ class Trees(Groups):
             index = torch.arange(len(rows), device=copies.device).repeat_interleave(copies)
             if not len(index):
                 break
+            # A prompt that is continued itself, in the place of a leaf, has no branch yet.
+            anew = (over & ~rows.terminated.any(-1))[index]
             place = place[index]
             fresh = engine.resume(rows, index, place, 1, context, limit=self.segment)
             decoded = decoded + fresh.mask.sum()
             path, reach = rows["path"][index], rows["reach"][index]
-            if self.cut_path:
-                kept = reach <= place.unsqueeze(-1)
-                path, reach = path * kept, reach * kept
+            kept = branches_kept(reach, place) | ~(anew | self.cut_path).unsqueeze(-1)
+            path, reach = path * kept, reach * kept
             ended = rows.select(over)
             rows = concatenate([ended, _numbered(fresh, rows.group[index], path, reach, numbers)])
             earlier, numbers = len(ended), numbers + len(fresh)
@@ -133,14 +135,16 @@ class Trees(Groups):
         live = (~over).nonzero().squeeze(-1)
         copies = torch.zeros_like(tree)
         copies[live] = self._shared(rows.select(live), total, alive)
-        # Where no branch is active, leaves are cut back: those that ended by themselves first, in random order.
+        # Where no branch is active, leaves that ended by themselves are cut back, in random order; without any, the prompt.
         lot = torch.rand(2, len(rows), generator=context.generator).to(device)
-        order = torch.argsort(lot[0] - rows.terminated.any(-1).float())
+        itself = rows.terminated.any(-1)
+        order = torch.argsort(lot[0] - itself.float())
         rank = torch.empty_like(tree)
         rank[order] = rank_within(tree[order], trees)[0]
         missing = (room[tree] - rank * self.branching).clamp(0, self.branching)
-        copies = torch.where(alive[tree] == 0, missing, copies)
-        return copies, torch.where(over, self._cut(rows, lot[1]), rows.length)
+        taken = (alive[tree] == 0) & (itself | (rank == 0))
+        copies = torch.where(taken, missing, copies)
+        return copies, torch.where(over, torch.where(itself, self._cut(rows, lot[1]), 0), rows.length)
 
     def _shared(self, rows: Trajectories, total: Tensor, alive: Tensor) -> Tensor:
         """Return the copies of each living row [N], where each tree gives `total` [trees] to its `alive` rows."""
@@ -163,7 +167,7 @@ class Trees(Groups):
         if self.cut == "random":
             drawn = (lot * blocks).long()
         else:
-            chance = block_means(rows.logp_old, rows.length, size).softmax(-1)
+            chance = block_chances(rows.logp_old, rows.length, size, -1.0 if self.cut == "block" else 1.0)
             drawn = (lot.unsqueeze(-1) >= chance.cumsum(-1)).sum(-1)
         return drawn.clamp(max=blocks - 1) * size
 
@@ -189,6 +193,17 @@ def largest_remainder(score: Tensor, group: Tensor, total: Tensor) -> Tensor:
     rank = torch.empty_like(group)
     rank[order] = rank_within(group[order], len(total))[0]
     return whole + (rank < left[group])
+
+
+def branches_kept(reach: Tensor, place: Tensor) -> Tensor:
+    """Return which branches of a path [N, K], whose last tokens are `reach` [N, K], are whole in the first `place` [N] tokens."""
+    return reach <= place.unsqueeze(-1)
+
+
+def block_chances(logp: Tensor, length: Tensor, size: int, sign: float) -> Tensor:
+    """Return the softmax of `sign` times the blocks' mean log-probability [N, B]: the chance that a row is cut before a block."""
+    mean = block_means(logp, length, size)
+    return (sign * mean).masked_fill(mean.isinf(), -torch.inf).softmax(-1)
 
 
 def block_means(values: Tensor, length: Tensor, size: int) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,12 +11,14 @@ import torch
 
 import vantage
 from tests.core.toy import STEPS
-from tests.harness import context, random_batch
+from tests.harness import context, loss_of, random_batch
 from tests.methods.toys import assert_resumes, gain, trainer
+from tests.reference import Case, cases
 from vantage.core import Trajectories, UserError
 from vantage.functions.groups import group_mean
+from vantage.methods import registry
 from vantage.methods.credit.treepo import TreeAdvantage
-from vantage.rollouts.trees import Trees, block_means, largest_remainder, path_keys
+from vantage.rollouts.trees import Trees, block_chances, block_means, branches_kept, largest_remainder, path_keys
 from vantage.tasks.language.loading import task_from_spec
 
 TWO = torch.tensor([[1, 5], [1, 6], [2, 7], [2, 8]])
@@ -83,7 +87,7 @@ def test_whitening_is_over_all_tokens() -> None:
 
 
 def grown(seed: int = 0, **settings: Any) -> tuple[Any, Trajectories]:
-    usual = {"prompts": 6, "group_size": 8, "segment": 1, "first_most": 3, "rounds": 1}
+    usual = {"prompts": 6, "group_size": 8, "segment": 1, "first_most": 3, "rounds": 1, "overlong_buffer": 0}
     run = trainer(vantage.method("treepo", **{**usual, **settings}), 1, seed=seed)
     return run.context, run.context.method.rollout(run.context)
 
@@ -94,12 +98,13 @@ def grown(seed: int = 0, **settings: Any) -> tuple[Any, Trajectories]:
     [
         {},
         {"branching": 3},
-        {"first_least": 1, "first_most": 1, "cut_path": True},
+        {"first_least": 1, "first_most": 1, "cut_path": False},
         {"segment": 2},
         {"share": "logp", "branching": 3},
         {"share": "mean_logp", "share_temperature": -0.5, "branching": 3, "segment": 2},
-        {"cut": "least_likely", "segment": 2, "cut_path": True},
+        {"cut": "least_likely", "segment": 2},
         {"cut": "block", "block": 2, "segment": 3, "first_most": 2},
+        {"cut": "inverse_block", "block": 2, "segment": 3, "first_most": 2},
     ],
 )
 def test_trees_are_full_and_share_what_their_paths_share(seed: int, settings: dict[str, Any]) -> None:
@@ -124,7 +129,7 @@ def test_trees_are_full_and_share_what_their_paths_share(seed: int, settings: di
 
 @pytest.mark.parametrize("segment", [1, 2])
 def test_shared_branches_are_shared_text_where_nothing_was_cut(segment: int) -> None:
-    _, rows = grown(cut_path=True, segment=segment)
+    _, rows = grown(segment=segment)
     paths = rows["path"]
     for one in range(len(rows)):
         for other in range(len(rows)):
@@ -139,7 +144,7 @@ def test_shared_branches_are_shared_text_where_nothing_was_cut(segment: int) -> 
 @pytest.mark.parametrize("seed", range(3))
 def test_cut_paths_are_shared_text_wherever_the_cut_is(cut: str, seed: int) -> None:
     # Cuts are no multiples of the segment here, so that a branch may be as short as one token.
-    _, rows = grown(seed, cut_path=True, segment=2, cut=cut, block=3, first_most=2)
+    _, rows = grown(seed, segment=2, cut=cut, block=3, first_most=2)
     paths, met = rows["path"], 0
     for one in range(len(rows)):
         for other in range(one):
@@ -225,18 +230,20 @@ def test_cuts_by_log_probability() -> None:
     means = block_means(logp.float(), rows.length, 2)
     inf = float("inf")
     assert means.tolist() == [[-1, -3, -1, -inf], [-2, -1, -inf, -inf], [-2, -inf, -inf, -inf]]
-    # Softmax of (-1, -3, -1): 0.468, 0.063, 0.468.
+    # Softmax of (1, 3, 1): 0.107, 0.787, 0.107; the other way of (-1, -3, -1): 0.468, 0.063, 0.468.
     plan = Trees(prompts=1, size=2, segment=4, depth=2, cut="block", block=2)
     lots = torch.linspace(0, 1, 1001)[:-1]
     many = rows.select(torch.zeros(1000, dtype=torch.int64))
     counts = torch.bincount(plan._cut(many, lots), minlength=5)
+    assert counts.tolist() == pytest.approx([106.5, 0, 787.0, 0, 106.5], abs=1)
+    counts = torch.bincount(replace(plan, cut="inverse_block")._cut(many, lots), minlength=5)
     assert counts.tolist() == pytest.approx([468.3, 0, 63.4, 0, 468.3], abs=1)
     assert bool((plan._cut(rows, torch.full((3,), 1 - 1e-7)) < rows.length).all())
 
 
 def test_leaves_are_cut_back_where_none_lives() -> None:
     plan = Trees(prompts=2, size=4, segment=2, depth=4, branching=2)
-    # Prompt 0 lacks two leaves, and has three: the one that ended by itself is cut back twice. Prompt 1 lacks three.
+    # Each prompt lacks two leaves and has two, of which one ended by itself: that one is cut back, in two copies.
     rows, _ = state([8, 5, 8, 3], [False, True, False, True], [0, 0, 1, 1])
     over = torch.ones(4, dtype=torch.bool)
     seen = set()
@@ -249,6 +256,13 @@ def test_leaves_are_cut_back_where_none_lives() -> None:
         assert (place < rows.length).all()
         seen.add(int(place[1]))
     assert seen == {0, 2, 4}
+    # Six are missing and one ended: two now, the others after the next round. None ended: two from the prompt.
+    wide = Trees(prompts=2, size=8, segment=2, depth=4, branching=2)
+    none, _ = state([8, 5, 8, 8], [False, True, False, False], [0, 0, 1, 1])
+    copies, place = wide._next(none, over, 4, 2, context())
+    assert copies[:2].tolist() == [0, 2]
+    assert sorted(copies[2:].tolist()) == [0, 2]
+    assert place[2:].tolist() == [0, 0]
     full, _ = state([3, 3, 3, 3], [True] * 4, [0] * 4)
     assert plan._next(full, over, 4, 2, context())[0].tolist() == [0] * 4
 
@@ -300,12 +314,130 @@ def test_trees_of_a_language_model(settings: dict[str, Any]) -> None:
     assert "rewards" in score
 
 
-def test_the_defaults_compose_what_the_page_states() -> None:
-    method = vantage.method("treepo")
-    trees, clip = method.rollout.plan, method.objective
-    assert (trees.segment, trees.depth, trees.branching, trees.first) == (512, 14, 2, (2, 8))
-    assert (trees.share, trees.share_temperature, trees.cut, trees.block, trees.cut_path) == (
-        "equal", 1.0, "random", 128, False,
-    )  # fmt: skip
-    assert (method.rollout.rounds, method.advantage.weights, method.advantage.differing) == (3, "average", False)
-    assert (clip.low, clip.high, clip.dual) == (0.2, 0.28, 10.0)
+@pytest.mark.parametrize("cut_path", [False, True])
+def test_a_prompt_whose_leaves_all_reached_the_limit_is_continued_itself(cut_path: bool) -> None:
+    """Nothing ends by itself: every leaf has the path of branches from the prompt, whatever leaf it took the place of."""
+    run = trainer(
+        vantage.method(
+            "treepo",
+            prompts=2,
+            group_size=8,
+            segment=STEPS,
+            first_most=2,
+            rounds=1,
+            overlong_buffer=0,
+            cut_path=cut_path,
+        ),
+        1,
+    )
+    with torch.no_grad():
+        policy: Any = run.context.policy
+        policy.embed.fill_(5.0)
+        policy.head[:, 0] = -100.0  # symbol 0 ends a row
+    rows = run.context.method.rollout(run.context)
+    assert not rows.terminated.any()
+    assert torch.bincount(rows.group).tolist() == [8, 8]
+    assert (rows["path"] > 0).sum(1).tolist() == [1] * 16
+    assert len(rows["path"][:, 0].unique()) == 16
+
+
+def test_prompts_are_dropped_by_the_score_before_the_penalty_of_length() -> None:
+    made = registry.page("treepo").make({"prompts": 6, "group_size": 8, "segment": 1, "first_most": 3})
+    run = trainer(made, 1)
+    rows = run.context.method.rollout(run.context)
+    right = rows.rewards["right"].view(-1, 8)
+    assert (right.std(1) > 0).all()
+    assert made.rollout.metric == "total"
+
+
+@cases("treepo", "advantage")
+def test_advantage_is_the_authors(case: Case) -> None:
+    keys = [uid.split("#") for uid in case.inputs["uid"]]
+    numbers = {name: place for place, name in enumerate(sorted({part for key in keys for part in key}), 1)}
+    longest = max(map(len, keys)) - 1
+    path = torch.tensor([[numbers[part] for part in key[1:]] + [0] * (longest - len(key) + 1) for key in keys])
+    length = torch.tensor(case.inputs["lengths"])
+    batch = Trajectories(
+        {
+            "group": torch.tensor([numbers[key[0]] for key in keys]),
+            "path": path,
+            "score": case.tensor("scores"),
+            "mask": torch.arange(4) < length.unsqueeze(1),
+        }
+    )
+    settings = {"weights": case.settings["adv_weight_strategy"], "differing": case.settings["remove_no_std_subgroup"]}
+    case.check("advantages", registry.page("treepo").make(settings).advantage(batch, context()))
+
+
+@cases("treepo", "loss")
+def test_loss_is_the_authors(case: Case) -> None:
+    """One micro-batch of theirs is the minibatch."""
+    mask = case.tensor("mask")
+    batch = Trajectories(
+        {
+            "mask": mask,
+            "length": mask.sum(1),
+            "logp_old": case.tensor("logp_old"),
+            "advantage": case.tensor("advantages"),
+        }
+    )
+    logp = case.tensor("logp").requires_grad_()
+    loss = loss_of(registry.page("treepo").make(), batch, logp=logp)
+    case.check("loss", loss)
+    case.check("gradient", torch.autograd.grad(loss, logp)[0])
+
+
+@cases("treepo", "cut random")
+def test_random_cuts_are_the_authors(case: Case) -> None:
+    size = case.settings["max_token_per_step"]
+    plan = registry.page("treepo").make({"segment": size, "rounds": 1}).rollout
+    length, block = torch.tensor(case.inputs["length_and_block"]).unbind(1)
+    blocks = (length + size - 1) // size
+    rows = Trajectories({"length": length, "mask": torch.arange(9) < length.unsqueeze(1)})
+    place = plan._cut(rows, (block + 0.5) / blocks)
+    case.check("tokens", place)
+    ends = (torch.arange(3) + 1).unsqueeze(0) * size
+    reach = torch.where(ends < length.unsqueeze(1) + size, torch.minimum(ends, length.unsqueeze(1)), 99)
+    case.check("components", branches_kept(reach, place).sum(1))
+
+
+@cases("treepo", "cut block")
+def test_cuts_before_unlikely_blocks_are_the_authors(case: Case) -> None:
+    check_blocks(case, -1.0)
+
+
+@cases("treepo", "cut inverse_block")
+def test_cuts_before_likely_blocks_are_the_authors(case: Case) -> None:
+    check_blocks(case, 1.0)
+
+
+def check_blocks(case: Case, sign: float) -> None:
+    rows = case.inputs["logp"]
+    logp = torch.tensor([[*row, *[-9.0] * (6 - len(row))] for row in rows])
+    found = block_chances(logp, torch.tensor([len(row) for row in rows]), case.settings["cal_prob_block_size"], sign)
+    for row, expected in enumerate(case.outputs["weights"]):
+        assert found[row].tolist() == pytest.approx([*expected, *[0.0] * (3 - len(expected))], abs=1e-5)
+
+
+@cases("treepo", "rewards")
+def test_rewards_are_the_authors(case: Case) -> None:
+    length = torch.tensor(case.inputs["lengths"])
+    where = context(engine=SimpleNamespace(max_length=case.settings["max_resp_len"]))
+    batch = Trajectories(
+        {
+            "rewards": {"correct": case.tensor("correct")},
+            "length": length,
+            "mask": torch.arange(7168) < length.unsqueeze(1),
+        }
+    )
+    for reward in registry.page("treepo").make().rewards:
+        batch = reward(batch, where)
+    case.check("reward", batch.score)
+    case.check("reward", batch.reward.sum(1))
+
+
+@cases("treepo", "share")
+def test_shares_are_the_authors(case: Case) -> None:
+    score, group = case.tensor("weights").log(), torch.zeros(3, dtype=torch.int64)
+    found = [1 + largest_remainder(score, group, torch.tensor([total - 3])) for total in case.inputs["totals"]]
+    case.check("copies", torch.stack(found))

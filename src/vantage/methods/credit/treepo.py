@@ -8,11 +8,18 @@ the path, so that it sees the choice at each fork:
     A_i  = mean over k of a_ik,   or weighted by the size of the groups;   whitened over all tokens of the batch
     loss = mean over tokens of -min(ratio A, clip(ratio, 1 - 0.2, 1 + 0.28) A),  for A < 0 at most -10 A
 
-arXiv 2508.17445, as in the authors' code: segments, forks, cut back leaves with their whole path, eps 1e-8 inside the root. Prompts
-whose answers all score the same are dropped and sampled again, unless `rounds` is 1. A single answer to a prompt has a = r. Here
-an answer ends with its end token alone (theirs also at a boxed answer or repetition). Room is shared equally and cuts are
-uniform, as in their runs; their options by log-probability are `share` and `cut` (`Trees` defines them). Not the segment
-advantage of SPO, which is in that code too.
+arXiv 2508.17445; defaults are those of the authors' launch script, functions those that it calls (recipe/treepo holds an
+earlier copy of the tree, in which a leaf that is cut back keeps its whole path: `cut_path=False`). Scores are -1 and 1, the
+overlong penalty of up to 1 acts on the last 512 tokens, and prompts whose unshaped scores are all the same are dropped and
+sampled again, unless `rounds` is 1. A single answer to a prompt has a = r. Not the segment advantage of SPO, which is in that
+code too.
+
+Where their script fails we take what it means: it sets the first division's 2 to 8 under a key that nothing reads, so that each
+prompt begins with 2 branches (`first_most=2`); and its window of -1 makes the first cut raise an error, for which the
+code's default, multiples of the segment, is taken. Other than there: an answer ends with its end token alone (theirs also by
+repetition), 512 prompts are drawn a round (1536), the mean is over the minibatch's tokens (a micro-batch's), and after the last
+round the step goes on with what there is. Cuts at other places than multiples of the segment keep whole branches (theirs also the
+one that is cut).
 """
 
 from __future__ import annotations
@@ -34,7 +41,6 @@ from vantage.functions.whitening import whiten
 from vantage.methods.claim import Claim
 from vantage.methods.objectives.dapo import dapo
 from vantage.methods.registry import Paper, method
-from vantage.objectives.surrogates import Clip
 from vantage.rollouts.trees import Trees, path_keys
 
 PAPER = Paper(
@@ -85,7 +91,10 @@ class TreeAdvantage:
         return total / norm
 
 
-@method(id="S162", papers=PAPER, needs="prefixes", base=dapo, without=("rounds", "epochs"))
+@method(
+    id="S162", papers=PAPER, needs="prefixes", base=dapo, without=("rounds", "epochs"), metric="total", overlong_buffer=512,
+    source="multimodal-art-projection/TreePO@f055523 recipe/treepo/run_treepo_train.sh",
+)  # fmt: skip
 def treepo(
     base: Method,
     segment: int = 512,
@@ -95,23 +104,20 @@ def treepo(
     first_most: int = 8,
     weights: Literal["average", "group_size"] = "average",
     differing: bool = False,
-    cut_path: bool = False,
+    cut_path: bool = True,
     share: str = "equal",
     share_temperature: float = 1.0,
     cut: str = "random",
     block: int = 128,
-    rounds: int = 3,
-    eps_low: float = 0.2,
-    eps_high: float = 0.28,
-    dual: float = 10.0,
+    rounds: int = 10,
 ) -> Method:
     """segment: tokens between branchings; depth: segments of the longest path; branching: children of a node at
     most; first_least, first_most: children of a prompt; weights: of the comparisons, `average` or `group_size`;
     differing: a group below the prompt counts only where its scores differ; cut_path: a leaf that was cut back
-    loses its path; share: how the room for leaves is shared, see `Trees`; share_temperature: of that share; cut:
-    where leaves are cut back, see `Trees`; block: tokens of a block of that cut; rounds: how often a step samples
-    at most to have prompts whose answers differ in score, 1 samples once and drops none; eps_low, eps_high: clip
-    range; dual: bound where the advantage is negative."""
+    loses the branches of its path whose text it lost; share: how the room for leaves is shared, see `Trees`;
+    share_temperature: of that share; cut: where leaves are cut back, see `Trees`; block: tokens of a block of that cut;
+    rounds: how often a step samples at most to have prompts whose answers differ in score, 1 samples once and drops
+    none."""
     plan = base.rollout.plan
     trees = Trees(
         plan.prompts, plan.size, plan.temperature, segment, depth, branching, (first_least, first_most),
@@ -120,12 +126,12 @@ def treepo(
     return base.replace(
         rollout=replace(base.rollout, plan=trees, rounds=rounds) if rounds > 1 else trees,
         advantage=TreeAdvantage(weights, differing),
-        objective=Clip(eps_low, eps_high, dual),
     )
 
 
-_SHORT = {"segment": 1, "first_most": 4, "rounds": 1}
-_ROOT = {"segment": 1, "first_least": 8, "first_most": 8, "rounds": 1}
+_PLAIN = {"segment": 1, "rounds": 1, "overlong_buffer": 0, "lr_warmup": 0}
+_SHORT = {**_PLAIN, "first_most": 4}
+_ROOT = {**_PLAIN, "first_least": 8, "first_most": 8}
 _NOTE = (
     "The authors: 22 to 43 % fewer GPU hours, up to 35 % fewer tokens. The baseline is the same method with all branches at the"
     " prompt, which is independent sampling. Each character is a segment; both sides decode as many, the trees in more steps."
