@@ -128,7 +128,8 @@ def test_the_logged_score_is_that_of_the_rows_learnt_from(name: str) -> None:
     settings = {"prompts": 3, "group_size": 8, "minibatches": 1, "rounds": 3}
     method = vantage.method(name, **settings)
     if name == "treepo":
-        method = method.replace(rollout=Refill(Groups(3, 8), 3, 3), advantage=GroupStandardized())
+        plain = {"rewards": method.rewards[:1], "advantage": GroupStandardized()}
+        method = method.replace(rollout=Refill(Groups(3, 8), 3, 3), **plain)
     batch, metrics = learnt(trainer(method, Sometimes()))
     assert metrics["score"] == pytest.approx(float(batch.score.mean()))
     assert metrics["reward/correct"] == pytest.approx(float(batch.rewards["correct"].mean()))
