@@ -14,6 +14,7 @@ import vantage
 from tests.harness import context, random_batch
 from vantage.core import Evaluation, Method, Trajectories
 from vantage.core.loss import method_loss, weighted
+from vantage.functions.whitening import whiten
 from vantage.methods import registry
 
 ROWS, STEPS, WIDTH = 8, 6, 3
@@ -155,7 +156,9 @@ def advantage_of(method: Method, batch: Trajectories) -> Tensor:
     where.now = lambda setting: setting
     where.evaluate = lambda *given, **named: torch.full((ROWS, STEPS), 0.5)
     found = method.advantage(batch, where)
-    return found if isinstance(found, Tensor) else found.advantage
+    credit = found if isinstance(found, Tensor) else found.advantage
+    # As an update that standardises the advantages of a minibatch leaves it.
+    return whiten(credit, batch.mask) if getattr(method.update, "normalize_advantage", False) else credit
 
 
 def scored(score: Tensor) -> Trajectories:

@@ -212,6 +212,7 @@ OTHER_FIELDS = {
     "Pathwise",
     "SharedPrefixes",
     "ClippingCorrected",
+    "SkipLargeRatios",
     "Refreshed",
     "Demonstrations",
     "Population",

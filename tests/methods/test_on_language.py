@@ -84,7 +84,9 @@ def test_windows_resume_answers_of_a_language_model_where_they_stopped() -> None
 
 
 def test_continuations_of_a_language_model_start_at_step_boundaries() -> None:
-    run = trainer(vantage.method("vineppo", prompts=2, group_size=2, count=3, steps="tokens", unfinished=None), few(), 1)
+    run = trainer(
+        vantage.method("vineppo", prompts=2, group_size=2, count=3, steps="tokens", unfinished=None), few(), 1
+    )
     where = run.context
     batch = where.verify(where.method.rollout(where))
     batch = where.method.rewards[0](batch, where)
