@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
@@ -68,11 +68,13 @@ class RewardToGo:
         gamma: discount, 0 to 1.
         baseline: subtract `value`, and bootstrap from `next_value` where a row was cut.
         whiten: standardise over the batch's decisions.
+        ddof: of the variance then, 1 for the sample's, 0 for the population's.
     """
 
     gamma: Annotated[float, between(0, 1)] = 1.0
     baseline: bool = False
     whiten: bool = False
+    ddof: Literal[0, 1] = 1
     engine_options = DISCOUNT
 
     def __call__(self, batch: Trajectories, context: Context) -> Trajectories:
@@ -93,5 +95,5 @@ class RewardToGo:
             credit_flows(batch),
         )
         if self.whiten:
-            advantage = whiten(advantage, batch.mask)
+            advantage = whiten(advantage, batch.mask, ddof=self.ddof)
         return batch.replace(advantage=advantage, returns=returns)
