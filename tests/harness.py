@@ -27,6 +27,9 @@ class Leaf:
     def evaluate(self, batch: Trajectories, want: frozenset[str]) -> Evaluation:
         return Evaluation(**self.outputs)
 
+    def parameters(self) -> list[Tensor]:
+        return list(self.outputs.values())
+
 
 def context(**fields: Any) -> Any:
     """A context that records metrics and holds what a part asks for."""
@@ -77,6 +80,15 @@ def step_gradient(method: Method, batch: Trajectories, logp: Tensor) -> Tensor:
     method.update.step(batch, where)
     assert policy.logp.grad is not None
     return policy.logp.grad
+
+
+def step_of(method: Method, batch: Trajectories, **outputs: Tensor) -> dict[str, Tensor]:
+    """Gradients, clipped as the method clips them, of one optimiser step of its update on a policy with these outputs."""
+    policy = Leaf(**{name: value.clone().requires_grad_() for name, value in outputs.items()})
+    where = context(method=method, policy=policy)
+    method.update.prepare(where)
+    method.update.step(batch, where)
+    return {name: value.grad for name, value in policy.outputs.items() if value.grad is not None}
 
 
 def random_batch(

@@ -67,7 +67,8 @@ class Case:
     def tensor(self, name: str, dtype: torch.dtype = torch.float64) -> Tensor:
         """Return an input as a tensor; numbers become `dtype`, true and false stay so."""
         made = torch.tensor(self.inputs[name])
-        return made if made.dtype == torch.bool else made.to(dtype)
+        # Read once more rather than cast: a list of numbers is float32 by default, which loses half of their digits.
+        return made if made.dtype == torch.bool else torch.tensor(self.inputs[name], dtype=dtype)
 
     def check(self, name: str, found: Tensor | float, tolerance: float = 1e-5) -> None:
         """Compare what was computed with the output of this name: relative and absolute tolerance, equal shapes."""

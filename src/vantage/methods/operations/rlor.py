@@ -41,7 +41,9 @@ PAPER = Paper(
 def rlor(base: Method, prompts: int = 1024, starts: int = 50, cached: bool = True) -> Method:
     """prompts: instances a step; starts: tours of each instance (n_traj); cached: an instance is encoded once for
     all decisions."""
-    return base.replace(rollout=SharedTours(prompts, starts, cached=cached)).adapt("update", unit="group")
+    return base.replace(rollout=SharedTours(prompts, starts, cached=cached)).adapt(
+        "update", unit="group", normalize_advantage=True
+    )
 
 
 _SMALL = {"prompts": 64, "starts": 20, "minibatches": 4, "gamma": 1.0}
