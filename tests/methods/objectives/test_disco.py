@@ -10,8 +10,9 @@ from torch import Tensor
 
 import vantage
 from tests.core.toy import ToyPolicy, toy_batch
-from tests.harness import context, loss_of
+from tests.harness import context, loss_of, random_batch
 from tests.methods.toys import gain, trainer
+from tests.reference import Case, cases
 from vantage.core import Evaluation, Trajectories, UserError
 from vantage.core.loss import backward
 from vantage.methods.objectives.disco import Discriminative, SquaredHinge
@@ -34,6 +35,20 @@ def question(scores: list[float], right: list[int], old: list[float] | None = No
 
 def objective(part: Discriminative, batch: Trajectories, logp: Tensor) -> Tensor:
     return -part(Evaluation(logp=logp), batch, context())
+
+
+@cases("disco", "loss")
+def test_the_loss_is_the_authors(case: Case) -> None:
+    method = vantage.method("disco", **case.settings)
+    columns = {name: case.tensor(name) for name in ("mask", "score", "logp_old")}
+    batch = random_batch(*case.tensor("mask").shape).replace(**columns, group=case.tensor("group").long())
+    logp = case.tensor("logp").requires_grad_()
+    loss = loss_of(method, batch, logp=logp)
+    loss.backward()
+    case.check("grad", logp.grad)
+    if case.settings["basic"]:
+        # The soft maximum's value is a constant there.
+        case.check("loss", loss)
 
 
 @pytest.mark.parametrize(
