@@ -105,13 +105,13 @@ class Overlong:
         """Lower `score` and `reward`."""
         if not self.buffer:
             return batch
-        start = (self.limit or _longest(batch, context)) - self.buffer
+        start = (self.limit or longest(batch, context)) - self.buffer
         penalty = ((start - own(batch).sum(-1)).float() / self.buffer).clamp(-1.0, 0.0) * self.scale
         context.record("reward/overlong", penalty.mean())
         return batch.replace(score=batch.score + penalty, reward=batch.reward + at_last(penalty, own(batch)))
 
 
-def _longest(batch: Trajectories, context: Context) -> int:
+def longest(batch: Trajectories, context: Context) -> int:
     """Return how many decisions the engine lets a row have."""
     engine = context.engine
     return int(getattr(engine, "max_decisions", getattr(engine, "max_length", batch.steps)))

@@ -8,10 +8,12 @@ import pytest
 import torch
 
 import vantage
-from tests.harness import loss_of, new_logp, random_batch
+from tests.harness import context, loss_of, new_logp, random_batch
 from tests.methods.preference.peers import trl_dpo_loss
-from vantage.core import UserError
+from tests.reference import Case, cases
+from vantage.core import Evaluation, Trajectories, UserError
 from vantage.core.checkpoint import load_tensors
+from vantage.methods import registry
 
 SPEC = "preference:arms=6,contexts=3,pairs=300"
 
@@ -85,3 +87,31 @@ def test_a_resumed_run_is_the_run(tmp_path: Path) -> None:
 def test_a_task_without_pairs_is_refused_by_name() -> None:
     with pytest.raises(UserError, match=r"cartpole.*--data FILE"):
         vantage.train("dpo", "cartpole", steps=1, evaluate_samples=0)
+
+
+def pairs_of(case: Case) -> Trajectories:
+    mask = case.tensor("mask")
+    columns = {name: case.tensor(name) for name in ("logp_ref",) if name in case.inputs}
+    return Trajectories({"mask": mask, "length": mask.sum(1), "group": torch.arange(len(mask)) // 2, **columns})
+
+
+@cases("dpo", "loss")
+def test_loss_and_gradient_are_the_authors(case: Case) -> None:
+    batch, logp = pairs_of(case), case.tensor("logp").requires_grad_()
+    made = registry.page("dpo").make({"beta": case.settings["beta"], "smoothing": case.settings["label_smoothing"]})
+    loss = loss_of(made, batch, logp=logp)
+    case.check("gradient", torch.autograd.grad(loss, logp)[0])
+    each = made.objective(Evaluation(logp=logp), batch, context())
+    case.check("losses", each[::2])
+    case.check("losses", each[1::2])
+    torch.testing.assert_close(loss, each[::2].mean())
+
+
+@cases("dpo", "schedule")
+def test_the_warm_up_is_the_authors(case: Case) -> None:
+    update = registry.page("dpo").make().update
+    case.check("factor", torch.tensor([update.schedule(step, 2500) for step in case.inputs["steps"]]))
+    built = update.optimizer.build([torch.nn.Parameter(torch.ones(1))])
+    theirs = torch.optim.RMSprop([torch.nn.Parameter(torch.ones(1))], lr=5e-7)
+    assert type(built) is type(theirs)
+    assert {name: built.defaults[name] for name in theirs.defaults} == theirs.defaults

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,8 +12,10 @@ import vantage
 from tests.core.toy import ToyPolicy, toy_batch
 from tests.harness import context, loss_of, new_logp, random_batch
 from tests.methods.toys import assert_resumes, gain
+from tests.reference import Case, cases
 from vantage.core import Evaluation, Trajectories, UserError
 from vantage.core.loss import backward
+from vantage.methods import registry
 from vantage.methods.preference.rebel import RelativeRewards, Unfinished, Whiten
 from vantage.rewards.mixing import Total
 
@@ -171,3 +174,43 @@ def test_whitening_equal_scores_leaves_their_mean_alone(shift: bool) -> None:
     spread = score[:3].std(correction=0)
     expected = (score - 4 / 3) / spread + (0.0 if shift else 4 / 3)
     torch.testing.assert_close(found, expected, equal_nan=True)
+
+
+@cases("rebel", "loss")
+def test_rewards_loss_and_gradient_are_the_authors(case: Case) -> None:
+    """Their minibatch of three pairs is the whole batch; row 3 ends with the last token that the limit allows."""
+    said, pad = case.tensor("responses").long(), case.settings["pad"]
+    mask = said != pad
+    last = torch.arange(said.shape[1]) == mask.sum(1, keepdim=True) - 1
+    ended = (last & (said == case.settings["eos"])).any(1, keepdim=True)
+    batch = Trajectories(
+        {
+            "mask": mask,
+            "length": mask.sum(1),
+            "group": torch.arange(len(mask)) // 2,
+            "rewards": {"model": case.tensor("scores")},
+            "terminated": last & ended,
+            "truncated": last & ~ended,
+            "logp_old": case.tensor("logp_old"),
+            "logp_ref": case.tensor("logp_ref"),
+        }
+    )
+    settings = {"eta": case.settings["eta"], "whiten": case.settings["whiten_rewards"], "strict": True}
+    made = registry.page("rebel").make(settings)
+    where = context(engine=SimpleNamespace(max_length=said.shape[1]))
+    for reward in made.rewards:
+        part = Whiten(True) if isinstance(reward, Whiten) and case.settings["shift_mean"] else reward
+        batch = part(batch, where)
+    case.check("rewards", batch.score)
+    logp = case.tensor("logp").requires_grad_()
+    loss = loss_of(made, batch, logp=logp)
+    case.check("loss", loss)
+    case.check("gradient", torch.autograd.grad(loss, logp)[0])
+
+
+def test_an_answer_that_ends_at_the_limit_counts_as_cut_where_that_is_asked_for() -> None:
+    batch = random_batch(4, size=2)
+    batch = batch.replace(mask=torch.ones_like(batch.mask), length=torch.full((4,), 6), score=torch.ones(4))
+    where = context(engine=SimpleNamespace(max_length=6))
+    assert Unfinished(-1.0)(batch, where).score.tolist() == [1.0] * 4
+    assert Unfinished(-1.0, strict=True)(batch, where).score.tolist() == [-1.0] * 4

@@ -10,7 +10,9 @@ import torch
 import vantage
 from tests.harness import context, loss_of, new_logp, random_batch
 from tests.methods.preference.peers import trl_simpo_loss
+from tests.reference import Case, cases
 from vantage.core import Evaluation, Trajectories, UserError
+from vantage.methods import registry
 from vantage.objectives.preference import ChosenLikelihood
 
 
@@ -118,3 +120,25 @@ def test_no_reference_is_asked_for() -> None:
     assert not method.declared("policies")
     run = vantage.train(method, "preference:arms=4,contexts=2,pairs=50", steps=2)
     assert run.outcome.step == 2
+
+
+def pairs_of(case: Case) -> Trajectories:
+    mask = case.tensor("mask")
+    return Trajectories({"mask": mask, "length": mask.sum(1), "group": torch.arange(len(mask)) // 2})
+
+
+@cases("simpo", "loss")
+def test_loss_and_gradient_are_the_authors(case: Case) -> None:
+    """Their likelihood term is a mean over a device's batch, which is the minibatch here."""
+    logp = case.tensor("logp").requires_grad_()
+    settings = {name: case.settings[name] for name in ("beta", "gamma_beta_ratio", "sft_weight")}
+    settings |= {"smoothing": case.settings["label_smoothing"], "hinge": case.settings["loss_type"] == "hinge"}
+    loss = loss_of(registry.page("simpo").make(settings), pairs_of(case), logp=logp)
+    case.check("loss", loss)
+    case.check("gradient", torch.autograd.grad(loss, logp)[0])
+
+
+def test_no_limit_on_the_gradient_acts() -> None:
+    update = registry.page("simpo").make().update
+    assert update.max_grad_norm is None
+    assert type(update.optimizer.build([torch.nn.Parameter(torch.ones(1))])) is torch.optim.Adam

@@ -8,8 +8,8 @@ adds KL(pi || ref) estimated on unlabelled samples y_1 .. y_k of the present pol
 
 a leave-one-out score-function estimate whose expected gradient is that of the KL; the KL itself is recorded as `kl/online`. k = 1
 has no baseline. lam = 0 is DPO and samples nothing. `clip` bounds d to [-clip, clip], which biases it and is off. arXiv
-2406.01462; the paper's values of k, beta and lam could not be read, the defaults are starting points, and the k = 1 form and the
-clip are reconstructions.
+2406.01462; the paper's values of k, beta and lam could not be read and no code was to be had: the defaults are starting points,
+the optimiser is that of dpo, and the k = 1 form and the clip are reconstructions.
 """
 
 from __future__ import annotations
@@ -29,7 +29,13 @@ PAPER = Paper(
 )
 
 
-@method(id="S062", papers=PAPER, base=dpo, without=("prompts",))
+@method(
+    id="S062",
+    papers=PAPER,
+    base=dpo,
+    without=("prompts",),
+    source="none: the paper's equations; its code is not public here",
+)
 def hypo(
     base: Method,
     pairs: int = 64,
@@ -45,11 +51,12 @@ def hypo(
     return base.replace(rollout=PairsAndFresh(pairs, fresh, samples), regularizers=(OnlineKL(lam, clip),))
 
 
+_ADAM = {"optimizer": "adam", "warmup": 0.1}
 claim = Claim(
     arena="preference-coverage",
     against="dpo",
-    settings={"pairs": 32, "fresh": 32, "samples": 2, "beta": 0.1, "lam": 0.1, "lr": 1e-2},
-    against_settings={"prompts": 64, "beta": 0.1, "lr": 1e-2},
+    settings={"pairs": 32, "fresh": 32, "samples": 2, "beta": 0.1, "lam": 0.1, "lr": 1e-2, **_ADAM},
+    against_settings={"prompts": 64, "beta": 0.1, "lr": 1e-2, **_ADAM},
     seeds=10,
     note="Pairs cover 5 of 20 arms whose features are shared; equal gradient steps and equal rows a step, so that DPO sees"
     " twice the pairs. The authors: higher reward and lower KL than DPO.",
