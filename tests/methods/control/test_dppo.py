@@ -9,8 +9,11 @@ import torch
 
 import vantage
 from tests.harness import assert_resumes, context
+from tests.reference import Case, cases
 from vantage.core import Evaluation, Trajectories
 from vantage.core.errors import UserError
+from vantage.core.method import Method
+from vantage.methods import registry
 from vantage.methods.control.dppo import EtaBonus, InnerClip, InnerSteps
 from vantage.objectives.surrogates import Clip
 from vantage.policies.diffusion import ETA, INNER, Diffusion
@@ -183,3 +186,60 @@ def test_a_log_ratio_of_90_has_a_finite_loss_and_gradient(shift: float) -> None:
     loss.sum().backward()
     assert torch.isfinite(loss).all()
     assert torch.isfinite(logp.grad).all()
+
+
+def built(case: Case) -> Method:
+    names = {"ft_denoising_steps": "tuned", "clip_ploss_coef": "eps", "clip_ploss_coef_base": "eps_base"}
+    return registry.page("dppo").build({names.get(name, name): value for name, value in case.settings.items()})
+
+
+class Chain(torch.nn.Module):
+    """A policy that acts by diffusion, with a network of one layer; it is `networks.actor` of itself."""
+
+    memoryless = True
+
+    def __init__(self, case: Case, weights: str, process: Diffusion) -> None:
+        super().__init__()
+        self.weights = torch.nn.Parameter(case.tensor(weights))
+        self.seen = case.tensor("U")
+        self.process = process
+
+    def actor(self, x: torch.Tensor, time: torch.Tensor, observation: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(x @ self.weights + observation @ self.seen)
+
+    def evaluate(self, batch: Trajectories, want: frozenset[str]) -> Evaluation:
+        return Evaluation(logp=self.process.log_prob_of_step(self, batch.observation, batch.action, batch[INNER]))
+
+
+@cases("dppo", "loss")
+def test_the_step_is_the_authors(case: Case) -> None:
+    """From chain states to the gradient of the network: means, densities with bounds, ranges and discounts of inner steps."""
+    method = built(case)
+    options = dict(method.rollout.policy_options)
+    options.pop("policy")
+    process = Diffusion(**options)
+    action = torch.cat([case.tensor("previous"), case.tensor("next")], -1).unsqueeze(1)
+    columns = {"observation": case.tensor("state").unsqueeze(1), "action": action}
+    columns |= {INNER: case.tensor("inner").long().unsqueeze(1), "advantage": case.tensor("advantage").unsqueeze(1)}
+    batch = Trajectories({**columns, "mask": torch.ones(len(action), 1, dtype=torch.bool)})
+    old = Chain(case, "W_old", process).evaluate(batch, frozenset()).logp.detach()
+    case.check("logp_old", old[:, 0])
+    policy = Chain(case, "W", process)
+    case.check("logp", policy.evaluate(batch, frozenset()).logp[:, 0])
+    where = context(method=method, policy=policy, step=0)
+    method.update.prepare(where)
+    method.update.step(batch.replace(logp_old=old), where)
+    assert policy.weights.grad is not None
+    case.check("W_grad", policy.weights.grad)
+    assert where.metrics.collect()["loss/policy"] == pytest.approx(case.outputs["loss"], rel=1e-5, abs=1e-7)
+
+
+@cases("dppo", "gae")
+def test_returns_are_the_authors_where_no_time_limit_cuts(case: Case) -> None:
+    over, value = case.tensor("terminated"), case.tensor("value")
+    after = torch.cat([value[:, 1:], case.tensor("last_value").unsqueeze(1)], 1)
+    columns = {"reward": case.tensor("reward"), "value": value, "next_value": after, "terminated": over}
+    batch = Trajectories({**columns, "truncated": torch.zeros_like(over), "mask": torch.ones_like(over)})
+    found = built(case).advantage(batch, context())
+    case.check("returns", found.returns)
+    case.check("advantage", found.advantage)

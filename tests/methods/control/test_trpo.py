@@ -10,7 +10,10 @@ from torch import nn
 
 import vantage
 from tests.harness import context
+from tests.reference import Case, cases
 from vantage.core import Evaluation, Schedule, Trainer, Trajectories
+from vantage.methods import registry
+from vantage.policies.distributions import Categorical
 from vantage.updates.trust_region import TrustRegion, conjugate_gradient
 
 
@@ -144,3 +147,42 @@ def test_equal_advantages_are_a_step_refused(value: float) -> None:
     assert recorded["trust_region/accepted"] == 0.0
     assert recorded["loss/policy"] == 0.0
     assert float(policy.z.detach()) == pytest.approx(0.4, abs=0)
+
+
+class Softmax(nn.Module):
+    """A policy whose logits are linear in the observation."""
+
+    memoryless = True
+
+    def __init__(self, weights: torch.Tensor) -> None:
+        super().__init__()
+        self.weights = nn.Parameter(weights)
+
+    def evaluate(self, batch: Trajectories, want: frozenset[str]) -> Evaluation:
+        distribution = Categorical(batch.observation @ self.weights)
+        logp = distribution.log_prob(batch.action)
+        return Evaluation(logp=logp, distribution=distribution, entropy=distribution.entropy())
+
+
+@cases("trpo")
+def test_an_iteration_is_that_of_trpo_mpi(case: Case) -> None:
+    """From rewards and values to the new weights: a whole step, one that the line search shrinks, one with an entropy term."""
+    names = {"cg_iters": "cg_iterations", "cg_damping": "damping", "ent_coef": "entropy_coefficient"}
+    method = registry.page("trpo").build({names.get(name, name): value for name, value in case.settings.items()})
+
+    def row(name: str) -> torch.Tensor:
+        return case.tensor(name).unsqueeze(0)
+
+    done, value = row("done"), row("value")
+    after = torch.cat([value[:, 1:], torch.full((1, 1), case.inputs["last_value"], dtype=torch.float64)], 1)
+    columns = {"reward": row("reward"), "value": value, "next_value": after, "terminated": done}
+    columns |= {"truncated": torch.zeros_like(done), "mask": torch.ones_like(done), "observation": row("observation")}
+    batch = Trajectories({**columns, "action": row("action").long()})
+    policy = Softmax(case.tensor("weights"))
+    where = context(method=method, policy=policy)
+    old = policy.evaluate(batch, frozenset()).logp.detach()
+    batch = method.advantage(batch.replace(logp_old=old), where)
+    case.check("returns", batch.returns[0])
+    method.update(batch, where)
+    case.check("weights", policy.weights)
+    assert where.metrics.collect()["trust_region/step"] == (0.125 if case.name == "shrunk step" else 1.0)

@@ -11,9 +11,12 @@ advantage, discounted by how early it is, and earlier steps have a narrower clip
 with ratio_i = exp of the mean over coordinates of the Gaussian log-ratios. GAE runs over the environment's decisions (chunks
 of actions) with a value of the observation alone. The first K - K' steps are a frozen copy's: pretrain, then
 `policy.settle()`, as the task's option `warm_start` does. With K' = 1 the authors' u is 0 / 0; the width is then eps. The
-critic is fitted separately (the authors have a second optimiser); the first `critic_warmup` iterations do not change the actor or
-a learnt eta. `target_kl` is compared after a whole pass with the pass's mean, and ends the actor's passes alone: the critic
-always runs all of its own. The authors check after every minibatch, and stop both.
+critic is fitted separately, on each decision once a pass (the authors: in the actor's minibatches of inner steps); the first
+`critic_warmup` iterations do not change the actor or a learnt eta. `target_kl` is compared after a whole pass with the pass's
+mean, and ends the actor's passes alone: the critic always runs all of its own. The authors check after every minibatch, and stop
+both. At a time limit credit ends here, with the value of the last state; their loop knows terminations alone, so that there the
+next episode's first value stands in and credit flows on over the reset. What their last minibatch would not fill, they leave
+out; here the minibatches share it. Their warm-up of the rates does nothing, as its bounds are equal.
 
 `ddim_steps` takes fewer steps of the same pretrained network, by DDIM, with `eta` times DDPM's noise; `learn_eta` learns eta
 between bounds, and `eta_coefficient` * mean eta is then subtracted from the loss, so that noise does not vanish too soon. It is
@@ -168,7 +171,10 @@ class DecisionCritic(FittedCritic):
         super().fit(batch.select(batch.mask.any(-1)).replace(mask=batch.mask & (batch[INNER] == 0)), context)
 
 
-@method(id="S021", kind="framework", papers=PAPER, needs=("streams", "continuous", "critic"))
+@method(
+    id="S021", kind="framework", papers=PAPER, needs=("streams", "continuous", "critic"),
+    source="irom-princeton/dppo@cc7234a cfg/gym/finetune/hopper-v2/ft_ppo_diffusion_mlp.yaml",
+)  # fmt: skip
 def dppo(
     rows: int = 40,
     length: int = 500,

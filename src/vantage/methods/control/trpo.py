@@ -6,7 +6,10 @@ An improvement bound penalises the largest KL between old and new policy; the pr
 
 solved by a natural-gradient direction (conjugate gradients on Fisher-vector products) and a line search that checks both the
 surrogate and the KL and may reject the step. The critic is fitted separately to TD(lambda) returns. Constants are those of
-openai/baselines: the accepted KL may reach 1.5 times the bound, the Fisher products use every fifth sample.
+openai/baselines for MuJoCo: the accepted KL may reach 1.5 times the bound, the Fisher products use every fifth sample. Started
+by its run.py, rewards are divided by the running std of the return and held to +-10, as the task does here, and networks have two
+layers of 32, which are the policy's. Both count a time limit as the episode's end; here the value of the last state stands in. The
+critic's last minibatch of less than 64, which is left out there, counts here.
 """
 
 from __future__ import annotations
@@ -30,7 +33,10 @@ PAPER = Paper(
 )
 
 
-@method(id="S013", papers=PAPER, needs=("streams", "divergence", "critic"))
+@method(
+    id="S013", papers=PAPER, needs=("streams", "divergence", "critic"),
+    source="openai/baselines@ea25b9e baselines/trpo_mpi/defaults.py",
+)  # fmt: skip
 def trpo(
     rows: int = 1,
     length: int = 1024,
