@@ -79,3 +79,15 @@ class Unloadable:
 
     def __reduce__(self) -> Any:
         return (int, ("not a number",))
+
+
+def hoard(problem: Any, completion: str) -> float:
+    """Ask for so many bytes."""
+    return float(len(bytearray(int(completion))) > 0)
+
+
+def noted(problem: Any, completion: str) -> float:
+    """A score of 1 that notes the length."""
+    from vantage.rewards.grading import Noted
+
+    return Noted(1.0, {"letters": len(completion)})

@@ -84,10 +84,10 @@ def test_workers_persist_and_share_the_work() -> None:
 def test_workers_are_light_until_more_is_asked_of_them() -> None:
     fresh = pool.Pool(1)
     try:
-        found = fresh.run({"m": pickle.dumps(functions.modules)}, [("m", ASKED, "")], 300.0)
+        found = fresh.run({"m": pickle.dumps(functions.modules)}, [("m", ASKED, "", 300.0)])
     finally:
         fresh.close()
-    assert found == [{"m/before": 0.0, "m/after": 1.0, "m/whole": 1.0}]
+    assert found == [pool._Scored({"m/before": 0.0, "m/after": 1.0, "m/whole": 1.0})]
 
 
 def test_a_hanging_verifier_takes_its_children_along(tmp_path: Path) -> None:
@@ -163,3 +163,59 @@ def test_workers_leave_with_their_parent() -> None:
     while time.monotonic() < deadline and any(os.path.exists(f"/proc/{pid}") for pid in workers):
         time.sleep(0.05)
     assert not any(os.path.exists(f"/proc/{pid}") for pid in workers)
+
+
+class Patient:
+    """Says how long it needs."""
+
+    isolated = True
+
+    def row_seconds(self, problem: Any) -> float:
+        return 3.0
+
+    def __call__(self, problem: Any, completion: str) -> float:
+        time.sleep(float(completion))
+        return 1.0
+
+
+def test_the_time_of_a_row_follows_from_its_verifier(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "ROW_SECONDS", 0.2)
+    assert score(Patient(), ["0.4", "0"])["score"] == [1.0, 1.0]
+    with pytest.warns(RuntimeWarning, match="no result after 3 s"):
+        assert score(Patient(), ["30", "0"])["score"] == [0.0, 1.0]
+
+
+def test_code_and_math_ask_for_what_their_limits_need() -> None:
+    asked = SimpleNamespace(prompt="?", answer="7", fields={"tests": [{"input": "", "output": ""}] * 20})
+    assert Code(seconds=30).row_seconds(asked) >= 20 * 60
+    assert Math(seconds=3600).row_seconds(asked) == 7200
+
+
+def test_a_stop_of_this_process_fails_no_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock jumps far beyond the limit while the workers were at work, as after SIGSTOP and SIGCONT."""
+    jumped = []
+
+    class Late(pool.selectors.DefaultSelector):
+        def select(self, timeout: float | None = None) -> Any:
+            if not jumped and timeout and timeout < 5:  # a row has begun
+                jumped.append(100.0)
+                return []
+            return super().select(timeout)
+
+    real = time.monotonic
+    monkeypatch.setattr(pool.selectors, "DefaultSelector", Late)
+    monkeypatch.setattr(pool.time, "monotonic", lambda: real() + sum(jumped))
+    assert score(Patient(), ["0.3"] * 4)["errors"] == [0.0] * 4
+    assert jumped
+
+
+def test_a_worker_has_a_share_of_the_memory() -> None:
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert pool._memory(3) == max(whole // 4, 2 << 30)
+    with pytest.warns(RuntimeWarning, match="MemoryError"):
+        assert score(functions.hoard, [str(whole), "1"])["score"] == [0.0, 1.0]
+
+
+def test_what_a_verifier_notes_is_a_column_of_its_own() -> None:
+    found = score({"it": functions.noted}, ["a", "bb"])
+    assert found == {"it": [1.0, 1.0], "notes/letters": [1.0, 2.0], "errors": [0.0, 0.0]}

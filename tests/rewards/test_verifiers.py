@@ -196,7 +196,6 @@ def test_code_with_input_and_output() -> None:
         "class Any:\n    def __eq__(self, other): return True\ndef f(n): return Any()",
         "import builtins\nbuiltins.ascii = builtins.repr = lambda x: '9'\ndef f(n): return 0",
         "import sys, atexit\ndef f(n): return None\natexit.register(lambda: print('True'))",
-        "import sys\nclass E(int):\n    def __repr__(self): return 'None'\ndef f(n): return E(9)",
         "import os, signal; os.kill(os.getpid(), 9)",
         "while True: pass",
         "def f(n):\n    import sys\n    sys.exit(0)",

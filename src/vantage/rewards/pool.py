@@ -23,18 +23,31 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from vantage.core.errors import UserError
+from vantage.core.errors import TrainingError, UserError
 from vantage.rewards.verifiers import Rewards, Verifier, named_scores
 
 _START_SECONDS = 300.0
 """Time for a worker to start and to import what its verifiers need."""
+ROW_SECONDS = 10.0
+"""Time for a row where the verifier does not say how long it needs."""
+_LEAST_MEMORY = 2 << 30
+_STOOD = 0.5
+"""Seconds by which a wait is exceeded when this process was stopped."""
 
 
 class _Failed(str):
     """Why a row has no score."""
 
 
-_Outcome = dict[str, float] | _Failed
+@dataclass(frozen=True)
+class _Scored:
+    """Scores of a row, and what the verifier noted beside them."""
+
+    scores: dict[str, float]
+    notes: dict[str, float] = field(default_factory=dict)
+
+
+_Outcome = _Scored | _Failed
 
 
 def score_all(
@@ -42,7 +55,8 @@ def score_all(
     problems: Sequence[Any],
     completions: Sequence[str],
     workers: int | None = None,
-    timeout: float = 10.0,
+    timeout: float | None = None,
+    failing: float = 1.0,
 ) -> dict[str, list[float]]:
     """Score N completions by every verifier.
 
@@ -52,15 +66,19 @@ def score_all(
         completions: N texts.
         workers: processes for the verifiers that need one; the number of cores, at most 8, by default. They start at
             the first call that needs them and serve all later ones.
-        timeout: seconds for one verifier on one row; past it the worker is replaced.
+        timeout: seconds for one verifier on one row, above 0; past it the worker is replaced. By default what the verifier's
+            method `row_seconds(problem)` says, or 10 where it has none.
+        failing: largest share of the rows on which one verifier may fail.
 
     Returns:
         Columns of N numbers by name: a verifier's name (`score` for one without), or `name/key` where it returns several;
         NaN where a score is missing. `errors` counts, for each row, the verifiers that crashed, hung or returned what is
-        not a number; these score 0. The first error of each kind is also shown as a warning.
+        not a number; these score 0. The first error of each kind is also shown as a warning. Columns `notes/NAME` have what
+        verifiers noted beside their scores (`grading.Noted`), summed over the verifiers.
 
     Raises:
-        UserError: not as many problems as completions, or a verifier is called `errors`.
+        UserError: not as many problems as completions, a verifier is called `errors`, or the timeout is not above 0.
+        TrainingError: a verifier failed on more rows than that; the message has the first reason.
     """
     if len(problems) != len(completions):
         raise UserError(f"score_all: {len(problems)} problems for {len(completions)} completions")
@@ -69,18 +87,24 @@ def score_all(
         named = {"": named}
     if "errors" in named:
         raise UserError("score_all: no verifier can be called 'errors', the name of the column that counts failures")
+    if timeout is not None and timeout <= 0:
+        raise UserError(f"timeout={timeout} is out of range: it must be above 0")
     outcomes: dict[str, list[_Outcome]] = {}
     packed = {name: _packed(each) for name, each in named.items()}
     sent = [name for name in named if packed[name] is not None]
     if sent and completions:
-        jobs = [(name, problem, text) for name in sent for problem, text in zip(problems, completions)]
-        done = _shared(workers).run({name: packed[name] or b"" for name in sent}, jobs, timeout)
+        jobs = [
+            (name, problem, text, timeout or _seconds(named[name], problem))
+            for name in sent
+            for problem, text in zip(problems, completions)
+        ]
+        done = _shared(workers).run({name: packed[name] or b"" for name in sent}, jobs)
         for place, name in enumerate(sent):
             outcomes[name] = done[place * len(problems) : (place + 1) * len(problems)]
     for name, each in named.items():
         if packed[name] is None:
             outcomes[name] = [_here(name, each, problem, text) for problem, text in zip(problems, completions)]
-    return _columns({name: outcomes.get(name, []) for name in named}, len(completions))
+    return _columns({name: outcomes.get(name, []) for name in named}, len(completions), failing)
 
 
 def _packed(each: Verifier) -> bytes | None:
@@ -96,34 +120,49 @@ def _packed(each: Verifier) -> bytes | None:
         return None
 
 
+def _seconds(each: Verifier, problem: Any) -> float:
+    """Return the time that a verifier may take for a problem."""
+    ask = getattr(each, "row_seconds", None)
+    return float(ask(problem)) if ask is not None else ROW_SECONDS
+
+
 def _here(name: str, each: Verifier, problem: Any, completion: str) -> _Outcome:
     try:
-        return named_scores(name, each(problem, completion))
+        score = each(problem, completion)
+        return _Scored(named_scores(name, score), dict(getattr(score, "notes", {})))
     except Exception as error:
         return _Failed(f"{type(error).__name__}: {error}")
 
 
-def _columns(outcomes: Mapping[str, Sequence[_Outcome]], rows: int) -> dict[str, list[float]]:
+def _columns(outcomes: Mapping[str, Sequence[_Outcome]], rows: int, failing: float) -> dict[str, list[float]]:
     columns: dict[str, list[float]] = {}
+    notes: dict[str, list[float]] = {}
     errors = [0.0] * rows
     for name, results in outcomes.items():
-        keys = dict.fromkeys(key for result in results if isinstance(result, dict) for key in result)
+        keys = dict.fromkeys(key for result in results if isinstance(result, _Scored) for key in result.scores)
         for key in keys or [name or "score"]:
             columns[key] = [
-                0.0 if isinstance(result, _Failed) else result.get(key, math.nan)  # type: ignore[union-attr]
-                for result in results
+                result.scores.get(key, math.nan) if isinstance(result, _Scored) else 0.0 for result in results
             ]
+        for place, result in enumerate(results):
+            for key, value in result.notes.items() if isinstance(result, _Scored) else ():
+                notes.setdefault(f"notes/{key}", [0.0] * rows)[place] += value
         failed = {place: result for place, result in enumerate(results) if isinstance(result, _Failed)}
         for place in failed:
             errors[place] += 1.0
         if failed:
             place, why = next(iter(failed.items()))
+            if len(failed) > failing * rows:
+                raise TrainingError(
+                    f"verifier {name or 'score'!r} failed on {len(failed)} of {rows} rows, more than the share of {failing:g} that"
+                    f" the option `failing` allows; row {place}: {why}"
+                )
             warnings.warn(
                 f"verifier {name or 'score'!r} failed on {len(failed)} of {rows} rows, which score 0; row {place}: {why}",
                 RuntimeWarning,
                 stacklevel=3,
             )
-    return columns | {"errors": errors}
+    return columns | notes | {"errors": errors}
 
 
 @dataclass
@@ -147,28 +186,21 @@ class Pool:
         self._lock = threading.Lock()
         self._owner = os.getpid()
 
-    def run(
-        self, verifiers: Mapping[str, bytes], jobs: Sequence[tuple[str, Any, str]], timeout: float
-    ) -> list[_Outcome]:
-        """Run every job (verifier's name, problem, completion); a job that fails returns why.
+    def run(self, verifiers: Mapping[str, bytes], jobs: Sequence[tuple[str, Any, str, float]]) -> list[_Outcome]:
+        """Run every job (verifier's name, problem, completion, seconds that it may take); one that fails returns why.
 
         Args:
             verifiers: the pickled verifiers by name.
             jobs: what to score.
-            timeout: seconds for one job.
         """
-        if timeout <= 0:
-            raise UserError(f"timeout={timeout} is out of range: it must be above 0")
         with self._lock:
             try:
-                return self._run(verifiers, jobs, timeout)
+                return self._run(verifiers, jobs)
             except BaseException:
                 self._stop()  # what the workers still hold belongs to nobody
                 raise
 
-    def _run(
-        self, verifiers: Mapping[str, bytes], jobs: Sequence[tuple[str, Any, str]], timeout: float
-    ) -> list[_Outcome]:
+    def _run(self, verifiers: Mapping[str, bytes], jobs: Sequence[tuple[str, Any, str, float]]) -> list[_Outcome]:
         outcomes: list[_Outcome | None] = [None] * len(jobs)
         # Several chunks a worker, so that slow rows even out; long enough that the hop costs little.
         length = max(1, min(32, -(-len(jobs) // (4 * self._size))))
@@ -184,23 +216,32 @@ class Pool:
                     busy.append(worker)
                     assert worker.process.stdout is not None
                     selector.register(worker.process.stdout, selectors.EVENT_READ, worker)
-                    self._send(worker, (timeout, verifiers, [jobs[row] for row in worker.rows]))
-                left = min(worker.deadline for worker in busy) - time.monotonic()
-                for key, _ in selector.select(max(left, 0.0)):
+                    self._send(worker, (verifiers, [jobs[row] for row in worker.rows]))
+                before = time.monotonic()
+                left = max(min(worker.deadline for worker in busy) - before, 0.0)
+                events = selector.select(left)
+                waited = time.monotonic() - before
+                if waited > left + _STOOD:
+                    # This process was stopped (SIGSTOP, a laptop that slept): nobody has used up that time.
+                    for worker in busy:
+                        worker.deadline += waited
+                    events = events or selector.select(0)
+                for key, _ in events:
                     worker = key.data
                     part = os.read(key.fd, 1 << 16)
-                    why = self._read(worker, part, outcomes, timeout) if part else self._death(worker)
+                    why = self._read(worker, part, outcomes, jobs) if part else self._death(worker)
                     if why or not worker.rows:
                         self._finish(worker, why, busy, selector, outcomes, waiting)
                 now = time.monotonic()
                 for worker in [each for each in busy if each.deadline <= now]:
-                    self._finish(worker, f"no result after {timeout:g} s", busy, selector, outcomes, waiting)
+                    given = jobs[worker.rows[0]][3] if worker.begun else _START_SECONDS
+                    self._finish(worker, f"no result after {given:g} s", busy, selector, outcomes, waiting)
         return [outcome if outcome is not None else _Failed("lost") for outcome in outcomes]
 
     def _start(self) -> _Worker:
         code = (
             f"import sys; sys.path[:] = {sys.path!r}; from vantage.rewards.deferred import defer; defer('vantage.core'); "
-            f"from vantage.rewards.worker import main; main({os.getpid()})"
+            f"from vantage.rewards.worker import main; main({os.getpid()}, {_memory(self._size)})"
         )
         process = subprocess.Popen(
             [sys.executable, "-c", code],
@@ -223,7 +264,13 @@ class Pool:
         except BrokenPipeError:
             return  # it has died; reading from it says so
 
-    def _read(self, worker: _Worker, part: bytes, outcomes: list[_Outcome | None], timeout: float) -> str:
+    def _read(
+        self,
+        worker: _Worker,
+        part: bytes,
+        outcomes: list[_Outcome | None],
+        jobs: Sequence[tuple[str, Any, str, float]],
+    ) -> str:
         """Take in what the worker wrote; return why it must go, '' when it may stay."""
         *lines, worker.unread = (worker.unread + part).split(b"\n")
         for line in lines:
@@ -237,8 +284,10 @@ class Pool:
                 worker.begun = True
             else:
                 row = worker.rows.popleft()
-                outcomes[row] = message["scores"] if "scores" in message else _Failed(message["error"])
-            worker.deadline = time.monotonic() + (timeout if worker.begun else _START_SECONDS)
+                held = message.get("scores")
+                outcomes[row] = _Scored(held, message["notes"]) if held is not None else _Failed(message["error"])
+            running = worker.begun and worker.rows
+            worker.deadline = time.monotonic() + (jobs[worker.rows[0]][3] if running else _START_SECONDS)
         return ""
 
     @staticmethod
@@ -279,6 +328,15 @@ class Pool:
         if os.getpid() == self._owner:
             with self._lock:
                 self._stop()
+
+
+def _memory(workers: int) -> int:
+    """Return the bytes of data that a worker may hold: its share of the machine's memory, and enough for any library."""
+    try:
+        whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):
+        whole = 0
+    return max(whole // (workers + 1), _LEAST_MEMORY)
 
 
 def _end(worker: _Worker) -> None:

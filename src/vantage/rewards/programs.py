@@ -6,16 +6,15 @@ import ast
 import functools
 import importlib
 import importlib.util
-import json
-import secrets
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from vantage.core import between, checked_by, component, one_of
 from vantage.core.errors import UserError, nearest
 from vantage.rewards.fences import answer_block
+from vantage.rewards.grading import Noted, grade, read_tests
 from vantage.rewards.sandbox import ISOLATION, Limits, run_python, strongest_isolation
 from vantage.rewards.textual import Graded
 
@@ -88,28 +87,6 @@ def _is_program(text: str) -> bool:
     return any(not (isinstance(each, ast.Expr) and isinstance(each.value, value)) for each in statements)
 
 
-# The completion runs first, in a module of its own, and then each call; what a call returns goes out as a literal behind a
-# mark that did not exist before, and is compared by the caller. An object that claims to equal everything, an early exit
-# or a changed built-in cannot make a wrong literal right: the right answers are not in this process.
-_CALLS = """
-import sys as _sys
-_out, _ascii, _exec, _compile, _eval = _sys.__stdout__, ascii, exec, compile, eval
-_module = _sys.modules["solution"] = type(_sys)("solution")
-_exec(_compile({source!r}, "solution.py", "exec"), _module.__dict__)
-for _kind, _text in {steps!r}:
-    try:
-        if _kind == "call":
-            _value = _ascii(_eval(_compile(_text, "test.py", "eval"), _module.__dict__))
-        else:
-            _exec(_compile(_text, "test.py", "exec"), _module.__dict__)
-            _value = "True"
-    except Exception as _error:
-        _value = "!" + type(_error).__name__
-    _out.write("\\n" + {mark!r} + _value + "\\n")
-_out.flush()
-"""
-
-
 def _works_here(isolation: str) -> None:
     if isolation == "auto":
         strongest_isolation()
@@ -127,15 +104,17 @@ class Code:
     - `{"input": text, "output": text}`: a whole program, fed on standard input; its output is compared line by line
       without trailing white space;
     - `{"call": "f(3)", "expect": 9}`: an expression after the code has run; its value is compared with the literal;
-    - a text such as `assert f(3) == 9`, or several lines with set-up.
+    - a text such as `assert f(3) == 9`, or several lines with set-up, or `def check(candidate): ...` and `check(f)`.
 
-    An `assert EXPRESSION == LITERAL` is turned into a call, so that the expected value is never in the program's reach.
-    Any other text is judged inside of the program's own process, which code made for it could deceive.
+    The program never shares a process with what is expected of it (`vantage.rewards.grading`). A test that gives the program what
+    cannot be sent to another process, as a function of its own, is run beside the program, which could deceive it: the metric
+    `verifier/unsafe_tests` counts such tests, and `strict` refuses them.
 
     Attributes:
         seconds: CPU time; twice as much wall time. For each input, or for all calls together.
         memory_mb: address space in MiB.
         partial: return the share of tests passed, instead of whether all passed.
+        strict: a test that cannot be run apart from the program is an error instead of being run beside it.
         isolation: as in `run_python`.
 
     Raises:
@@ -146,112 +125,40 @@ class Code:
     seconds: Annotated[float, between(0.01, 3600)] = 2.0
     memory_mb: Annotated[int, between(64, 1 << 20)] = 512
     partial: bool = False
+    strict: bool = False
     isolation: Annotated[str, one_of(("auto", *ISOLATION)), checked_by(_works_here)] = "auto"
     isolated: ClassVar[bool] = True
 
     def __call__(self, problem: Graded, completion: str) -> float:
         """Return 1.0 when all tests pass, else 0.0; with `partial`, the share that passes."""
         source = answer_block(completion, PYTHON, _is_program)
-        programs, steps, expected = _tests(problem)
-        passed = []
+        programs, tests = read_tests(problem.fields.get("tests", problem.fields.get("test_list")))
+        passed: list[bool] = []
         for given, wanted in programs:
-            result = self._run(source, given)
+            result = run_python(source, given, self._limits(), isolation=self.isolation)
             passed.append(result.ok and _lines(result.stdout) == _lines(wanted))
             if not passed[-1] and not self.partial:
                 return 0.0
-        if steps:
-            mark = f"{secrets.token_hex(8)}:"
-            result = self._run(_CALLS.format(source=source, steps=steps, mark=mark), "")
-            values = [line[len(mark) :] for line in result.stdout.splitlines() if line.startswith(mark)]
-            values += [""] * (len(steps) - len(values))
-            passed += [
-                _same(value, wanted) for (kind, _), value, wanted in zip(steps, values, expected) if kind != "setup"
-            ]
-        return sum(passed) / len(passed) if self.partial else float(all(passed))
-
-    def _run(self, source: str, given: str) -> Any:
-        limits = Limits(cpu_seconds=self.seconds, wall_seconds=2 * self.seconds, memory_bytes=self.memory_mb << 20)
-        return run_python(source, given, limits, isolation=self.isolation)
-
-
-Step = tuple[str, str]
-
-
-def _tests(problem: Graded) -> tuple[list[tuple[str, str]], list[Step], list[Any]]:
-    """Return the (input, output) pairs, the steps after the code has run, and what each step must give."""
-    tests = problem.fields.get("tests", problem.fields.get("test_list"))
-    if isinstance(tests, str):
-        try:
-            tests = json.loads(tests)
-        except ValueError:
-            tests = [tests]
-    if not isinstance(tests, Sequence) or isinstance(tests, str) or not tests:
-        raise ValueError("the problem has no field `tests`: a list of tests, or their text")
-    programs: list[tuple[str, str]] = []
-    steps: list[Step] = []
-    expected: list[Any] = []
-    for test in tests:
-        if isinstance(test, str):
-            for step, value in _split(test):
-                steps.append(step)
-                expected.append(value)
-        elif isinstance(test, Mapping) and "call" in test and "expect" in test:
-            steps.append(("call", str(test["call"])))
-            expected.append(test["expect"])
-        elif isinstance(test, Mapping) and "input" in test and "output" in test:
-            programs.append((str(test["input"]), str(test["output"])))
-        else:
+        graded = grade(source, tests, self._limits(), self.isolation)
+        passed += graded.passed
+        if graded.unsafe and self.strict:
             raise ValueError(
-                f"cannot read the test {str(test)[:80]!r}: it has neither input and output nor call and expect"
+                f"{graded.unsafe} tests cannot be run apart from the program (they give it a function or an object of their own);"
+                " code:strict=no runs them beside it"
             )
-    return programs, steps, expected
+        score = sum(passed) / len(passed) if self.partial else float(all(passed))
+        return Noted(score, {"unsafe_tests": float(graded.unsafe)}) if graded.unsafe else score
 
+    def row_seconds(self, problem: Graded) -> float:
+        """Return the time that the tests of a problem may take: that of every run at its limit, and for the sandboxes."""
+        tests = problem.fields.get("tests", problem.fields.get("test_list"))
+        count = (
+            len(tests) if isinstance(tests, Sequence) and not isinstance(tests, str) else str(tests).count('"input"')
+        )
+        return (2 * self.seconds + 3) * (count + 3)
 
-def _split(text: str) -> list[tuple[Step, Any]]:
-    """Split a test's text into its statements; `assert EXPRESSION == LITERAL` becomes a call with what it must give."""
-    found: list[tuple[Step, Any]] = []
-    try:
-        statements = ast.parse(text).body
-    except SyntaxError as error:
-        raise ValueError(f"the test {text[:80]!r} is not Python: {error}") from None
-    for statement in statements:
-        match statement:
-            case ast.Assert(test=ast.Compare(left=left, ops=[ast.Eq()], comparators=[right])):
-                try:
-                    found.append((("call", ast.unparse(left)), ast.literal_eval(right)))
-                    continue
-                except ValueError:
-                    pass
-        kind = "assert" if isinstance(statement, ast.Assert) else "setup"
-        found.append(((kind, ast.unparse(statement)), True))
-    if found and all(kind == "setup" for (kind, _), _ in found):
-        # Nothing but statements: that they all run is the test.
-        found = [((("assert", step[1]), True)) for step, _ in found]
-    return found
-
-
-def _same(text: str, wanted: Any) -> bool:
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return False
-    return _equal(value, wanted)
-
-
-def _equal(value: Any, wanted: Any) -> bool:
-    """Equality of literals; floating-point numbers may differ by 1e-9 of their size, and JSON's lists equal tuples."""
-    if isinstance(wanted, bool) or isinstance(value, bool):
-        return bool(value == wanted)
-    if isinstance(wanted, float) or isinstance(value, float):
-        numeric = isinstance(value, (int, float)) and isinstance(wanted, (int, float))
-        return numeric and (value == wanted or abs(value - wanted) <= 1e-9 * max(1.0, abs(wanted)))
-    if isinstance(wanted, (list, tuple)):
-        same = isinstance(value, (list, tuple)) and len(value) == len(wanted)
-        return same and all(_equal(one, other) for one, other in zip(value, wanted))
-    if isinstance(wanted, dict):
-        same = isinstance(value, dict) and value.keys() == wanted.keys()
-        return same and all(_equal(value[key], wanted[key]) for key in wanted)
-    return bool(value == wanted)
+    def _limits(self) -> Limits:
+        return Limits(cpu_seconds=self.seconds, wall_seconds=2 * self.seconds, memory_bytes=self.memory_mb << 20)
 
 
 def _lines(text: str) -> list[str]:

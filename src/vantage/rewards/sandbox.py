@@ -25,6 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Annotated
@@ -34,7 +35,10 @@ from vantage.core.errors import UserError, nearest
 
 ISOLATION = ("namespaces", "landlock", "rlimits")
 _HERE = str(Path(__file__).parent)
-_START = "import sys; sys.path.insert(0, {here!r}); from isolation.launcher import main; del sys.path[0]; main({status}, {pid})"
+_START = (
+    "import sys; sys.path.insert(0, {here!r}); from isolation.launcher import main; del sys.path[0]; "
+    "main({status}, {job}, {pid})"
+)
 _GRACE = 1.0
 """Seconds that the launcher has to end the program after the wall limit before it is killed itself."""
 
@@ -111,15 +115,20 @@ def run_python(
         UserError: the machine offers no isolation, or not the one asked for.
         SandboxError: the sandbox could not be set up.
     """
+    isolation = _checked(isolation)
+    return _run(code, stdin, limits, isolation, tuple(os.path.abspath(path) for path in readable))
+
+
+def _checked(isolation: str) -> str:
     if isolation == "auto":
-        isolation = strongest_isolation()
-    elif isolation not in ISOLATION:
+        return strongest_isolation()
+    if isolation not in ISOLATION:
         raise UserError(
             f"unknown isolation {isolation!r}{nearest(isolation, ISOLATION)} (known: auto, {', '.join(ISOLATION)})"
         )
-    elif isolation != "rlimits" and (why := _missing(isolation)):
+    if isolation != "rlimits" and (why := _missing(isolation)):
         raise UserError(f"isolation {isolation!r} does not work on this machine: {why}")
-    return _run(code, stdin, limits, isolation, tuple(os.path.abspath(path) for path in readable))
+    return isolation
 
 
 def strongest_isolation() -> str:
@@ -196,7 +205,33 @@ def _missing(isolation: str) -> str:
     )
 
 
-def _run(code: str, stdin: str, limits: Limits, isolation: str, readable: tuple[str, ...]) -> SandboxResult:
+def run_pair(
+    one: str, other: str, limits: tuple[Limits, Limits], *, isolation: str = "auto"
+) -> tuple[SandboxResult, SandboxResult]:
+    """Run two programs in sandboxes of their own, each of which reads from standard input what the other writes.
+
+    Neither can reach the other by anything but these two pipes. Their standard errors are returned, their outputs are not.
+
+    Raises:
+        UserError, SandboxError: as of `run_python`.
+    """
+    isolation = _checked(isolation)
+    to_one, to_other = os.pipe(), os.pipe()
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(_run, one, "", limits[0], isolation, (), (to_one[0], to_other[1]))
+        second = _run(other, "", limits[1], isolation, (), (to_other[0], to_one[1]))
+        return first.result(), second
+
+
+def _run(
+    code: str,
+    stdin: str,
+    limits: Limits,
+    isolation: str,
+    readable: tuple[str, ...],
+    ends: tuple[int, int] | None = None,
+) -> SandboxResult:
+    """Run a program; `ends` are descriptors for its standard input and output, closed here once it has them."""
     if sys.platform != "linux":
         raise UserError("the sandbox needs Linux")
     started = time.monotonic()
@@ -214,29 +249,32 @@ def _run(code: str, stdin: str, limits: Limits, isolation: str, readable: tuple[
             "file_bytes": limits.file_bytes,
         }
     )
-    inside, outside = os.pipe()
+    inside, status = os.pipe()
+    source, writing = os.pipe()
+    feed = os.fdopen(writing, "wb", buffering=0)
+    theirs = [status, source, *(ends or ())]
     try:
         # -s -S -P and an environment of our own: no site packages, no user's folder, nothing of the caller's settings.
         launcher = subprocess.Popen(
             [
                 os.path.realpath(sys.executable),
                 *("-s", "-S", "-P", "-X", "utf8", "-c"),
-                _START.format(here=_HERE, status=outside, pid=os.getpid()),
+                _START.format(here=_HERE, status=status, job=source, pid=os.getpid()),
             ],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
+            stdin=ends[0] if ends else subprocess.PIPE,
+            stdout=ends[1] if ends else subprocess.PIPE,
             stderr=subprocess.PIPE,
-            pass_fds=(outside,),
+            pass_fds=(status, source),
             env={"PYTHONHASHSEED": "0"}
             | {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ},
             cwd="/",
             start_new_session=True,
         )
-        os.close(outside)
-        outside = -1
+        while theirs:
+            os.close(theirs.pop())
         try:
-            data = len(job).to_bytes(8, "little") + job + stdin.encode("utf-8", "replace")
-            output, stopped = _talk(launcher, inside, data, limits, started)
+            sent = [(feed, job), (launcher.stdin, stdin.encode("utf-8", "replace"))]
+            output, stopped = _talk(launcher, inside, sent, limits, started)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 launcher.wait(_GRACE)
         finally:
@@ -246,49 +284,55 @@ def _run(code: str, stdin: str, limits: Limits, isolation: str, readable: tuple[
             for stream in (launcher.stdin, launcher.stdout, launcher.stderr):
                 _close(stream)
     finally:
-        os.close(inside)
-        if outside >= 0:
-            os.close(outside)
+        _close(feed)
+        for handle in (inside, *theirs):
+            os.close(handle)
         if folder:
             _remove(folder)
-    stdout, stderr, status = (bytes(part) for part in output)
-    if not status and not stopped and launcher.returncode > 0:
+    stdout, stderr, told = (bytes(part) for part in output)
+    if not told and not stopped and launcher.returncode > 0:
         raise SandboxError(f"the sandbox's Python did not start: {stderr.decode('utf-8', 'replace')[-500:].strip()}")
-    return _result(stdout, stderr, status, stopped, limits, time.monotonic() - started)
+    return _result(stdout, stderr, told, stopped, limits, time.monotonic() - started)
 
 
 def _talk(
-    launcher: subprocess.Popen[bytes], status: int, data: bytes, limits: Limits, started: float
+    launcher: subprocess.Popen[bytes],
+    status: int,
+    sent: Sequence[tuple[IO[bytes] | None, bytes]],
+    limits: Limits,
+    started: float,
 ) -> tuple[list[bytearray], str]:
     """Feed the program and read it, up to its limits, until it has ended; return stdout, stderr, status, and why stopped."""
-    assert launcher.stdin is not None
-    assert launcher.stdout is not None
-    assert launcher.stderr is not None
     output = [bytearray(), bytearray(), bytearray()]
     stopped, last = "", started + limits.wall_seconds + _GRACE
-    left = memoryview(data)
+    left: dict[int, memoryview] = {}
     with selectors.DefaultSelector() as selector:
-        os.set_blocking(launcher.stdin.fileno(), False)
-        selector.register(launcher.stdin, selectors.EVENT_WRITE)
-        for number, source in enumerate((launcher.stdout.fileno(), launcher.stderr.fileno(), status)):
-            selector.register(source, selectors.EVENT_READ, number)
-        reading = 3
+        for stream, data in sent:
+            if stream is not None:
+                os.set_blocking(stream.fileno(), False)
+                left[stream.fileno()] = memoryview(data)
+                selector.register(stream, selectors.EVENT_WRITE)
+        reading = 0
+        for number, source in enumerate((launcher.stdout, launcher.stderr, status)):
+            if source is not None:
+                selector.register(source, selectors.EVENT_READ, number)
+                reading += 1
         while reading:
             wait = last - time.monotonic()
             if wait <= 0:
                 launcher.kill()
                 return output, stopped or "wall time"
             for key, _ in selector.select(wait):
-                if key.fileobj is launcher.stdin:
+                if key.fd in left:
                     try:
-                        left = left[os.write(key.fd, left[: 1 << 16]) :]
+                        left[key.fd] = left[key.fd][os.write(key.fd, left[key.fd][: 1 << 16]) :]
                     except BlockingIOError:
                         continue
                     except BrokenPipeError:
-                        left = left[:0]
-                    if not left:
+                        left[key.fd] = left[key.fd][:0]
+                    if not left[key.fd]:
                         selector.unregister(key.fileobj)
-                        _close(launcher.stdin)
+                        _close(key.fileobj)  # type: ignore[arg-type]
                     continue
                 part = os.read(key.fd, 1 << 16)
                 if not part:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import resource
 import signal
 import threading
 import time
@@ -13,8 +14,9 @@ from typing import Any, BinaryIO
 from vantage.rewards.verifiers import named_scores
 
 
-def main(parent: int) -> None:
-    """Serve the parent until it closes the pipe or dies."""
+def main(parent: int, memory: int) -> None:
+    """Serve the parent until it closes the pipe or dies; `memory` bytes of data at most."""
+    resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
     # The verifiers' own prints must not reach the channel.
     channel = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)
@@ -22,7 +24,7 @@ def main(parent: int) -> None:
     source = os.fdopen(0, "rb")
     _say(channel, {"ready": True})
     while header := source.read(8):
-        timeout, verifiers, rows = pickle.loads(source.read(int.from_bytes(header, "little")))
+        verifiers, rows = pickle.loads(source.read(int.from_bytes(header, "little")))
         try:
             verifiers = {name: pickle.loads(packed) for name, packed in verifiers.items()}
             for each in verifiers.values():
@@ -31,7 +33,7 @@ def main(parent: int) -> None:
             _say(channel, {"fatal": f"{type(error).__name__}: {error}"})
             continue
         _say(channel, {"begin": True})
-        for name, problem, completion in rows:
+        for name, problem, completion, timeout in rows:
             # Code that never returns to the interpreter, under a parent that is gone, still ends here.
             signal.setitimer(signal.ITIMER_VIRTUAL, timeout + 5)
             _say(channel, _score(name, verifiers[name], problem, completion))
@@ -40,7 +42,8 @@ def main(parent: int) -> None:
 
 def _score(name: str, verifier: Any, problem: Any, completion: str) -> dict[str, Any]:
     try:
-        return {"scores": named_scores(name, verifier(problem, completion))}
+        score = verifier(problem, completion)
+        return {"scores": named_scores(name, score), "notes": dict(getattr(score, "notes", {}))}
     except (Exception, SystemExit) as error:
         return {"error": f"{type(error).__name__}: {error}"}
 

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from tests.harness import recording
-from vantage.core.errors import UserError
+from vantage.core.errors import TrainingError, UserError
 from vantage.core.trajectories import Trajectories
 from vantage.metrics import Metrics
+from vantage.rewards.grading import Noted
 from vantage.rewards.verifiers import Rewards
 from vantage.rollouts.plans import Shuffled
 from vantage.rollouts.tokens.completions import Completions
@@ -88,6 +89,32 @@ def test_a_verifier_that_fails_costs_its_row(policy):
     assert named["correct"].tolist() == [0.0, 1.0]
     assert set(named) == {"correct"}
     assert context.metrics.collect()["verifier/errors"] == 0.5
+
+
+def test_a_verifier_that_fails_on_most_rows_ends_the_run(policy):
+    def mostly(problem, completion):
+        return {"5": 1.0}.get(completion, "yes")
+
+    problems = problem_set("addition:digits=1")
+    texts = ["5", "6", "7", "8"]
+    task = LanguageTask(problems, Rewards({"mine": mostly}), failing=0.75)
+    with pytest.warns(RuntimeWarning, match="failed on 3 of 4 rows"):
+        task.score(rows(task, policy, [0, 1, 2, 3], texts), run(policy, task))
+    task = LanguageTask(problems, Rewards({"mine": mostly}))
+    with pytest.raises(
+        TrainingError, match=r"'mine' failed on 3 of 4 rows, more than the share of 0.5 .*; row 1: ValueError: .*'yes'"
+    ):
+        task.score(rows(task, policy, [0, 1, 2, 3], texts), run(policy, task))
+
+
+def test_what_verifiers_note_is_recorded_and_is_no_reward(policy):
+    task = LanguageTask(
+        problem_set("addition:digits=1"), Rewards({"mine": lambda problem, text: Noted(1.0, {"unsafe_tests": 2})})
+    )
+    where = run(policy, task)
+    found = task.score(rows(task, policy, [0, 1], ["5", "6"]), where)
+    assert {name: values.tolist() for name, values in found.items()} == {"mine": [1.0, 1.0]}
+    assert where.metrics.collect() == {"verifier/unsafe_tests": 2.0, "verifier/errors": 0.0}
 
 
 def test_the_road_from_prompts_to_rewards(task, policy):

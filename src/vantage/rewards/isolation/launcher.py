@@ -35,11 +35,12 @@ _DEEPEST, _MOST = 40, 4096
 """Folders inside each other, and names, beyond which a program has written too much."""
 
 
-def main(status: int, caller: int) -> None:
-    """Run the job that standard input begins with. Returns (or raises SystemExit) in the program's process alone."""
+def main(status: int, source: int, caller: int) -> None:
+    """Run the job that is read from `source`. Returns (or raises SystemExit) in the program's process alone."""
     kernel.die_with_parent(caller)
     os.umask(0o022)
-    job = marshal.loads(_take(int.from_bytes(_take(8), "little")))
+    with os.fdopen(source, "rb") as file:
+        job = marshal.loads(file.read())
     signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)
     try:
         prepare = _namespaces(job, status) if job["isolation"] == "namespaces" else _same_world(job, status)
@@ -53,18 +54,6 @@ def main(status: int, caller: int) -> None:
         os._exit(0)
     os.closerange(3, 1 << 20)
     _program(job)
-
-
-def _take(count: int) -> bytes:
-    """Read exactly `count` bytes, leaving what follows for the program."""
-    parts = []
-    while count:
-        part = os.read(0, min(count, 1 << 20))
-        if not part:
-            os._exit(1)
-        parts.append(part)
-        count -= len(part)
-    return b"".join(parts)
 
 
 def _report(status: int, kind: str, seconds: float, detail: str | int = "") -> None:
@@ -382,7 +371,7 @@ def _program(job: dict[str, Any]) -> None:
         del space[name]
     space["__file__"] = "main.py"
     try:
-        exec(compile(job["code"], "main.py", "exec"), space)
+        exec(compile(job["code"], "main.py", "exec", dont_inherit=True), space)
     except SystemExit:
         raise
     except BaseException as error:

@@ -37,7 +37,17 @@ POLICY_OPTIONS = (
     "lora_targets",
 )
 ENGINE_OPTIONS = ("max_batch_tokens", "backend")
-TASK_OPTIONS = ("training", "evaluated", "preset", "architecture", "micro_batch", "workers", "stored", "reads")
+TASK_OPTIONS = (
+    "training",
+    "evaluated",
+    "preset",
+    "architecture",
+    "micro_batch",
+    "workers",
+    "stored",
+    "reads",
+    "failing",
+)
 
 
 class LanguageTask:
@@ -49,7 +59,8 @@ class LanguageTask:
             times its weight), or their text (`numeric:after=####`, `correct=math format*0.2=regex:...` apart by ` && `).
         **options: `training` (problems that are learnt from at most, the first ones in the set's own order; all), `evaluated`
             (problems of an evaluation at most, 200), `preset` and `architecture` (of the model that is made
-            when none is given), `micro_batch` (rows judged at once), `workers` (processes for verifiers), `stored`
+            when none is given), `micro_batch` (rows judged at once), `workers` (processes for verifiers), `failing` (largest share
+            of rows on which a verifier may fail before the run ends, 0.5), `stored`
             (completions stored a step, 16), `reads` (what of a conversation is judged: "own", the policy's turns, a line each;
             "last", its last turn; "all", what the environment inserted too); of sampling: `max_new_tokens`, `top_p`, `top_k`,
             `min_p`, `stop_strings`; of the policy: `dtype`, `autocast`, `checkpointing`, `fused`, `prefix_sharing`, `lora_rank`,
@@ -85,6 +96,9 @@ class LanguageTask:
         self.reads = str(options.get("reads", self.default_reads))
         if self.reads not in READS:
             raise UserError(f"task {problems.name}: reads={self.reads!r} is not known: {', '.join(READS)}")
+        self.failing = options.get("failing", 0.5)
+        if not isinstance(self.failing, int | float) or not 0 <= self.failing <= 1:
+            raise UserError(f"task {problems.name}: failing={self.failing!r} is out of range: a share from 0 to 1")
         self.options = options
         self._engine: LanguageEngine | None = None
 
@@ -102,14 +116,15 @@ class LanguageTask:
         """Return the named rewards [N] of completions, NaN where a verifier has none; special tokens are left out.
 
         Of a conversation the policy's own words are judged, as the option `reads` says.
-        A verifier that crashes or hangs costs its own row; the share of such rows is recorded as `verifier/errors`.
+        A verifier that crashes or hangs costs its own row; the share of such rows is recorded as `verifier/errors`, and
+        above the option `failing` it ends the run.
         """
         numbers = batch.prompt.tolist()
         found = {number: self.problems.problem("train", number) for number in set(numbers)}
         texts = self._decoded(batch, context.policy, self.reads)
-        named, errors = self._judge([found[number] for number in numbers], texts)
-        if self.verifier is not None:
-            context.record("verifier/errors", sum(errors) / max(len(errors), 1))
+        named, notes = self._judge([found[number] for number in numbers], texts)
+        for name, values in notes.items():
+            context.record(f"verifier/{name}", sum(values) / max(len(values), 1))
         return {name: torch.tensor(values, dtype=torch.float32, device=batch.device) for name, values in named.items()}
 
     def observe(self, batch: Trajectories, context: Context) -> None:
@@ -122,16 +137,19 @@ class LanguageTask:
         decode = functools.partial(policy.tokenizer.batch_decode, skip_special_tokens=True)
         return judged_texts(batch.action, batch.length, own(batch), reads, decode)
 
-    def _judge(self, problems: Sequence[Problem], texts: Sequence[str]) -> tuple[dict[str, list[float]], list[float]]:
-        """Return (named scores, errors) of completions."""
+    def _judge(
+        self, problems: Sequence[Problem], texts: Sequence[str]
+    ) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+        """Return the named scores of completions, and what is recorded beside them: `errors`, and what verifiers noted."""
         if self.verifier is None:
             each = [self.problems.score(problem, text) for problem, text in zip(problems, texts, strict=True)]
             names = dict.fromkeys(name for scores in each for name in scores)
-            return {name: [scores.get(name, float("nan")) for scores in each] for name in names}, []
-        named = score_all(self.verifier, problems, texts, self.options.get("workers"))
-        errors = named.pop("errors")
+            return {name: [scores.get(name, float("nan")) for scores in each] for name in names}, {}
+        named = score_all(self.verifier, problems, texts, self.options.get("workers"), failing=self.failing)
+        notes = {name: named.pop(name) for name in [*named] if name == "errors" or name.startswith("notes/")}
         weigh = self.verifier.weight
-        return {name: [weigh(name) * value for value in values] for name, values in named.items()}, errors
+        scores = {name: [weigh(name) * value for value in values] for name, values in named.items()}
+        return scores, {name.removeprefix("notes/"): values for name, values in notes.items()}
 
     # evaluation ----------------------------------------------------------------------------------------------------
 
