@@ -12,10 +12,13 @@ import vantage
 from tests.core.toy import ToyEngine, ToyPolicy, ToyTask
 from tests.harness import context, random_batch
 from tests.methods.toys import assert_resumes, gain, trainer
+from tests.reference import Case, cases
 from vantage.advantages.groups import ScoreLessBaseline
-from vantage.core import Trajectories, UserError
+from vantage.core import Prompts, Trajectories, UserError
+from vantage.methods import registry
 from vantage.methods.credit.spo_single_stream import OpenPrompts, SuccessTracker
 from vantage.rewards.mixing import Total
+from vantage.rollouts.tokens.sampling import Sampling
 
 
 class Binary(ToyTask):
@@ -90,8 +93,8 @@ def test_answers_before_the_first_step_are_scored_by_the_methods_rewards_and_rec
     trained = trainer(made, 1, task=TwoRewards())
     tracker = trained.context.method.values
     tracker.start(trained.context)
-    # Two of eight right, in shares.
-    assert tracker.estimate(torch.arange(6)).tolist() == pytest.approx([2.5 / 9] * 6)
+    # Above 0 is a success before the first step.
+    assert tracker.estimate(torch.arange(6)).tolist() == pytest.approx([8.5 / 9] * 6)
     metrics = trained.context.metrics.collect()
     assert metrics["start/score"] == 0.25
     assert "score" not in metrics
@@ -239,21 +242,105 @@ def test_a_missing_score_is_no_visit() -> None:
     assert credit[:, 0].tolist() == pytest.approx([0.7071068, 0.0, -0.7071068], abs=1e-6)
 
 
-def test_the_defaults_compose_what_the_page_states() -> None:
-    method = vantage.method("spo-single-stream")
-    tracker, clip, advantage = method.values, method.objective, method.advantage
-    assert (method.prompts.pool, method.prompts.explore, method.rollout.prompts, method.rollout.size) == (
-        4,
-        0.05,
-        1024,
-        1,
+def test_all_prompts_of_the_task_are_drawn_from_unless_a_pool_is_given() -> None:
+    made = vantage.method("spo-single-stream", prompts=2, samples=0)
+    assert made.prompts.pool is None
+    where = trainer(made, 1, task=Binary()).context
+    sizes: list[int] = []
+
+    def source(size: int, context: Any) -> Prompts:
+        sizes.append(size)
+        return context.task.prompts(torch.arange(size))
+
+    for pool in (None, 2):
+        part = OpenPrompts(pool, source=source)  # type: ignore[arg-type]
+        assert len(part(2, where)) == 2
+    assert sizes == [6, 4]
+    with pytest.raises(UserError, match=r"OpenPrompts\.pool=None draws from all prompts"):
+        OpenPrompts()(2, SimpleNamespace(method=made, task=SimpleNamespace(size=0)))  # type: ignore[arg-type]
+
+
+def test_answers_before_the_first_step_are_drawn_by_their_own_settings() -> None:
+    where = trainer(vantage.method("spo-single-stream", prompts=2), 1, task=Binary()).context
+    seen: list[Sampling] = []
+
+    class Engine(ToyEngine):
+        sampling = Sampling(max_new_tokens=4)
+
+        def sample(self, prompts: Any, count: int, context: Any, *, sampling: Sampling, **rest: Any) -> Trajectories:
+            seen.append(sampling)
+            return super().sample(prompts, count, context, **rest)
+
+    where.engine = Engine(where.policy)  # type: ignore[assignment, arg-type]
+    where.method.values.start(where)
+    assert seen == [Sampling(0.6, 0.95, max_new_tokens=4)]
+
+
+def test_the_drift_counts_the_tools_tokens_too() -> None:
+    batch = batch_of([1.0], [3])
+    part = batch.replace(mask=batch.mask & (torch.arange(4) > 0), length=torch.tensor([4]))
+    tracker = SuccessTracker()
+    seen: list[torch.Tensor] = []
+    where = context(evaluate=lambda rows: seen.append(rows.mask) or rows.mask * 1.0)
+    tracker.fit(part, where)
+    tracker.fit(part, where)
+    assert [mask.tolist() for mask in seen] == [[[True] * 4]] * 3
+
+
+@cases("spo-single-stream", "start")
+def test_the_start_is_the_authors(case: Case) -> None:
+    scores = case.tensor("scores", torch.float32)
+    where = trainer(vantage.method("spo-single-stream", prompts=2), 1, task=Binary()).context
+    settings = {"samples": case.settings["offline_N"], "least": case.settings["clip_lower"]}
+    made = registry.page("spo-single-stream").make(settings)
+
+    class Given(Binary):
+        size = len(scores)
+
+        def score(self, batch: Trajectories, context: Any) -> dict[str, torch.Tensor]:
+            return {"right": scores.flatten()}
+
+    where.task = Given()
+    made.values.start(where)
+    held = made.values._records.read(torch.arange(len(scores)))
+    case.check("alpha", held["alpha"])
+    case.check("beta", held["beta"])
+    value = made.values.estimate(torch.arange(len(scores)))
+    case.check("weight", (value * (1 - value)).sqrt() + made.prompts.explore)
+
+
+@cases("spo-single-stream", "advantage")
+def test_the_advantage_is_the_authors(case: Case) -> None:
+    made = registry.page("spo-single-stream").make()
+    mask, prompts = case.tensor("mask"), torch.arange(5)
+    made.values._records.write(prompts, alpha=case.tensor("alpha").float(), beta=case.tensor("beta").float())
+    columns = {"mask": mask, "length": mask.sum(1), "score": case.tensor("scores"), "prompt": prompts, "group": prompts}
+    batch = made.values(Trajectories(columns), context())
+    case.check("advantages", made.advantage(batch, context()))
+
+
+@cases("spo-single-stream", "tracker")
+def test_the_tracker_is_the_authors(case: Case) -> None:
+    made = registry.page("spo-single-stream").make()
+    mask = case.tensor("mask")
+    rows = Trajectories(
+        {
+            "mask": torch.cat([mask, mask[:1]]),
+            "length": torch.cat([mask, mask[:1]]).sum(1),
+            "prompt": torch.arange(5),
+            "score": case.tensor("scores").float(),
+            "observation": torch.arange(5),
+            "action": torch.zeros(5, 3, dtype=torch.int64),
+        }
     )
-    assert (tracker.half, tracker.least, tracker.most, tracker.samples, tracker.constant) == (
-        0.06,
-        0.875,
-        0.96,
-        8,
-        None,
-    )
-    assert (clip.low, clip.high, clip.dual, advantage.whiten) == (0.2, 0.28, 10.0, True)
-    assert (method.update.minibatches, method.averaging, method.regularizers) == (8, "token-mean", ())
+    then, now = case.tensor("then").float(), case.tensor("now").float()
+    made.values.fit(rows[:4], context(evaluate=lambda kept: then[kept.observation]))
+    made.values._records.write(torch.arange(5), alpha=case.tensor("alpha").float(), beta=case.tensor("beta").float())
+    # The fifth prompt is new.
+    seen = iter([now, torch.cat([then, then[:1]])])
+    where = context(evaluate=lambda kept: next(seen))
+    made.values.fit(rows, where)
+    assert where.metrics.collect()["tracker/rho"] == pytest.approx(sum(case.outputs["rho"]) / 5, abs=1e-5)
+    held = made.values._records.read(torch.arange(5))
+    case.check("alpha", held["alpha"])
+    case.check("beta", held["beta"])

@@ -8,17 +8,19 @@ standardised over the batch, and prompts with uncertain outcomes are drawn more 
     A = (a - mean a) / std a  over the batch,  a = r - v
     after the update:  rho = clip(2^(-D / D_half), rho_min, rho_max),  alpha <- rho alpha + r,  beta <- rho beta + 1 - r
 
-D is the mean over the tokens of the answer from the prompt's last visit of |logp then - logp now|, both under the policy just
-updated at that visit and now; at a first visit rho is rho_max. A prompt starts from n0 answers of the start policy, k right:
-N0 = 1 / (1 - rho_min), alpha = N0 (k + 1/2) / (n0 + 1), beta = N0 (n0 - k + 1/2) / (n0 + 1); with n0 = 0 both are 1/2.
-Scores must lie in [0, 1]: one between counts as part of a success.
-arXiv 2509.13232; constants and order as in the authors' recipe (which measures D by absolute differences, where the paper
-says KL). The size of the pool that prompts are drawn from is not stated; here four batches. Not SPO-segment.
+D is the mean over the tokens of the answer from the prompt's last visit, a tool's output included, of |logp then - logp now|,
+both under the policy just updated at that visit and now; at a first visit rho is rho_max. A prompt starts from n0 answers of the
+start policy, k with a score above 0: N0 = 1 / (1 - rho_min), alpha = N0 (k + 1/2) / (n0 + 1), beta = N0 (n0 - k + 1/2) / (n0 + 1);
+with n0 = 0 both are 1/2. These are drawn at temperature 0.6 and top-p 0.95, where the engine can; a missing score counts as wrong.
+Afterwards scores must lie in [0, 1]: one between counts as part of a success.
+arXiv 2509.13232; constants and order as in the authors' recipe (which measures D by absolute differences, where the paper says
+KL). Prompts are drawn from all of the task (14000 for a batch of 1024 there), or with `pool` from so many batches of them. The
+authors' token mean is over a micro-batch of a device. Not SPO-segment.
 """
 
 from __future__ import annotations
 
-from dataclasses import field
+from dataclasses import field, replace
 from typing import Annotated
 
 import torch
@@ -32,7 +34,7 @@ from vantage.core.errors import UserError
 from vantage.core.method import Method
 from vantage.core.protocols import Prompts
 from vantage.core.scoring import scored
-from vantage.core.trajectories import Trajectories, declare
+from vantage.core.trajectories import Trajectories, declare, exists
 from vantage.functions.groups import group_sums
 from vantage.methods.claim import Claim
 from vantage.methods.objectives.grpo import grpo
@@ -63,7 +65,9 @@ class SuccessTracker:
     Attributes:
         half: D_half, drift in nats a token at which memory halves; above 0.
         least, most: bounds of rho, in (0, 1).
-        samples: n0, answers to each prompt of the task before the first step; they are scored by the method's rewards. 0 for none.
+        samples: n0, answers to each prompt of the task before the first step; they are scored by the method's rewards, and above
+            0 is a success. 0 for none.
+        temperature, top_p: those answers are drawn so, by an engine with `sampling`.
         constant: rho is this instead, and nothing is stored; above 0; at 1 nothing is forgotten.
     """
 
@@ -71,6 +75,8 @@ class SuccessTracker:
     least: Annotated[float, above(0), below(1)] = 0.875
     most: Annotated[float, above(0), below(1)] = 0.96
     samples: Annotated[int, at_least(0)] = 8
+    temperature: Annotated[float, above(0)] = 0.6
+    top_p: Annotated[float, above(0), at_most(1)] = 0.95
     constant: Annotated[float, above(0), at_most(1)] | None = None
     _records: Records = memory(lambda: Records(alpha=0.5, beta=0.5))
     _last: PromptQueues = memory(lambda: PromptQueues(1))
@@ -101,11 +107,14 @@ class SuccessTracker:
             )
         scale = 1 / (1 - self.least) / (self.samples + 1)
         # These answers and their scores are not the first step's.
-        beside = context.under("start")
+        beside, drawn = context.under("start"), {}
+        if hasattr(context.engine, "sampling"):
+            drawn["sampling"] = replace(context.engine.sampling, temperature=self.temperature, top_p=self.top_p)
         for ids in torch.arange(size).split(chunk):
-            batch = context.engine.sample(context.task.prompts(ids), self.samples, beside)
-            score = _successes(scored(batch, beside).score).view(len(ids), self.samples)
-            right, wrong = score.nansum(1), (1 - score).nansum(1)
+            batch = context.engine.sample(context.task.prompts(ids), self.samples, beside, **drawn)
+            score = scored(batch, beside).score.view(len(ids), self.samples)
+            right = (score > 0).sum(1)
+            wrong = self.samples - right
             self._records.write(ids.to(right.device), alpha=scale * (right + 0.5), beta=scale * (wrong + 0.5))
 
     def __call__(self, batch: Trajectories, context: Context) -> Trajectories:
@@ -134,7 +143,7 @@ class SuccessTracker:
         if self.constant is None:
             kept = Trajectories({name: batch[name] for name in JUDGED if name in batch}, rows=len(batch))
             newest = torch.zeros_like(ids).scatter_reduce(0, index, torch.arange(len(index), device=ids.device), "amax")
-            kept = kept.select(newest)
+            kept = kept.replace(mask=exists(kept)).select(newest)
             self._last.push(kept.replace(logp_then=context.evaluate(kept)))
 
     def _rho(self, ids: Tensor, context: Context) -> Tensor:
@@ -167,14 +176,19 @@ class OpenPrompts:
     twice, and then both may be drawn.
 
     Attributes:
-        pool: prompts a chunk, in batches; at least 1.
+        pool: prompts a chunk, in batches, at least 1; None for all prompts of the task.
         explore: added to each weight, above 0: v may come to be 0 or 1, and weights must not vanish.
         source: yields the chunks.
     """
 
-    pool: Annotated[int, at_least(1)] = 4
+    pool: Annotated[int, at_least(1)] | None = None
     explore: Annotated[float, above(0)] = 0.05
     source: Shuffled = field(default_factory=Shuffled)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """All prompts of the task, where the chunk has them."""
+        return frozenset({"finite-prompts"} if self.pool is None else ())
 
     def __call__(self, count: int, context: Context) -> Prompts:
         """Return `count` prompts."""
@@ -184,8 +198,13 @@ class OpenPrompts:
                 "OpenPrompts draws by the estimates of values=SuccessTracker(), which the method does not have"
             )
         tracker.start(context)
-        size = self.pool * count
-        found = self.source(min(size, context.task.size) if context.task.size else size, context)
+        every = context.task.size
+        if self.pool is None and not every:
+            raise UserError(
+                "OpenPrompts.pool=None draws from all prompts, which the task has no end of; give pool in batches"
+            )
+        size = every if self.pool is None else self.pool * count
+        found = self.source(min(size, every) if every else size, context)
         value = tracker.estimate(found.ids)
         weight = (value * (1 - value)).sqrt() + self.explore
         chosen = torch.multinomial(weight.cpu(), count, len(found) < count, generator=context.generator)
@@ -194,7 +213,9 @@ class OpenPrompts:
 
 @method(
     id="S066", papers=PAPER, needs=("episodes", "finite-prompts", "unit-scores"), base=grpo,
-    without=("group_size", "eps", "beta", "epochs"), group_size=1, beta=0.0, prompts=1024, minibatches=8,
+    without=("group_size", "eps", "beta", "epochs"), group_size=1, beta=0.0, prompts=1024, minibatches=8, dual=10.0,
+    weight_decay=0.01,
+    source="verl-project/verl-recipe@48ea0a7 spo/train.sh; volcengine/verl@b178a3c verl/trainer/config/actor/actor.yaml",
 )  # fmt: skip
 def spo_single_stream(
     base: Method,
@@ -202,22 +223,23 @@ def spo_single_stream(
     least: float = 0.875,
     most: float = 0.96,
     samples: int = 8,
+    start_temperature: float = 0.6,
+    start_top_p: float = 0.95,
     constant: float | None = None,
-    pool: int = 4,
+    pool: int | None = None,
     explore: float = 0.05,
     eps_low: float = 0.2,
     eps_high: float = 0.28,
-    dual: float = 10.0,
 ) -> Method:
     """half: D_half, drift in nats a token at which memory halves; least, most: bounds of rho; samples: n0, answers
-    to each prompt of the task before the first step, 0 for none; constant: rho is this instead, none measures the
-    drift; pool: prompts that are drawn from, in batches; explore: added to the weight of each prompt; eps_low,
-    eps_high: clip range; dual: bound where the advantage is negative."""
+    to each prompt of the task before the first step, 0 for none; start_temperature, start_top_p: by which these are
+    drawn; constant: rho is this instead, none measures the drift; pool: prompts that are drawn from, in batches, none
+    for all; explore: added to the weight of each prompt; eps_low, eps_high: clip range."""
     return base.replace(
         prompts=OpenPrompts(pool, explore),
-        values=SuccessTracker(half, least, most, samples, constant),
+        values=SuccessTracker(half, least, most, samples, start_temperature, start_top_p, constant),
         advantage=ScoreLessBaseline(whiten=True),
-        objective=Clip(eps_low, eps_high, dual),
+        objective=Clip(eps_low, eps_high, base.objective.dual),
         averaging="token-mean",
     )
 
@@ -227,7 +249,7 @@ claim = Claim(
     against="grpo",
     direction="no worse",
     margin=0.03,
-    settings={"prompts": 256, "samples": 0, "minibatches": 1},
+    settings={"prompts": 256, "samples": 0, "pool": 4, "minibatches": 1, "weight_decay": 0.0},
     against_settings={"beta": 0.0},
     note="One answer to 256 prompts against 8 to 32. Without the answers before the first step; prompts come about ten times.",
 )
