@@ -128,6 +128,8 @@ def train(
     spec = task if isinstance(task, str) else getattr(task, "spec", getattr(task, "name", ""))
     check_needs(built.name, built.declared("needs"), task, data=str(data), options=options)
     made = _make_task(spec, str(data), verifier, options) if isinstance(task, str) else task
+    if getattr(made, "offers", None) is not None:  # a task of the user's own file may know only now
+        check_needs(built.name, built.declared("needs"), made)
     config = RunConfig(
         method=name,
         task=spec,
@@ -249,6 +251,8 @@ def _check_engine(engine: str, task: Any) -> None:
 
         if not isinstance(task, LanguageTask):
             raise UserError(f"engine=vllm samples completions of a language model: the task {task.name} has none")
+        if task.tool is not None:
+            raise UserError(f"engine=vllm holds no conversations: leave it out, the task {task.name} has a tool")
         require("vllm", "vllm")
 
 

@@ -99,8 +99,8 @@ class VllmEngine(LanguageEngine):
         """Append a text to each completion and continue sampling, as `LanguageEngine.respond`."""
         return self._judged(super().respond(batch, texts, context, **settings), context)
 
-    def converse(self, *given: Any, **settings: Any) -> Trajectories:
-        """Raise an error: vLLM keeps no cache that a conversation could continue from."""
+    def _conversations(self, *given: Any, **settings: Any) -> Completions:
+        # vLLM keeps no cache that a conversation could continue from.
         raise UserError("converse needs a live cache, which vLLM does not offer: use respond, or backend='auto'")
 
     def _rows(self, found: Completions, *given: Any) -> Trajectories:

@@ -12,11 +12,25 @@ from torch import Tensor
 from vantage.core.context import Context
 from vantage.core.errors import UserError
 from vantage.core.protocols import Prompts
-from vantage.core.trajectories import ENVIRONMENT, POLICY, Trajectories, exists, own
-from vantage.functions.rows import value_at_last
+from vantage.core.trajectories import ENVIRONMENT, Trajectories
+from vantage.rollouts.continuation import (
+    continued_turns,
+    inserted_before,
+    joined_rows,
+    origins,
+    padded,
+    replace_rows,
+    turn_numbers,
+    with_origin,
+)
 from vantage.rollouts.tokens.completions import Completions
+from vantage.rollouts.tokens.conversation import converse
 from vantage.rollouts.tokens.engine import TokenEngine
 from vantage.rollouts.tokens.sampling import Sampling
+
+Answer = Callable[[list[int], list[str]], Sequence[str | Sequence[int] | None]]
+"""`(rows, texts) -> answers`: rows whose turn ended, the texts of these turns, and what is inserted after them (text or token
+ids), None to end the conversation."""
 
 
 class LanguageEngine:
@@ -69,6 +83,15 @@ class LanguageEngine:
         """Largest number of tokens of a completion that the policy itself produces, without those that the environment inserts."""
         return self.sampling.max_new_tokens
 
+    def settings(self, given: Sampling | None = None, *, greedy: bool = False, limit: int | None = None) -> Sampling:
+        """Return the settings of a call: those given, else the engine's own at the policy's temperature.
+
+        `greedy` and `limit` (tokens of a completion at most) apply on top of either.
+        """
+        found = given if given is not None else replace(self.sampling, temperature=float(self.policy.temperature))
+        most = found.max_new_tokens if limit is None else min(limit, found.max_new_tokens)
+        return replace(found, greedy=found.greedy or greedy, max_new_tokens=most)
+
     # sampling ------------------------------------------------------------------------------------------------------
 
     def sample(
@@ -95,11 +118,7 @@ class LanguageEngine:
             UserError: a prompt has no tokens, or is messages and the tokenizer has no chat template.
         """
         encoded = self.encode(prompts.items)
-        settings = self._settings(sampling)
-        if greedy:
-            settings = replace(settings, greedy=True)
-        if limit is not None:
-            settings = replace(settings, max_new_tokens=min(limit, settings.max_new_tokens))
+        settings = self.settings(sampling, greedy=greedy, limit=limit)
         found = self.tokens.generate(encoded, count, settings, seed=_seed(context))
         return self._rows(found, encoded, prompts.ids, _plain(found))
 
@@ -140,7 +159,7 @@ class LanguageEngine:
         """
         if bool(((positions < 0) | (positions > batch.length[rows])).any()):
             raise UserError("resume: each position must be between 0 and the length of its row")
-        settings = self._settings(sampling)
+        settings = self.settings(sampling)
         ended = (positions == batch.length[rows]) & batch.terminated[rows].any(-1)
         if bool((ended | (positions >= settings.max_new_tokens)).any()):
             raise UserError(
@@ -162,9 +181,9 @@ class LanguageEngine:
         fresh = self._rows(found, prompts, origin.prompt, _plain(found))
         place = positions.repeat_interleave(count)
         if "turn" in batch:
-            batch = _with_origin(batch)
-            fresh = fresh.replace(**_going_on(batch, parent, place, fresh.action))
-        return _behind(batch, parent, place, fresh, learn_prefix).replace(parent=parent)
+            batch = with_origin(batch)
+            fresh = fresh.replace(**continued_turns(batch, parent, place, fresh.action))
+        return joined_rows(batch, parent, place, fresh, learn_prefix).replace(parent=parent)
 
     def respond(
         self,
@@ -191,36 +210,36 @@ class LanguageEngine:
             raise UserError(f"respond: {len(texts)} texts for {len(batch)} rows: one for each is needed")
         if "turn" not in batch:
             batch = batch.replace(turn=torch.zeros_like(batch.action))
-        batch = _with_origin(batch)
+        batch = with_origin(batch)
         rows = torch.tensor([i for i, text in enumerate(texts) if text is not None], dtype=torch.int64)
         if not len(rows):
             return batch
         rows = rows.to(batch.device)
         before = batch.select(rows)
-        inserted = [self._ids(text) for text in texts if text is not None]
+        inserted = [self.token_ids(text) for text in texts if text is not None]
         prompts = _prompts(before)
         histories = [p + c + ids for p, c, ids in zip(prompts, _lists(before), inserted, strict=True)]
-        found = self.tokens.generate(histories, 1, self._settings(sampling), seed=_seed(context))
+        found = self.tokens.generate(histories, 1, self.settings(sampling), seed=_seed(context))
         fresh = self._rows(found, prompts, before.prompt, _plain(found))
         last = before.turn.gather(1, (before.length - 1).clamp(min=0).unsqueeze(-1))
         fresh = fresh.replace(
-            turn=(last + 1).expand(fresh.action.shape).clone(), origin=_origin(torch.zeros_like(fresh.mask))
+            turn=(last + 1).expand(fresh.action.shape).clone(), origin=origins(torch.zeros_like(fresh.mask))
         )
-        fresh = _put_in(fresh, inserted, last, origin)
-        joined = _behind(batch, rows, before.length, fresh, True)
-        return _replaced(batch, rows, joined)
+        fresh = inserted_before(fresh, inserted, last, origin)
+        joined = joined_rows(batch, rows, before.length, fresh, True)
+        return replace_rows(batch, rows, joined)
 
     def converse(
         self,
         prompts: Prompts,
         count: int,
         context: Context,
-        answer: Callable[[list[int], list[str]], Sequence[str | Sequence[int] | None]],
+        answer: Answer,
         *,
         turns: int = 4,
         sampling: Sampling | None = None,
     ) -> Trajectories:
-        """Sample conversations: after each turn of the policy, `answer` gives the environment's reply.
+        """Sample conversations: after each turn of the policy that ended by itself, `answer` gives the environment's reply.
 
         Args:
             prompts: as in `sample`.
@@ -228,57 +247,36 @@ class LanguageEngine:
             context: the run.
             answer: `(rows, texts) -> answers`: indices of the rows whose turn ended, and the text of that turn; an answer is
                 text or token ids, or None to end the conversation.
-            turns: turns of the policy at most.
+            turns: turns of the policy at most; the last one is not answered.
             sampling: settings; `max_new_tokens` bounds each turn.
 
         Returns:
-            Rows as of `sample`, inserted tokens outside of the mask, with `turn` [N, T], the number of the policy's turn,
-            inserted tokens belong to the turn that they follow, and `origin` [N, T], ENVIRONMENT for inserted tokens.
+            Rows as of `sample`, inserted tokens outside of the mask, with `turn` [N, T], the number of the policy's turn
+            (inserted tokens belong to the turn that they follow), and `origin` [N, T], ENVIRONMENT for inserted tokens.
         """
         encoded = self.encode(prompts.items)
-        found = self._conversations(encoded, count, self._settings(sampling), _seed(context), answer, turns)
+        found = self._conversations(encoded, count, self.settings(sampling), _seed(context), answer, turns)
         rows = self._rows(found, encoded, prompts.ids, found.mask.clone())
-        return rows.replace(turn=turn_numbers(found.forced), origin=_origin(found.forced))
+        return rows.replace(turn=turn_numbers(found.forced), origin=origins(found.forced))
 
-    def _conversations(
+    def complete(
         self,
-        encoded: Sequence[Sequence[int]],
+        items: Sequence[Any],
         count: int,
-        settings: Sampling,
+        *,
         seed: int,
-        answer: Callable[[list[int], list[str]], Sequence[str | Sequence[int] | None]],
-        turns: int,
+        sampling: Sampling | None = None,
+        answer: Answer | None = None,
+        turns: int = 4,
     ) -> Completions:
-        session = self.tokens.open(encoded, count, settings, seed=seed)
-        live = list(range(len(encoded) * count))
-        begins = [0] * len(live)
-        for turn in range(turns):
-            session.step()
-            if turn == turns - 1:
-                break
-            held = session.result(live)
-            ends = dict(zip(live, held.length.tolist(), strict=True))
-            # A turn that the limit truncated is not answered.
-            done = held.finished.nonzero().squeeze(-1).tolist()
-            ended = [live[i] for i in done]
-            spoken = [held.tokens[i, begins[row] : ends[row]].tolist() for i, row in zip(done, ended, strict=True)]
-            said = answer(ended, self.decode(spoken)) if ended else []
-            given = [(row, self._ids(text)) for row, text in zip(ended, said, strict=True) if text is not None]
-            stay = {row for row, _ in given}
-            left = [row for row in live if row not in stay]
-            if left:
-                session.close(left)
-            if not given:
-                break
-            live = [row for row, _ in given]
-            for row, ids in given:
-                begins[row] = ends[row] + len(ids)
-            session.append(live, [ids for _, ids in given], max_new_tokens=settings.max_new_tokens)
-        return session.result()
+        """Complete prompts outside of a run, for evaluations: `count` completions of each item, adjacent.
 
-    def complete(self, items: Sequence[Any], count: int, *, seed: int, sampling: Sampling | None = None) -> Completions:
-        """Complete prompts outside of a run: `count` completions of each item, adjacent; for evaluations."""
-        return self.tokens.generate(self.encode(items), count, self._settings(sampling), seed=seed)
+        With `answer` they are conversations of at most `turns` turns, as of `converse`; inserted tokens are `forced`.
+        """
+        encoded, settings = self.encode(items), self.settings(sampling)
+        if answer is None:
+            return self.tokens.generate(encoded, count, settings, seed=seed)
+        return self._conversations(encoded, count, settings, seed, answer, turns)
 
     # text ----------------------------------------------------------------------------------------------------------
 
@@ -294,20 +292,34 @@ class LanguageEngine:
         """Return the completions of rows as text, special tokens left out."""
         return self.decode(_lists(batch))
 
-    def _ids(self, text: str | Sequence[int]) -> list[int]:
+    def token_ids(self, text: str | Sequence[int]) -> list[int]:
+        """Return the token ids of a text that is inserted, without a start token; token ids are returned as they are."""
         if isinstance(text, str):
             return list(self.policy.tokenizer(text, add_special_tokens=False)["input_ids"])
         return list(text)
 
     # inside --------------------------------------------------------------------------------------------------------
 
-    def _settings(self, given: Sampling | None) -> Sampling:
-        return given if given is not None else replace(self.sampling, temperature=float(self.policy.temperature))
+    def _conversations(
+        self,
+        encoded: Sequence[Sequence[int]],
+        count: int,
+        settings: Sampling,
+        seed: int,
+        answer: Answer,
+        turns: int,
+    ) -> Completions:
+        def answers(rows: list[int], spoken: list[list[int]]) -> list[list[int] | None]:
+            return [None if said is None else self.token_ids(said) for said in answer(rows, self.decode(spoken))]
+
+        session = self.tokens.open(encoded, count, settings, seed=seed)
+        limit = settings.max_new_tokens
+        return converse(session, len(encoded) * count, answers, turns=turns, max_new_tokens=limit)
 
     def _rows(self, found: Completions, prompts: Sequence[Sequence[int]], ids: Tensor, mask: Tensor) -> Trajectories:
         """Turn what was generated, `prompts[i]` being the prompt of prefix i, into rows."""
         device = found.tokens.device
-        tokens, length = _aligned(prompts, self.tokens.pad_token_id, device)
+        tokens, length = padded(prompts, self.tokens.pad_token_id, device)
         origin = found.prefix
         sizes = found.length.clone()
         last = torch.arange(found.tokens.shape[1], device=device) == (sizes - 1).unsqueeze(-1)
@@ -343,48 +355,8 @@ def _seed(context: Context) -> int:
     return int(torch.randint(2**62, (), generator=context.generator))
 
 
-def turn_numbers(forced: Tensor) -> Tensor:
-    """Return the number of each token's turn [N, T], given which tokens were inserted [N, T].
-
-    A turn begins where a sampled token follows an inserted one, which belongs to the turn before.
-    """
-    starts = torch.zeros(forced.shape, dtype=torch.int64, device=forced.device)
-    starts[:, 1:] = forced[:, :-1] & ~forced[:, 1:]
-    return starts.cumsum(1)
-
-
-def _origin(forced: Tensor) -> Tensor:
-    return torch.where(forced, ENVIRONMENT, POLICY).to(torch.int8)
-
-
-def _with_origin(batch: Trajectories) -> Trajectories:
-    return batch if "origin" in batch else batch.replace(origin=_origin(exists(batch) & ~own(batch)))
-
-
-def _going_on(batch: Trajectories, rows: Tensor, kept: Tensor, action: Tensor) -> dict[str, Tensor]:
-    """Return `turn` and `origin` of tokens [K, S] that the policy samples behind the first `kept` [K] positions of rows [K]."""
-    last = (kept - 1).clamp(min=0).unsqueeze(-1)
-    # Tokens that the environment inserted belong to the turn before; after them a turn begins.
-    turn = batch.turn[rows].gather(1, last) + (batch.origin[rows].gather(1, last) != POLICY)
-    turn = torch.where(kept.unsqueeze(-1) > 0, turn, 0)
-    return {"turn": turn.expand(action.shape).clone(), "origin": torch.zeros_like(action, dtype=torch.int8)}
-
-
-def last_turn(batch: Trajectories) -> Tensor:
-    """Return the number of each row's last turn [N]: in a conversation, how often the environment answered."""
-    return value_at_last(batch.turn, batch.length)
-
-
 def _plain(found: Completions) -> Tensor:
     return torch.arange(found.tokens.shape[1], device=found.tokens.device) < found.length.clone().unsqueeze(-1)
-
-
-def _aligned(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return token rows padded behind, [N, P], and their lengths [N]."""
-    longest = max((len(row) for row in rows), default=0)
-    tokens = torch.tensor([[*row, *[pad] * (longest - len(row))] for row in rows], dtype=torch.int64)
-    length = torch.tensor([len(row) for row in rows], dtype=torch.int64)
-    return tokens.view(len(rows), longest).to(device), length.to(device)
 
 
 def _prompts(batch: Trajectories) -> list[list[int]]:
@@ -394,61 +366,3 @@ def _prompts(batch: Trajectories) -> list[list[int]]:
 
 def _lists(batch: Trajectories) -> list[list[int]]:
     return [row[:size] for row, size in zip(batch.action.tolist(), batch.length.tolist(), strict=True)]
-
-
-_DECISIONS = ("action", "mask", "logp_old", "entropy_old", "logp_sampling", "terminated", "truncated", "turn", "origin")
-
-
-def _behind(batch: Trajectories, rows: Tensor, kept: Tensor, fresh: Trajectories, learn: bool) -> Trajectories:
-    """Append the rows `fresh` [K] to the first `kept` [K] decisions of rows of the batch."""
-    head = batch.select(rows)
-    steps = int((kept + fresh.length).max())
-    place = torch.arange(steps, device=kept.device).expand(len(rows), steps)
-    old = place < kept.unsqueeze(-1)
-    columns: dict[str, Any] = {}
-    for name in _DECISIONS:
-        if name not in fresh and name not in head:
-            continue
-        # A distribution that nothing truncated is its own sampling distribution.
-        source = "logp_old" if name == "logp_sampling" else name
-        first = head.get(name, head.get(source))
-        second = fresh.get(name, fresh.get(source))
-        if first is None or second is None:
-            continue
-        left = first.gather(1, place.clamp(max=first.shape[1] - 1))
-        right = second.gather(1, (place - kept.unsqueeze(-1)).clamp(min=0, max=second.shape[1] - 1))
-        columns[name] = torch.where(old, left, right)
-    length = kept + fresh.length
-    inside = place < length.unsqueeze(-1)
-    columns["mask"] = columns["mask"] & inside & (~old | learn)
-    for name in ("terminated", "truncated"):
-        columns[name] = columns[name] & ~old & inside
-    return fresh.replace(**dict.fromkeys(_DECISIONS), length=length).replace(**columns)
-
-
-def _put_in(fresh: Trajectories, inserted: Sequence[Sequence[int]], turn: Tensor, origin: int) -> Trajectories:
-    """Insert tokens before the rows' completions."""
-    tokens, sizes = _aligned(inserted, 0, fresh.device)
-    blank = tokens.new_zeros(tokens.shape)
-    zeros = torch.zeros(tokens.shape, device=fresh.device)
-    false = zeros.bool()
-    columns: dict[str, Any] = {
-        "action": tokens, "mask": false, "logp_old": zeros, "entropy_old": zeros, "terminated": false, "truncated": false,
-        "turn": blank + turn, "origin": (blank + origin).to(torch.int8), "length": sizes,
-        "group": fresh.group, "prompt": fresh.prompt, "observation": fresh.observation,
-    }  # fmt: skip
-    head = Trajectories(columns)
-    return _behind(head, torch.arange(len(sizes), device=fresh.device), sizes, fresh, False)
-
-
-def _replaced(batch: Trajectories, rows: Tensor, new: Trajectories) -> Trajectories:
-    """Replace rows of the batch by longer ones."""
-    steps = max(batch.steps, new.steps)
-    columns: dict[str, Any] = {}
-    for name in _DECISIONS:
-        if name not in batch or name not in new:
-            continue
-        wide = torch.nn.functional.pad(batch[name], (0, steps - batch.steps))
-        columns[name] = wide.index_copy(0, rows, torch.nn.functional.pad(new[name], (0, steps - new.steps)))
-    columns["length"] = batch.length.index_copy(0, rows, new.length)
-    return batch.replace(**columns)

@@ -12,7 +12,7 @@ from vantage.core.trainer import Report, Schedule, Trainer
 from vantage.methods import registry
 from vantage.study.judge import EVALUATION_SEED, Judge, task_of
 from vantage.study.meter import BudgetSpent, Horizon, Meter
-from vantage.tasks.language.turns import read
+from vantage.tasks.language.turns import marked, read
 
 if TYPE_CHECKING:
     from vantage.study.jobs import Job, Reporter
@@ -84,8 +84,8 @@ def _keep_samples(task: Any, policy: Any, seed: int, report: Reporter) -> None:
     engine = task.make_engine(policy)
     with torch.no_grad():
         found = engine.complete([problem.prompt for problem in chosen], 1, seed=seed + EVALUATION_SEED)
-    whole, judged = (read(found, reads, engine.decode) for reads in ("all", task.reads))
-    for problem, text, words in zip(chosen, whole, judged, strict=True):
+    whole, scored = marked(found, engine.decode), read(found, task.reads, engine.decode)
+    for problem, text, words in zip(chosen, whole, scored, strict=True):
         prompt = problem.prompt if isinstance(problem.prompt, str) else str(problem.prompt[-1]["content"])
         scores = problems.score(problem, words) if task.verifier is None else {}
         report.sample(prompt, text, scores.get("correct"))

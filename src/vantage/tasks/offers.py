@@ -36,11 +36,13 @@ WORDS: Mapping[str, str] = {
 """Word -> the need, as error messages name it."""
 
 _EPISODES = frozenset({"episodes"})
-_CONVERSATIONS = _EPISODES | {
+_TEXTS = _EPISODES | {
     "streams", "text", "critic", "hidden", "logits", "rewards", "demonstrations", "unit-scores", "finite-prompts",
 }  # fmt: skip
-LANGUAGE = _CONVERSATIONS | {"prefixes"}
+LANGUAGE = _TEXTS | {"prefixes"}
 """Offers of problems with a verifiable answer, generated or read from the user's file."""
+CONVERSATIONS = _TEXTS | {"turns"}
+"""Offers of such problems with a tool."""
 _ARMS = _EPISODES | {"streams", "critic", "logits", "rewards", "pairs", "finite-prompts"}
 _DISCRETE = _EPISODES | {"streams", "critic", "hidden", "divergence", "heads"}
 _CONTINUOUS = _DISCRETE | {"continuous"}
@@ -51,7 +53,7 @@ _MASKS = _EPISODES | {"logits", "masks", "rewards"}
 
 OFFERS: Mapping[str, frozenset[str]] = {
     **dict.fromkeys(("addition", "countdown", "counting", "drafted", "hinted", "modular", "sorting"), LANGUAGE),
-    "calculator": _CONVERSATIONS | {"turns"},
+    "calculator": CONVERSATIONS,
     "padded-sorting": LANGUAGE | {"pairs"},
     "preference": _ARMS,
     "game": _ARMS | {"unit-scores"},

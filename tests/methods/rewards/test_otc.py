@@ -17,7 +17,7 @@ from vantage.advantages.groups import GroupStandardized
 from vantage.core import Schedule, Trainer, Trajectories, UserError
 from vantage.methods.rewards.otc import LeastCalls
 from vantage.rewards.economy import CallEconomy, economy
-from vantage.rollouts.language import last_turn
+from vantage.rollouts.continuation import last_turn
 from vantage.tasks.registry import make_task
 
 ROOT = math.sqrt(3) / 2

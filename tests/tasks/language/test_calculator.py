@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 import torch
 
+from tests.tasks.language.scripted import Scripted
 from vantage.core import Schedule, Trainer, UserError
 from vantage.core.trajectories import Trajectories
 from vantage.methods import registry
 from vantage.policies.language import LanguagePolicy
-from vantage.rollouts.language import LanguageEngine, last_turn
-from vantage.rollouts.tokens.sampling import Sampling
+from vantage.rollouts.continuation import last_turn
+from vantage.rollouts.language import LanguageEngine
 from vantage.study.arenas import arena
 from vantage.study.judge import task_of
 from vantage.tasks.language.calculator import CalculatorTask, task_from_spec
@@ -33,56 +34,8 @@ SCRIPT = {  # what the scripted policy says in its turns, by the prompt
 }
 
 
-class Scripted(torch.nn.Module):
-    """Stands in for the token engine's sessions: rows that say what the script has, one turn a step."""
-
-    def __init__(self, policy: LanguagePolicy) -> None:
-        super().__init__()
-        self.tokenizer, self.pad_token_id = policy.tokenizer, policy.tokenizer.pad_token_id
-        self.end = policy.stop_tokens[0]
-
-    def open(self, encoded: Any, count: int, settings: Sampling, seed: int) -> Scripted:
-        self.limit = settings.max_new_tokens
-        self.said = [list(SCRIPT[self.tokenizer.decode(row)]) for row in encoded for _ in range(count)]
-        rows = len(self.said)
-        self.tokens: list[list[int]] = [[] for _ in range(rows)]
-        self.forced: list[list[bool]] = [[] for _ in range(rows)]
-        self.finished, self.live = [False] * rows, [True] * rows
-        self.prefix = torch.arange(rows) // count
-        return self
-
-    def step(self) -> None:
-        for row, live in enumerate(self.live):
-            if live and not self.finished[row]:
-                turn = [*self.tokenizer(self.said[row].pop(0))["input_ids"], self.end]
-                self.finished[row] = len(turn) <= self.limit
-                self.tokens[row] += turn[: self.limit]
-                self.forced[row] += [False] * len(turn[: self.limit])
-
-    def append(self, rows: list[int], tokens: list[list[int]], max_new_tokens: int) -> None:
-        for row, ids in zip(rows, tokens, strict=True):
-            self.tokens[row] += ids
-            self.forced[row] += [True] * len(ids)
-            self.finished[row] = False
-
-    def close(self, rows: list[int]) -> None:
-        for row in rows:
-            self.live[row] = False
-
-    def result(self, rows: list[int] | None = None) -> Any:
-        index = list(range(len(self.tokens))) if rows is None else rows
-        width = max(len(self.tokens[row]) for row in index)
-        length = torch.tensor([len(self.tokens[row]) for row in index])
-        tokens = torch.tensor(
-            [[*self.tokens[row], *[self.pad_token_id] * (width - len(self.tokens[row]))] for row in index]
-        )
-        forced = torch.tensor([[*self.forced[row], *[False] * (width - len(self.forced[row]))] for row in index])
-        zeros = torch.zeros(tokens.shape)
-        return SimpleNamespace(
-            tokens=tokens, length=length, forced=forced, logp=zeros, logp_sampling=zeros, entropy=zeros,
-            finished=torch.tensor([self.finished[row] for row in index]), prefix=self.prefix[index],
-            mask=(torch.arange(width) < length[:, None]) & ~forced,
-        )  # fmt: skip
+def said(prompt: str, row: int) -> list[str]:
+    return SCRIPT[prompt]
 
 
 @pytest.fixture(scope="module")
@@ -93,13 +46,13 @@ def policy() -> LanguagePolicy:
 def scripted(policy: LanguagePolicy, **options: Any) -> tuple[CalculatorTask, LanguageEngine]:
     task = task_from_spec("calculator:terms=3,digits=1", options={"max_new_tokens": 8, **options})
     engine = task.make_engine(policy)
-    engine.tokens = Scripted(policy)  # type: ignore[assignment]
+    engine.tokens = Scripted(policy, said)  # type: ignore[assignment]
     return task, engine
 
 
 def held(policy: LanguagePolicy, count: int = 1, **options: Any) -> tuple[Trajectories, list[str]]:
     _, engine = scripted(policy, **options)
-    where: Any = SimpleNamespace(generator=torch.Generator().manual_seed(0))
+    where: Any = SimpleNamespace(generator=torch.Generator().manual_seed(0), record=lambda name, value: None)
     prompts: Any = SimpleNamespace(ids=torch.arange(len(SCRIPT)), items=list(SCRIPT))
     batch = engine.sample(prompts, count, where)
     return batch, engine.texts(batch)
@@ -161,7 +114,7 @@ def test_the_number_of_turns_is_bounded(policy: LanguagePolicy) -> None:
 def test_evaluation_holds_conversations_and_counts_calls(policy: LanguagePolicy, monkeypatch: Any) -> None:
     task, _ = scripted(policy, evaluated=4)
     made = task.make_engine(policy)
-    made.tokens = Scripted(policy)  # type: ignore[assignment]
+    made.tokens = Scripted(policy, said)  # type: ignore[assignment]
     prompts = list(SCRIPT)
     problems = [
         task.problems.problem("test", 0).__class__(p, str(sum(map(int, p[:-1].split("+"))))) for p in prompts[:4]
@@ -245,7 +198,7 @@ def test_settings_are_checked_and_ranges_mixed() -> None:
     ):
         with pytest.raises(UserError, match=message):
             make_task(spec)
-    with pytest.raises(UserError, match="judges itself"):
+    with pytest.raises(UserError, match="has a verifier of its own"):
         make_task("calculator", verifier="numeric")
     with pytest.raises(UserError, match="no option 'turn'"):
         make_task("calculator", options={"turn": 3})
@@ -255,7 +208,7 @@ def test_going_on_from_the_middle_is_refused(policy: LanguagePolicy) -> None:
     batch, _ = held(policy)
     _, engine = scripted(policy)
     where: Any = SimpleNamespace(generator=torch.Generator())
-    with pytest.raises(UserError, match="cannot be gone on with from its middle"):
+    with pytest.raises(UserError, match="cannot be continued from its middle"):
         engine.resume(batch, torch.tensor([0]), torch.tensor([1]), 1, where)
 
 

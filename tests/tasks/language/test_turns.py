@@ -16,7 +16,7 @@ from vantage.rewards.mixing import Overlong, Total
 from vantage.tasks.language.calculator import task_from_spec
 from vantage.tasks.language.problem import Problem
 from vantage.tasks.language.task import LanguageTask
-from vantage.tasks.language.turns import judged_texts
+from vantage.tasks.language.turns import judged_texts, marked_texts
 
 ANSWER = "125"
 
@@ -104,6 +104,14 @@ def test_turns_stand_on_lines_of_their_own() -> None:
     assert read("own") == ["12\n3", "4\n56", "78", ""]
     assert read("last") == ["3", "56", "78", ""]
     assert read("all") == ["12993", "949569", "78", "9"]
+    assert marked_texts(tokens, length, tokens != 9, decode) == [
+        "[policy] 12\n[inserted] 99\n[policy] 3",
+        "[inserted] 9\n[policy] 4\n[inserted] 9\n[policy] 56\n[inserted] 9",
+        "78",
+        "[inserted] 9",
+    ]
+    assert marked_texts(tokens, length, None, decode) == ["12993", "949569", "78", "9"]
+    assert marked_texts(tokens[:, :0], torch.zeros(4, dtype=torch.int64), None, decode) == [""] * 4
 
 
 def test_an_evaluation_reads_the_same_words(policy: Any) -> None:

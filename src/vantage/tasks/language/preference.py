@@ -22,6 +22,7 @@ from vantage.core.trajectories import Trajectories
 from vantage.functions.rows import row_logp
 from vantage.rewards.specs import build, parse
 from vantage.rewards.verifiers import verifier as verifier_of
+from vantage.rollouts.continuation import padded
 from vantage.rollouts.language import LanguageEngine
 from vantage.tasks.language.arithmetic import STEP, Sorting, graded
 from vantage.tasks.language.data import ProblemTable, prompt_key
@@ -29,7 +30,7 @@ from vantage.tasks.language.pairs import Pair, load_pairs
 from vantage.tasks.language.problem import Problem, ProblemSet
 from vantage.tasks.language.sft import encoded_answer
 from vantage.tasks.language.space import held_out as falls_out
-from vantage.tasks.language.task import ENGINE_OPTIONS, LanguageTask
+from vantage.tasks.language.task import LanguageTask
 
 JUDGED = 64
 """Rows per forward pass of an evaluation."""
@@ -117,8 +118,8 @@ def pair_rows(policy: Any, pairs: Sequence[Problem], numbers: Sequence[int]) -> 
             prompts.append(prompt)
             answers.append(answer)
     pad = policy.tokenizer.pad_token_id
-    tokens, sizes = _table(prompts, pad)
-    action, length = _table(answers, pad)
+    tokens, sizes = padded(prompts, pad)
+    action, length = padded(answers, pad)
     place = torch.arange(action.shape[1])
     last = place == (length - 1).unsqueeze(-1)
     rows = len(prompts)
@@ -138,12 +139,6 @@ def pair_rows(policy: Any, pairs: Sequence[Problem], numbers: Sequence[int]) -> 
     )
 
 
-def _table(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
-    longest = max(len(row) for row in rows)
-    tokens = torch.tensor([[*row, *[pad] * (longest - len(row))] for row in rows], dtype=torch.int64)
-    return tokens, torch.tensor([len(row) for row in rows], dtype=torch.int64)
-
-
 class PairTask(LanguageTask):
     """Language task whose problems are pairs; methods that sample use their prompts.
 
@@ -156,14 +151,13 @@ class PairTask(LanguageTask):
 
     def __init__(self, problems: ProblemSet, verifier: Any = None, *, graded: bool = True, **options: Any) -> None:
         super().__init__(problems, verifier, **options)
+        if self.tool is not None:
+            raise UserError(f"task {self.name}: pairs go without a tool")
         self.graded = graded
 
-    def make_engine(self, policy: Any, seed: int = 0) -> PairEngine:
-        """Return an engine that samples the policy's answers and reads the pairs."""
-        given = {name: self.options[name] for name in ENGINE_OPTIONS if name in self.options}
-        engine = PairEngine(policy, self.problems, sampling=self._sampling(), **given)
-        self._engine = engine
-        return engine
+    def new_engine(self, policy: Any, **settings: Any) -> PairEngine:
+        """Return a new engine that samples the policy's answers and reads the pairs."""
+        return PairEngine(policy, self.problems, **settings)
 
     def evaluate(self, policy: Any, *, samples: int, seed: int) -> dict[str, float]:
         """Evaluate the policy on held-out pairs and, where answers can be scored, on samples (`LanguageTask.evaluate`).

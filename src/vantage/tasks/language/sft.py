@@ -13,6 +13,7 @@ from vantage.core.costs import Cost
 from vantage.core.errors import UserError
 from vantage.core.trajectories import Trajectories
 from vantage.rewards.verifiers import verifier
+from vantage.rollouts.continuation import padded
 from vantage.tasks.language.data import ProblemTable, prompt_key
 from vantage.tasks.language.pairs import Demonstration
 from vantage.tasks.language.problem import Problem
@@ -186,9 +187,9 @@ def conversation(policy: Any, turns: Sequence[str]) -> tuple[list[int], list[boo
 
 def _rows(examples: Sequence[_Example], policy: Any, device: torch.device) -> Trajectories:
     pad = policy.tokenizer.pad_token_id
-    tokens, sizes = _table([example.prompt for example in examples], pad)
-    action, length = _table([example.completion for example in examples], pad)
-    learnt, _ = _table([example.learnt for example in examples], 0)
+    tokens, sizes = padded([example.prompt for example in examples], pad)
+    action, length = padded([example.completion for example in examples], pad)
+    learnt, _ = padded([example.learnt for example in examples], 0)
     cut = torch.tensor([example.cut for example in examples]).unsqueeze(-1)
     place = torch.arange(action.shape[1])
     last = place == (length - 1).unsqueeze(-1)
@@ -208,12 +209,6 @@ def _rows(examples: Sequence[_Example], policy: Any, device: torch.device) -> Tr
             "rewards": {},
         }
     ).to(device)
-
-
-def _table(rows: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
-    longest = max(len(row) for row in rows)
-    tokens = torch.tensor([[*row, *[pad] * (longest - len(row))] for row in rows], dtype=torch.int64)
-    return tokens, torch.tensor([len(row) for row in rows], dtype=torch.int64)
 
 
 def demonstration_set(name: str, found: Sequence[Demonstration], share: float = 0.1) -> ProblemTable:

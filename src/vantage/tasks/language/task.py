@@ -1,15 +1,17 @@
-"""A language task: a problem set, what judges its answers, and the policy and engine that go with it."""
+"""A language task: a problem set, what scores its answers, and the policy and engine that go with it."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
+from vantage.core import at_least
+from vantage.core.component import check_value
 from vantage.core.context import Context
 from vantage.core.errors import UserError, nearest
 from vantage.core.protocols import Prompts
@@ -18,12 +20,15 @@ from vantage.policies.language import LanguagePolicy
 from vantage.policies.lora import LoraSettings
 from vantage.rewards.pool import score_all
 from vantage.rewards.verifiers import Rewards, rewards
+from vantage.rollouts.continuation import last_turn, turn_numbers
 from vantage.rollouts.language import LanguageEngine
 from vantage.rollouts.tokens.sampling import Sampling
+from vantage.rollouts.tools import Tool, ToolEngine
 from vantage.tasks.language.evaluation import majority, pass_at_k
 from vantage.tasks.language.problem import Problem, ProblemSet
 from vantage.tasks.language.samples import Graded, SampleWriter
-from vantage.tasks.language.turns import READS, judged_texts, read
+from vantage.tasks.language.turns import READS, judged_texts, marked_texts, read
+from vantage.tasks.offers import CONVERSATIONS
 
 SAMPLING_OPTIONS = ("max_new_tokens", "top_p", "top_k", "min_p", "stop_strings")
 POLICY_OPTIONS = (
@@ -48,33 +53,39 @@ TASK_OPTIONS = (
     "reads",
     "failing",
 )
+TOOL_OPTIONS = ("turns", "max_answer_tokens")
 
 
 class LanguageTask:
     """Problems with verifiable answers.
 
     Args:
-        problems: the problem set; its split "train" is learnt from, "test" is held out.
-        verifier: what judges the answers instead of the problem set: a verifier, several as `Rewards` (each is then recorded
+        problems: the problem set; its split "train" is trained on, "test" is held out.
+        verifier: what scores the answers instead of the problem set: a verifier, several as `Rewards` (each is then recorded
             times its weight), or their text (`numeric:after=####`, `correct=math format*0.2=regex:...` apart by ` && `).
-        **options: `training` (problems that are learnt from at most, the first ones in the set's own order; all), `evaluated`
+        tool: a function that answers the policy's turns, in training and evaluation: from the text of a turn to the text that is
+            inserted after it, or None where the turn calls no tool (`vantage.rollouts.tools.ToolEngine`).
+        **options: `training` (problems that are trained on at most, the first ones in the set's own order; all), `evaluated`
             (problems of an evaluation at most, 200), `preset` and `architecture` (of the model that is made
-            when none is given), `micro_batch` (rows judged at once), `workers` (processes for verifiers), `failing` (largest share
-            of rows on which a verifier may fail before the run ends, 0.5), `stored`
-            (completions stored a step, 16), `reads` (what of a conversation is judged: "own", the policy's turns, a line each;
-            "last", its last turn; "all", what the environment inserted too); of sampling: `max_new_tokens`, `top_p`, `top_k`,
-            `min_p`, `stop_strings`; of the policy: `dtype`, `autocast`, `checkpointing`, `fused`, `prefix_sharing`, `lora_rank`,
-            `lora_alpha`, `lora_targets`; of the engine: `max_batch_tokens`, `backend`.
+            when none is given), `micro_batch` (rows of a backward pass), `workers` (processes for verifiers), `failing` (largest
+            share of rows on which a verifier may fail before the run ends, 0.5), `stored`
+            (completions stored a step, 16), `reads` (what of a conversation is scored: "own", the policy's turns, a line each;
+            "last", its last turn, the default with a tool; "all", what the environment inserted too); of sampling:
+            `max_new_tokens` (with a tool: of a turn), `top_p`, `top_k`, `min_p`, `stop_strings`; of the policy: `dtype`,
+            `autocast`, `checkpointing`, `fused`, `prefix_sharing`, `lora_rank`, `lora_alpha`, `lora_targets`; of the engine:
+            `max_batch_tokens`, `backend`; with a tool: `turns` (of the policy at most, 4), `max_answer_tokens` (of an answer that
+            are inserted at most, 256).
 
     Raises:
         UserError: an option is not known (the nearest are named) or out of range, or there is no training problem.
     """
 
     default_steps = 100
-    default_reads = "own"
 
-    def __init__(self, problems: ProblemSet, verifier: Any = None, **options: Any) -> None:
-        known = (*TASK_OPTIONS, *SAMPLING_OPTIONS, *POLICY_OPTIONS, *ENGINE_OPTIONS)
+    def __init__(self, problems: ProblemSet, verifier: Any = None, *, tool: Tool | None = None, **options: Any) -> None:
+        if tool is not None and not callable(tool):
+            raise UserError(f"task {problems.name}: tool={tool!r} is no function from the text of a turn to an answer")
+        known = [*TASK_OPTIONS, *SAMPLING_OPTIONS, *POLICY_OPTIONS, *ENGINE_OPTIONS, *(TOOL_OPTIONS if tool else ())]
         for name in options:
             if name not in known:
                 raise UserError(
@@ -83,6 +94,7 @@ class LanguageTask:
         self.problems = problems
         self.name = problems.name
         self.verifier = _verifier(verifier)
+        self.tool = tool
         self.size = problems.size("train")
         if not self.size:
             raise UserError(f"task {problems.name}: there is no training problem")
@@ -93,16 +105,23 @@ class LanguageTask:
         self.evaluated = min(int(options.get("evaluated", 200)), problems.size("test"))
         self.micro_batch: int | None = options.get("micro_batch")
         self.stored = int(options.get("stored", 16))
-        self.reads = str(options.get("reads", self.default_reads))
+        self.reads = str(options.get("reads", "own" if tool is None else "last"))
         if self.reads not in READS:
             raise UserError(f"task {problems.name}: reads={self.reads!r} is not known: {', '.join(READS)}")
         self.failing = options.get("failing", 0.5)
         if not isinstance(self.failing, int | float) or not 0 <= self.failing <= 1:
             raise UserError(f"task {problems.name}: failing={self.failing!r} is out of range: a share from 0 to 1")
+        for name in set(TOOL_OPTIONS) & set(options):
+            check_value(f"task {problems.name}: {name}", options[name], Annotated[int, at_least(1)])
         self.options = options
         self._engine: LanguageEngine | None = None
 
-    # the road ------------------------------------------------------------------------------------------------------
+    @property
+    def offers(self) -> frozenset[str] | None:
+        """What a task with a tool offers to methods, in the words of `vantage.tasks.offers`; None where its name says it."""
+        return CONVERSATIONS if self.tool is not None else None
+
+    # training ------------------------------------------------------------------------------------------------------
 
     def prompts(self, ids: Tensor) -> Prompts:
         """Return the training prompts with these ids [B]."""
@@ -115,27 +134,26 @@ class LanguageTask:
     def score(self, batch: Trajectories, context: Context) -> dict[str, Tensor]:
         """Return the named rewards [N] of completions, NaN where a verifier has none; special tokens are left out.
 
-        Of a conversation the policy's own words are judged, as the option `reads` says.
+        Of a conversation the policy's own tokens are scored, as the option `reads` says.
         A verifier that crashes or hangs costs its own row; the share of such rows is recorded as `verifier/errors`, and
         above the option `failing` it ends the run.
         """
         numbers = batch.prompt.tolist()
         found = {number: self.problems.problem("train", number) for number in set(numbers)}
-        texts = self._decoded(batch, context.policy, self.reads)
+        texts = judged_texts(batch.action, batch.length, own(batch), self.reads, _decoder(context.policy))
         named, notes = self._judge([found[number] for number in numbers], texts)
         for name, values in notes.items():
             context.record(f"verifier/{name}", sum(values) / max(len(values), 1))
         return {name: torch.tensor(values, dtype=torch.float32, device=batch.device) for name, values in named.items()}
 
     def observe(self, batch: Trajectories, context: Context) -> None:
-        """Record the mean length of completions, and the share that ended by itself."""
+        """Record the mean length of completions, the share that ended by itself, and with a tool `rollout/calls`, the mean number
+        of its answers."""
         context.record("length", batch.length.float().mean())
         if "terminated" in batch:
             context.record("finished", batch.terminated.any(-1).float().mean())
-
-    def _decoded(self, batch: Trajectories, policy: Any, reads: str) -> list[str]:
-        decode = functools.partial(policy.tokenizer.batch_decode, skip_special_tokens=True)
-        return judged_texts(batch.action, batch.length, own(batch), reads, decode)
+        if self.tool is not None and "turn" in batch:
+            context.record("rollout/calls", last_turn(batch).float().mean())
 
     def _judge(
         self, problems: Sequence[Problem], texts: Sequence[str]
@@ -154,13 +172,15 @@ class LanguageTask:
     # evaluation ----------------------------------------------------------------------------------------------------
 
     def evaluate(self, policy: Any, *, samples: int, seed: int) -> dict[str, float]:
-        """Judge `samples` completions of each held-out problem (the first `evaluated` in the set's own order).
+        """Score `samples` completions of each held-out problem (the first `evaluated` in the set's own order).
+
+        They come from the engine of `new_engine`, as those of training do: with a tool they are conversations.
 
         Returns:
             `pass@1`, and with several samples `pass@n` (unbiased: arXiv 2107.03374) and `maj@n`, of the reward `correct`, or
             the first one where none is called so, right above 0.5; the mean of every further reward; the mean `length`
-            in tokens; `truncated`, the share of completions that the limit cut. With the option `training` also `training`,
-            pass@1 of these problems (the first `evaluated` at most).
+            in tokens; `truncated`, the share of completions that the limit cut; with a tool `calls`, the mean number of its
+            answers. With the option `training` also `training`, pass@1 of these problems (the first `evaluated` at most).
         """
         if not self.evaluated:
             return {}
@@ -196,6 +216,10 @@ class LanguageTask:
                 judged[f"reward/{name}"] = float(torch.tensor(values).nanmean())
         judged["length"] = float(found.length.double().mean())
         judged["truncated"] = float((~found.finished).double().mean())
+        if self.tool is not None:
+            judged["calls"] = (
+                float((turn_numbers(found.forced).amax(-1)).double().mean()) if found.forced.numel() else 0.0
+            )
         return judged
 
     def _engine_of(self, policy: Any) -> LanguageEngine:
@@ -211,7 +235,7 @@ class LanguageTask:
         Raises:
             UserError: the folder holds no causal language model with a tokenizer.
         """
-        given = {name: self.options[name] for name in POLICY_OPTIONS if name in self.options}
+        given = self._given(POLICY_OPTIONS)
         rank = int(given.pop("lora_rank", 0))
         targets = given.pop("lora_targets", LoraSettings.targets)
         alpha = float(given.pop("lora_alpha", 2 * rank))
@@ -221,14 +245,29 @@ class LanguageTask:
         preset, architecture = self.options.get("preset", "tiny"), self.options.get("architecture", "llama")
         return LanguagePolicy.new(preset, architecture, seed=seed, lora=lora, **given)
 
+    def new_engine(self, policy: Any, **settings: Any) -> LanguageEngine:
+        """Return a new engine that samples the policy's completions, or with a tool its conversations.
+
+        Training and evaluation both use it; a task with an engine of its own overrides it.
+
+        Args:
+            policy: the policy that acts.
+            **settings: of `LanguageEngine`, as the task's options have them: `sampling`, `max_batch_tokens`, `backend`.
+        """
+        if self.tool is None:
+            return LanguageEngine(policy, **settings)
+        return ToolEngine(policy, self.tool, **self._given(TOOL_OPTIONS), **settings)
+
     def make_engine(self, policy: Any, seed: int = 0) -> LanguageEngine:
-        """Return an engine that samples the policy's completions."""
-        given = {name: self.options[name] for name in ENGINE_OPTIONS if name in self.options}
-        self._engine = LanguageEngine(policy, sampling=self._sampling(), **given)
+        """Return the engine of a run; evaluations of the same policy use it too."""
+        self._engine = self.new_engine(policy, sampling=self._sampling(), **self._given(ENGINE_OPTIONS))
         return self._engine
 
+    def _given(self, names: Sequence[str]) -> dict[str, Any]:
+        return {name: self.options[name] for name in names if name in self.options}
+
     def _sampling(self) -> Sampling:
-        given = {name: self.options[name] for name in SAMPLING_OPTIONS if name in self.options}
+        given = self._given(SAMPLING_OPTIONS)
         if "stop_strings" in given:
             given["stop_strings"] = _names(given["stop_strings"])
         return Sampling(**given)
@@ -253,12 +292,16 @@ class LanguageTask:
         return Graded(
             problem=numbers,
             prompt=[_text(self.problems.problem("train", number).prompt) for number in numbers],
-            completion=self._decoded(chosen, self._engine.policy, "all"),
+            completion=marked_texts(chosen.action, chosen.length, own(chosen), _decoder(self._engine.policy)),
             rewards=rewards,
             advantage=_advantages(chosen),
             length=chosen.length.tolist(),
             finished=chosen.terminated.any(-1).tolist() if "terminated" in chosen else [True] * count,
         )
+
+
+def _decoder(policy: Any) -> Callable[[list[list[int]]], Sequence[str]]:
+    return functools.partial(policy.tokenizer.batch_decode, skip_special_tokens=True)
 
 
 def _advantages(batch: Trajectories) -> list[float | None]:

@@ -1,4 +1,4 @@
-"""Text of a completion or a conversation that a verifier reads."""
+"""Texts of completions and conversations: what a verifier reads of them, and how people are shown them."""
 
 from __future__ import annotations
 
@@ -33,16 +33,53 @@ def judged_texts(
     turn = begins.cumsum(1)
     if reads == "last":
         own = own & (turn == turn.amax(1, keepdim=True))
-    row, place = own.nonzero(as_tuple=True)
-    keys, sizes = torch.unique_consecutive(torch.stack([row, turn[row, place]], 1), dim=0, return_counts=True)
-    pieces = [part.tolist() for part in tokens[row, place].split(sizes.tolist())]
+    return ["\n".join(parts) for parts in _pieces(tokens, own, turn, decode)]
+
+
+def marked_texts(
+    tokens: Tensor, length: Tensor, own: Tensor | None, decode: Callable[[list[list[int]]], Sequence[str]]
+) -> list[str]:
+    """Return each row's text for people: of a conversation a line a turn, `[policy] ...` or `[inserted] ...`.
+
+    Arguments as of `judged_texts`. A row without inserted tokens is its text alone.
+    """
+    inside = torch.arange(tokens.shape[1], device=tokens.device) < length.unsqueeze(-1)
+    own = inside if own is None else own & inside
+    part = torch.zeros_like(tokens)
+    part[:, 1:] = (own[:, 1:] != own[:, :-1]).cumsum(1)
+    first = own[:, :1].flatten().tolist() if tokens.shape[1] else []
+    found = []
+    for place, texts in enumerate(_pieces(tokens, inside, part, decode)):
+        names = [("inserted", "policy")[(number + first[place]) % 2] for number in range(len(texts))]
+        said = [f"[{name}] {text}" for name, text in zip(names, texts, strict=True)]
+        found.append("\n".join(said) if "inserted" in names else "".join(texts))
+    return found
+
+
+def _pieces(
+    tokens: Tensor, chosen: Tensor, part: Tensor, decode: Callable[[list[list[int]]], Sequence[str]]
+) -> list[list[str]]:
+    """Return the texts of each row's parts: of its chosen tokens [N, T], those with the same number `part` [N, T] as one text."""
+    row, place = chosen.nonzero(as_tuple=True)
+    keys, sizes = torch.unique_consecutive(torch.stack([row, part[row, place]], 1), dim=0, return_counts=True)
+    pieces = [piece.tolist() for piece in tokens[row, place].split(sizes.tolist())] if len(row) else []
     texts: list[list[str]] = [[] for _ in range(len(tokens))]
     for number, text in zip(keys[:, 0].tolist(), decode(pieces), strict=True):
         texts[number].append(text)
-    return ["\n".join(parts) for parts in texts]
+    return texts
 
 
 def read(found: Any, reads: str, decode: Callable[[list[list[int]]], Sequence[str]]) -> list[str]:
-    """Return the texts that a verifier reads of an engine's `complete`; without `forced` all tokens are the policy's."""
+    """Return what a verifier reads of the completions that an engine's `complete` returned; see `judged_texts`."""
+    return judged_texts(found.tokens, found.length, _own(found), reads, decode)
+
+
+def marked(found: Any, decode: Callable[[list[list[int]]], Sequence[str]]) -> list[str]:
+    """Return completions of an engine's `complete` for people; see `marked_texts`."""
+    return marked_texts(found.tokens, found.length, _own(found), decode)
+
+
+def _own(found: Any) -> Tensor | None:
+    """Return which tokens the policy produced [N, T], None for all."""
     forced = getattr(found, "forced", None)
-    return judged_texts(found.tokens, found.length, None if forced is None else ~forced, reads, decode)
+    return None if forced is None else ~forced
