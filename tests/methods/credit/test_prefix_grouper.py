@@ -9,8 +9,10 @@ import torch
 
 import vantage
 from tests.methods.toys import trainer
+from tests.reference import Case, cases
 from vantage.core import Schedule, Trainer, Trajectories, UserError
 from vantage.methods.registry import page
+from vantage.policies.attention import attend, plan
 from vantage.policies.language import LanguagePolicy
 from vantage.policies.packing import inputs, pack
 from vantage.study.arenas import arena
@@ -129,6 +131,25 @@ def test_the_arena_times_both_forms_and_compares_their_gradients() -> None:
         run = report.run(ratio, ("score",))
         assert run.diagnostics["gradient_difference"][-1][1] < 1e-4
     assert found.id == "S133"
+
+
+@cases("prefix-grouper")
+def test_attention_and_its_gradients_are_the_authors(case: Case) -> None:
+    """Their padded pair of calls for each group, here one list of tokens: the prompts, then what continues each."""
+    groups = case.inputs["groups"]
+    starts = torch.tensor([0, *(sum(group) for group in groups)]).cumsum(0).tolist()
+    prompts = [range(start, start + group[0]) for start, group in zip(starts, groups, strict=False)]
+    answers = [range(start + group[0], start + sum(group)) for start, group in zip(starts, groups, strict=False)]
+    order = torch.tensor([place for part in (*prompts, *answers) for place in part])
+    lengths = [*(group[0] for group in groups), *(size for group in groups for size in group[1:])]
+    layout = plan(lengths, [len(part) for part in answers], torch.device("cpu"))
+    query, key, value = (case.tensor(name).requires_grad_() for name in ("query", "key", "value"))
+    found = attend(query[order], key[order], value[order], layout, query.shape[-1] ** -0.5)
+    back = torch.argsort(order)
+    case.check("output", found[back])
+    gradients = torch.autograd.grad(found[back], (query, key, value), case.tensor("along"))
+    for name, gradient in zip(("query", "key", "value"), gradients, strict=True):
+        case.check(f"{name}_gradient", gradient)
 
 
 def _short(where: Any) -> Any:

@@ -79,7 +79,10 @@ class BestDraft(Groups):
         return engine.sample(Prompts(prompts.ids, items), self.size, context)
 
 
-@method(id="S242", papers=PAPER, needs="text", base=grpo, group_size=4, beta=0.0)
+@method(
+    id="S242", papers=PAPER, needs="text", base=grpo, group_size=4, beta=0.0,
+    source="none: equations 2 to 6 of the paper, whose code is not public",
+)  # fmt: skip
 def igrpo(base: Method, drafts: int = 4, template: str = TEMPLATE) -> Method:
     """drafts: N, first answers to a prompt, of which the best is shown; 0 is GRPO; template: text of the second
     prompt, with {prompt} and {draft}."""

@@ -191,6 +191,7 @@ class HiddenProbe:
     beta=0.0,
     prompts=1024,
     minibatches=64,
+    source="none: the paper's text and tables; its code is not public",
 )
 def poise(
     base: Method,

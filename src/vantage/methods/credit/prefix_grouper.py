@@ -10,8 +10,8 @@ read by all. Outputs and gradients are those of the repeated form up to rounding
 
 arXiv 2506.05433. The policy of this library computes so (`prefix_sharing`), by its own attention over packed tokens instead of
 the authors' padded pair of calls; rows share whatever prompt they have in common, in whatever group. Its default, "auto", shares
-where that saves a fifth of the tokens; this page always shares, and measures the effect. The method is GRPO. Models whose
-attention the policy does not compute itself are refused.
+where that saves a fifth of the tokens; this page always shares, and measures the effect. The method is GRPO with grpo's
+settings: the authors' repository has no training script. Models whose attention the policy does not compute itself are refused.
 """
 
 from __future__ import annotations
@@ -68,7 +68,10 @@ class SharedPrefixes(GradientUpdate):
             policy.prefix_sharing = self.sharing
 
 
-@method(id="S133", papers=PAPER, needs=("episodes", "text"), base=grpo)
+@method(
+    id="S133", papers=PAPER, needs=("episodes", "text"), base=grpo,
+    source="johncaged/PrefixGrouper@1accedc src/prefix_grouper/forward.py",
+)  # fmt: skip
 def prefix_grouper(base: Method, sharing: bool = True) -> Method:
     """sharing: rows with one prompt share its computation; rows in different minibatches cannot share."""
     # Shuffled by groups, so that rows with the same prompt stay together.
