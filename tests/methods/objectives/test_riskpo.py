@@ -9,8 +9,9 @@ import pytest
 import torch
 
 import vantage
-from tests.harness import context
+from tests.harness import context, loss_of, random_batch
 from tests.methods.toys import assert_resumes, gain
+from tests.reference import Case, cases
 from vantage.core import Trajectories, UserError
 from vantage.methods.objectives.riskpo import BundleRisk, risk
 
@@ -25,6 +26,29 @@ def answers(scores: list[list[float]]) -> Trajectories:
 
 def credit(part: BundleRisk, scores: list[list[float]]) -> list[float]:
     return part(answers(scores), context())[:, 0].tolist()
+
+
+@cases("riskpo", "advantage")
+def test_the_advantages_are_the_authors(case: Case) -> None:
+    part = vantage.method("riskpo", **case.settings).advantage
+    found, seen = [], []
+    for scores in case.inputs["scores"]:
+        found.append(credit(part, scores))
+        seen.append([float(part.tracker.read(level)) for level in (0.2, 0.9)])
+    case.check("advantage", torch.tensor(found))
+    if "quantiles" in case.outputs:
+        case.check("quantiles", torch.tensor(seen))
+
+
+@cases("riskpo", "loss")
+def test_the_loss_is_the_authors(case: Case) -> None:
+    columns = {name: case.tensor(name) for name in ("mask", "logp_old", "advantage")}
+    logp = case.tensor("logp").requires_grad_()
+    batch = random_batch(*case.tensor("mask").shape).replace(**columns)
+    loss = loss_of(vantage.method("riskpo"), batch, logp=logp)
+    loss.backward()
+    case.check("loss", loss)
+    case.check("grad", logp.grad)
 
 
 def worked(score: float, tail: float = 1.5, baseline: bool = True, seeking: bool = False) -> float:

@@ -11,6 +11,7 @@ import torch
 import vantage
 from tests.harness import context, loss_of, random_batch
 from tests.methods.toys import assert_resumes, gain, trainer
+from tests.reference import Case, cases
 from vantage.core import Trajectories, UserError
 from vantage.core.checkpoint import load_tensors
 from vantage.methods.sampling.repo_replay import choose
@@ -28,6 +29,43 @@ def rows(fresh: list[float], old: list[float], mixed: bool) -> Trajectories:
 def advantages(fresh: list[float], old: list[float], mixed: bool) -> list[float]:
     method = vantage.method("repo-replay")
     return method.advantage(rows(fresh, old, mixed), context())[:, 0].tolist()
+
+
+@cases("repo-replay", "choice")
+def test_the_choice_of_answers_is_the_authors(case: Case) -> None:
+    queues = case.inputs["queues"]
+    held = torch.tensor([len(queue) for queue in queues])
+    score = torch.nn.utils.rnn.pad_sequence([torch.tensor(queue).float() for queue in queues], batch_first=True)
+    there = torch.arange(score.shape[1]) < held.unsqueeze(1)
+    plan = vantage.method("repo-replay", **case.settings).rollout
+    found = choose(score, there, plan.take, plan.strategy, torch.Generator())
+    assert [row.nonzero()[:, 0].tolist() for row in found] == case.outputs["chosen"]
+
+
+@cases("repo-replay", "advantage")
+def test_the_advantages_are_the_authors(case: Case) -> None:
+    source, prompt = case.tensor("source").long(), case.tensor("prompt").long()
+    group = prompt if case.settings["mixed"] else 2 * prompt + source
+    batch = random_batch(len(prompt), 1, size=1).replace(score=case.tensor("score"), group=group, source=source)
+    case.check("advantage", vantage.method("repo-replay", **case.settings).advantage(batch, context())[:, 0])
+
+
+@cases("repo-replay", "loss")
+def test_the_loss_is_the_authors(case: Case) -> None:
+    method = vantage.method("repo-replay", **case.settings)
+    source = case.tensor("source").long()
+    columns = {name: case.tensor(name) for name in ("mask", "logp_old", "logp_ref")}
+    batch = random_batch(*case.tensor("mask").shape).replace(
+        **columns,
+        advantage=case.tensor("advantage").unsqueeze(1) * columns["mask"],
+        source=source,
+        weight=torch.where(source == 1, method.rollout.weight, 1.0),
+    )
+    logp = case.tensor("logp").requires_grad_()
+    loss = loss_of(method, batch, logp=logp)
+    loss.backward()
+    case.check("loss", loss)
+    case.check("grad", logp.grad)
 
 
 def test_split_and_mixed_standardisation() -> None:
@@ -121,8 +159,9 @@ def test_mixed_mode_shares_the_groups() -> None:
 
 
 def test_before_any_replay_the_run_is_grpos(tmp_path) -> None:
+    constant: dict[str, Any] = {"lr_schedule": "constant", "lr_warmup": 0.0}
     for name, method in (
-        ("repo", vantage.method("repo-replay", prompts=6, group_size=4, lr=1e-2)),
+        ("repo", vantage.method("repo-replay", prompts=6, group_size=4, lr=1e-2, **constant)),
         ("grpo", vantage.method("grpo", prompts=6, group_size=4, lr=1e-2, beta=0.0)),
     ):
         (tmp_path / name).mkdir()
@@ -174,7 +213,8 @@ def test_settings_out_of_range_are_refused() -> None:
 
 
 def test_it_learns_and_resumes_with_its_queues(tmp_path) -> None:
-    method = vantage.method("repo-replay", prompts=3, group_size=8, lr=3e-2, strategy="variance")
+    rate: dict[str, Any] = {"lr": 3e-2, "lr_schedule": "constant", "lr_warmup": 0.0}
+    method = vantage.method("repo-replay", prompts=3, group_size=8, strategy="variance", **rate)
     assert gain(method, 40) > 0.3
     small = vantage.method(
         "repo-replay", prompts=3, group_size=4, capacity=6, least=4, take=3, lr=3e-2, strategy="random", beta=0.01
@@ -186,7 +226,7 @@ def test_the_defaults_compose_what_the_page_states() -> None:
     method = vantage.method("repo-replay")
     replay = method.rollout
     assert (replay.capacity, replay.least, replay.take, replay.strategy) == (16, 16, 8, "highest")
-    assert (replay.mixed, replay.weight, replay.plan.prompts, replay.plan.size) == (False, 1.0, 16, 8)
+    assert (replay.mixed, replay.weight, replay.plan.prompts, replay.plan.size) == (False, 1.0, 4, 8)
     assert [type(reward).__name__ for reward in method.rewards] == ["FreshRecorded"]
     assert method.regularizers == ()
     assert [term.coefficient for term in vantage.method("repo-replay", beta=0.1).regularizers] == [0.1]

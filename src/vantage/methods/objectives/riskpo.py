@@ -10,10 +10,11 @@ lower one the slope is steep, between them it is small, above the upper one it i
 
 Each answer takes its paper's A, scaled by its question (`credit`): "std" divides by the std of the question's scores (by 1 where
 that is at most 1e-3), "uniform" does not scale it, "score" multiplies it by 0.5 where the answer scored and by 1.5 where it did
-not, "sum-mean" distributes it by the excess over the question's mean. Then PPO's clip and a token mean. arXiv 2510.00911, the
-steps of the authors' code but for the quantiles; defaults are its easy-math script. Its hard-math script has beta 0.8, 10
-answers, "sum-mean", no baseline (the bracket q_lo - q_hi), 512 prompts in 4 minibatches. `seeking` is the authors' control: g2
-becomes (S - q_hi)^+ / (1 - beta). Every division has 1e-6 added.
+not, "sum-mean" distributes it by the excess over the question's mean. Then PPO's clip with a dual clip at 3, and a token mean.
+arXiv 2510.00911, the steps of the authors' code but for the quantiles; defaults are its easy-math script, whose scores are 0 and 1.
+Its hard-math script has beta 0.8, 10 answers, "sum-mean", no baseline (the bracket q_lo - q_hi), 512 prompts in 4 minibatches, and
+scores of -1 and 1, which are the task's. `seeking` is the authors' control, with beta 0.8: g2 becomes (S - q_hi)^+ / (1 - beta).
+Every division has 1e-6 added. Their token mean is over 64 rows at a time, then averaged; here it is over the minibatch.
 
 The quantiles are tracked over the run, as the paper says (`quantiles="track"`). The authors' scripts set that too, but the
 released trainer writes them to the `meta_info` of a batch that is discarded after its step: as released,
@@ -161,12 +162,15 @@ def _std(papers: Tensor) -> Tensor:
 @method(
     id="S105",
     papers=PAPER,
+    source="RTkenny/RiskPO@65ec40c scripts/run_qwen2.5_1.5b_MVaR_math.sh",
     base=grpo,
     without=("beta",),
     beta=0.0,
     prompts=1024,
     group_size=5,
     minibatches=2,
+    dual=3.0,
+    weight_decay=0.01,
 )
 def riskpo(
     base: Method,
@@ -211,7 +215,7 @@ claim = (
         metric="pass@8",
         direction="no worse",
         margin=0.03,
-        settings={"minibatches": 1, "lr": 3e-5},
+        settings={"minibatches": 1, "lr": 3e-5, "weight_decay": 0.0},
         against_settings={"beta": 0.0},
         note="The authors report higher pass@1 and pass@k; claimed here is that pass@8 does not fall." + _RATE,
     ),
@@ -219,7 +223,7 @@ claim = (
         name="pass@1",
         arena="arithmetic",
         against="grpo",
-        settings={"minibatches": 1, "lr": 3e-5},
+        settings={"minibatches": 1, "lr": 3e-5, "weight_decay": 0.0},
         against_settings={"beta": 0.0},
         note="The first half of what the authors report, from the same runs." + _RATE,
     ),
@@ -233,6 +237,7 @@ claim = (
         settings={
             "minibatches": 1,
             "lr": 3e-5,
+            "weight_decay": 0.0,
             "beta": 0.8,
             "credit": "sum-mean",
             "baseline": False,

@@ -10,9 +10,12 @@ that generated them:
     loss = (1 / B) [ sum over fresh rows of the row's mean of -min(ratio A, clip(ratio) A) + c_off * the same over replayed rows ]
            + beta * token mean over fresh rows of k3,           B = all rows of the batch
 
-arXiv 2506.09340; all steps as in the authors' code, with one rule added: one replayed answer alone has A = 0. The code also
-truncates sampling to the 50 likeliest tokens, which is the engine's setting here. `score` and `reward/..` of the log are
-the fresh answers', `batch/score` that of all.
+arXiv 2506.09340; all steps and defaults as in the authors' code and launch script, with one rule added: one replayed answer alone
+has A = 0. Of equal scores the oldest are replayed, by "variance" too. With the defaults a prompt's third visit is the first that
+replays; they visit it three times. Their B is the rows of a device, one prompt, and devices are averaged: the same where all
+prompts of the batch replay. They also truncate sampling to the 50 likeliest tokens, which is the engine's setting here, and bound
+no divergence, which is cut at 10 a token here. `score` and `reward/..` of the log are the fresh answers', `batch/score` that of
+all.
 """
 
 from __future__ import annotations
@@ -95,7 +98,10 @@ def _largest_variance(score: Tensor, there: Tensor, held: Tensor, count: Tensor,
     # On ties the largest sum: the most of the largest scores.
     top = torch.where(best, high, -1).max(1, keepdim=True).values
     rank = torch.arange(score.shape[1])
-    return _placed(order, (rank < count - top) | ((rank >= held - top) & (rank < held)))
+    chosen = _placed(order, (rank < count - top) | ((rank >= held - top) & (rank < held)))
+    # Of equal scores the oldest, which the first of equally good subsets has.
+    equal = (score.unsqueeze(2) == score.unsqueeze(1)) & there.unsqueeze(1)
+    return there & (equal.tril(-1).sum(2) < (equal & chosen.unsqueeze(1)).sum(2))
 
 
 def _placed(order: Tensor, ranks: Tensor) -> Tensor:
@@ -225,7 +231,18 @@ class FreshKL:
         return self.coefficient * estimate
 
 
-@method(id="S080", papers=PAPER, base=grpo, without=("beta",), beta=0.0, group_size=8)
+@method(
+    id="S080",
+    papers=PAPER,
+    source="SihengLi99/RePO@119fef6 scripts/train_replay_grpo.slurm",
+    base=grpo,
+    without=("beta",),
+    beta=0.0,
+    prompts=4,
+    group_size=8,
+    lr_schedule="cosine",
+    lr_warmup=0.1,
+)
 def repo_replay(
     base: Method,
     capacity: int = 16,
@@ -247,7 +264,7 @@ def repo_replay(
 
 
 # Half of the paper's sizes, as answers come in groups of 4; replay begins at the third visit of a prompt.
-_HALF = {"take": 4, "capacity": 8, "least": 8}
+_HALF = {"take": 4, "capacity": 8, "least": 8, "lr_schedule": "constant", "lr_warmup": 0.0}
 
 claim = (
     Claim(
