@@ -39,8 +39,11 @@ def draw(lines: Sequence[dict[str, Any]], path: Path, title: str, limit: int = 1
         return None
     columns = min(3, len(shown))
     rows = math.ceil(len(shown) / columns)
-    figure = Figure(figsize=(4.2 * columns, 2.6 * rows + 0.5), layout="constrained")
+    width, height = 4.2 * columns, 2.6 * rows + 0.5
+    figure = Figure(figsize=(width, height))
     FigureCanvasAgg(figure)
+    # Margins for labels of this size: to measure the labels takes longer than a short run.
+    figure.subplots_adjust(0.7 / width, 0.3 / height, 1 - 0.15 / width, 1 - 0.75 / height, 0.22, 0.35)
     for index, key in enumerate(shown):
         axes = figure.add_subplot(rows, columns, index + 1)
         steps, values = series[key]
@@ -51,6 +54,7 @@ def draw(lines: Sequence[dict[str, Any]], path: Path, title: str, limit: int = 1
             axes.plot(steps, _smooth(values, max(3, len(values) // 25)), color="#0072B2", linewidth=1.8)
         axes.set_title(key, fontsize=10, loc="left")
         axes.tick_params(labelsize=8)
+        axes.locator_params(nbins=5)
         axes.grid(alpha=0.25, linewidth=0.6)
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)

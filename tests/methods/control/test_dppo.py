@@ -104,7 +104,7 @@ DDIM = {
 
 def test_with_ddim_it_takes_fewer_steps_and_eta_learns() -> None:
     learnt = {**DDIM, "learn_eta": True, "eta": 0.9, "eta_coefficient": 0.1, "lr": 1e-2}
-    run = vantage.train("dppo", "pendulum", steps=32, settings=learnt, evaluate_samples=2)
+    run = vantage.train("dppo", "pendulum", steps=32, settings=learnt, evaluate_samples=0)
     process = run.policy.process
     assert (process.length, process.frozen_steps, process.noise_width(1)) == (4, 2, 5)
     steps = [line for line in run.outcome.history if "loss/policy" in line]
@@ -112,7 +112,7 @@ def test_with_ddim_it_takes_fewer_steps_and_eta_learns() -> None:
     assert float(run.policy.actor.own.detach()) != 0.0
     assert 0.1 < float(process.eta_of(run.policy.networks).detach()) < 2.0
     assert steps[0]["eta"] == pytest.approx(0.9, abs=0.05)
-    fixed = vantage.train("dppo", "pendulum", steps=16, settings={**DDIM, "eta": 0.5}, evaluate_samples=2)
+    fixed = vantage.train("dppo", "pendulum", steps=16, settings={**DDIM, "eta": 0.5}, evaluate_samples=0)
     assert fixed.policy.process.eta == 0.5
     assert not hasattr(fixed.policy.actor, "own")
     with pytest.raises(UserError, match="ddim_steps"):
@@ -163,8 +163,8 @@ def test_a_resumed_run_is_the_run(tmp_path: Path) -> None:
 
 def test_on_pendulum_a_run_is_kept_in_its_folder(tmp_path) -> None:  # type: ignore[no-untyped-def]
     settings = {"rows": 2, "length": 8, "epochs": 2, "minibatches": 2, "denoising_steps": 3, "tuned": 3}
-    whole = vantage.train("dppo", "pendulum", steps=32, settings=settings, evaluate_samples=2, out=tmp_path / "run")
-    judged = vantage.evaluate(tmp_path / "run", samples=2, seed=1)
+    whole = vantage.train("dppo", "pendulum", steps=32, settings=settings, evaluate_samples=1, out=tmp_path / "run")
+    judged = vantage.evaluate(tmp_path / "run", samples=1, seed=1)
     assert judged["return"] == pytest.approx(whole.metrics[-1]["eval/return"])
 
 

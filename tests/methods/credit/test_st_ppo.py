@@ -233,9 +233,9 @@ def test_settings_out_of_range_are_refused() -> None:
 
 @pytest.mark.parametrize("level", ["turn", "token"])
 def test_it_learns_from_stale_data_and_resumes(tmp_path: Any, level: str) -> None:
-    settings = {"level": level, "prompts": 6, "group_size": 16, "lr": 3e-2, "epochs": 4, "minibatches": 2}
+    settings = {"level": level, "prompts": 6, "group_size": 16, "lr": 6e-2, "epochs": 4, "minibatches": 2}
     made = in_turns(vantage.method("st-ppo", **settings))
-    assert gain(made, 25) > 0.2
+    assert gain(made, 12) > 0.2
     assert_resumes(tmp_path, made)
 
 

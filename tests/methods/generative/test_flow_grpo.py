@@ -101,8 +101,8 @@ def test_a_resumed_run_is_the_run_that_never_stopped(tmp_path: Path) -> None:
 
 def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     task, base, run = "flow2d:ring,modes=4,reward=region", tmp_path / "base", tmp_path / "run"
-    small = ["--option", "hidden=[32,32]", "--eval-samples", "200"]
-    train = ["train", "flow-matching", "--task", task, "--steps", "150", "--out", str(base), *small]
+    small = ["--option", "hidden=[32,32]", "--eval-samples", "50"]
+    train = ["train", "flow-matching", "--task", task, "--steps", "20", "--out", str(base), *small]
     assert main([*train, "--set", "batch=128", "lr=5e-3"]) == 0
     tune = [
         "train",

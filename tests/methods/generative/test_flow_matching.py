@@ -42,7 +42,7 @@ def test_the_loss_is_the_mean_squared_error_of_the_velocity() -> None:
 
 def test_it_learns_and_its_model_is_loaded_again(tmp_path: Path) -> None:
     run = vantage.train(
-        "flow-matching", "flow2d:ring,modes=3", steps=250, settings={"batch": 128, "lr": 5e-3}, evaluate_samples=300,
+        "flow-matching", "flow2d:ring,modes=3", steps=120, settings={"batch": 128, "lr": 1e-2}, evaluate_samples=300,
         options={"hidden": [32, 32]}, out=tmp_path / "run",
     )  # fmt: skip
     first, last = run.metrics[0], run.metrics[-1]

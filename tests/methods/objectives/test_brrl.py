@@ -175,8 +175,8 @@ def test_it_runs_with_its_head_and_resumes(tmp_path) -> None:
 
 def test_bpo_learns_to_balance_a_pole() -> None:
     pytest.importorskip("gymnasium")
-    method = vantage.method("brrl", rows=8, length=128, epochs=5, minibatches=4, lr=1e-3)
-    run = vantage.train(method, "cartpole", steps=20_000, seed=1, evaluate_samples=8)
+    method = vantage.method("brrl", rows=8, length=64, epochs=4, minibatches=2, lr=3e-3)
+    run = vantage.train(method, "cartpole", steps=7_000, seed=1, evaluate_samples=8)
     lines = run.metrics
     key = "eval/return"
     assert lines[-1][key] > lines[0][key] + 100

@@ -131,14 +131,17 @@ def test_many_visits_follow_the_merging_rule() -> None:
 
 
 def test_binary_rewards_never_turn_a_sign() -> None:
-    groups = [list(map(float, g)) for g in itertools.product((0, 1), repeat=3)]
-    for history in itertools.product(groups, repeat=3):
-        part = SmoothStandardized()
-        for scores in history:
-            found = visit(part, scores)
-        mean = sum(scores) / 3
-        if len(set(scores)) > 1:
-            assert all(a * (r - mean) >= 0 for a, r in zip(found, scores, strict=True))
+    groups = torch.tensor(list(itertools.product((0.0, 1.0), repeat=3)))
+    histories = torch.tensor(list(itertools.product(range(len(groups)), repeat=3)))  # one prompt each
+    count, part = len(histories), SmoothStandardized()
+    prompt = torch.arange(count).repeat_interleave(3)
+    for scores in groups[histories].unbind(1):
+        mask = torch.ones(3 * count, 1, dtype=torch.bool)
+        batch = Trajectories({"mask": mask, "score": scores.flatten(), "group": prompt, "prompt": prompt})
+        found = part(batch, context())[:, 0].view(count, 3)
+        centred = scores - scores.mean(-1, keepdim=True)
+        assert bool((found * centred >= 0).all())
+    assert int((found != 0).any(-1).sum()) == 510  # all but the histories of equal scores alone
 
 
 def test_clip_gradient_dual_clip_and_averaging() -> None:

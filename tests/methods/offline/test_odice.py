@@ -201,8 +201,8 @@ def test_on_the_road_the_policy_moves_before_the_values_and_by_the_old_residual(
 
 
 def test_it_learns_to_walk_and_resumes(tmp_path: Path) -> None:
-    method = vantage.method("odice", rows=128, lr=2e-3, tau=0.05)
-    history = runner(method, 400, spec="offline:world=point,steps=4000,good=0.5,hidden=32").run().history
+    method = vantage.method("odice", rows=128, lr=5e-3, tau=0.1)
+    history = runner(method, 150, spec="offline:world=point,steps=4000,good=0.5,hidden=32").run().history
     assert history[-1]["eval/score"] > history[0]["eval/score"] + 20
     assert_resumes(tmp_path, vantage.method("odice", rows=16))
 

@@ -45,7 +45,7 @@ def test_probabilities_of_labels_are_recovered_when_labels_are_soft() -> None:
     task = vantage.task("preference:arms=2,contexts=1,pairs=64,scale=100")
     policy = task.make_policy()
     vantage.train(
-        "dpo", task, steps=400, settings={"lr": 0.1, "beta": 0.5, "smoothing": 0.2, "prompts": 64}, policy=policy
+        "dpo", task, steps=200, settings={"lr": 0.3, "beta": 0.5, "smoothing": 0.2, "prompts": 64}, policy=policy
     )
     logits = policy.logits()[0].detach()
     best, worst = task.pairs[0].tolist()
