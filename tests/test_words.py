@@ -7,7 +7,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1] / "src" / "vantage"
-DONE = ("advantages", "core", "functions", "integrations", "objectives", "regularizers", "selection", "updates")
+DONE = (
+    "advantages",
+    "core",
+    "functions",
+    "integrations",
+    "objectives",
+    "policies",
+    "regularizers",
+    "selection",
+    "updates",
+)
 """Packages whose text is held to this."""
 QUESTION = re.compile(r"(How|What|Where|Who|Why)\b")
 IDIOM = re.compile(

@@ -268,7 +268,7 @@ def test_frozen_is_apart() -> None:
         (VECTOR, BUTTONS, {"state_dependent_std": True}, "state_dependent_std=True needs continuous"),
         (VECTOR, JOINTS, {"squash": True}, "finite bounds"),
         (CELLS, BUTTONS, {"normalize_observations": True}, "needs observations that are numbers"),
-        (IMAGE, BUTTONS, {"shared": False}, "shared=False is not offered for images"),
+        (IMAGE, BUTTONS, {"shared": False}, "shared=False is not supported for images"),
     ],
 )
 def test_options_that_do_not_fit(

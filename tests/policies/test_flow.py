@@ -189,7 +189,7 @@ def test_files_round_trip(tmp_path: Path) -> None:
         FlowPolicy.load(tmp_path)
     own = FlowPolicy(Exact())
     own.save(tmp_path / "own")
-    with pytest.raises(UserError, match="network of its own"):
+    with pytest.raises(UserError, match="network of the user's own"):
         FlowPolicy.load(tmp_path / "own")
     assert FlowPolicy.load(tmp_path / "own", Exact()).shape == (1,)
     with pytest.raises(UserError, match="out of range"):

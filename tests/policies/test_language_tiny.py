@@ -85,7 +85,7 @@ def test_nothing_is_overwritten_without_force(tmp_path):
     (tmp_path / "empty").mkdir()
     new_model(tmp_path / "empty")
     (tmp_path / "file").write_text("x")
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="exists and is not empty"):
         new_model(tmp_path / "file")
 
 
@@ -124,7 +124,7 @@ CASES = {
     "no configuration": (lambda folder: (folder / "config.json").unlink(), "no config.json"),
     "configuration that is no JSON": (lambda folder: (folder / "config.json").write_text("{"), "no JSON"),
     "configuration of something else": (lambda folder: set_config(folder, model_type=None), "no model_type"),
-    "no language model": (lambda folder: set_config(folder, model_type="vit"), "no causal language model"),
+    "no language model": (lambda folder: set_config(folder, model_type="vit"), "not a causal language model"),
     "unknown architecture": (lambda folder: set_config(folder, model_type="nonesuch"), "config.json"),
     "no tokenizer": (
         lambda folder: [(folder / name).unlink() for name in ("tokenizer.json", "tokenizer_config.json")],

@@ -1,4 +1,4 @@
-"""Choosing actions in a rollout: the noise of all steps in one draw, and the choice itself in a few numpy calls."""
+"""Action sampling in rollouts: the noise of all steps is drawn at once, and actions are chosen in a few numpy calls."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ Chooser = Callable[[Array, Array, Array], None]
 
 
 def draw_noise(policy: ControlPolicy, steps: int, rows: int, generator: torch.Generator) -> Array:
-    """Return what `steps` choices for `rows` streams need, [steps, rows, width] float32, in one draw on the CPU.
+    """Draw the noise of `steps` actions in `rows` streams at once, [steps, rows, width] float32, on the CPU.
 
-    A policy that chooses by itself (`chooser`) says how many standard normal numbers it needs (`noise_width`).
-    Standard normal for continuous actions; for discrete ones the logarithm of exponential noise, whose negative is
-    Gumbel's, so that argmax(logits - noise) is a draw from softmax(logits).
+    It is standard normal for continuous actions and for policies with a `chooser` of their own, which declare the number of
+    values as `noise_width`; for discrete actions it is the logarithm of exponential noise, whose negative is Gumbel noise, so
+    that argmax(logits - noise) is a sample of softmax(logits).
     """
     noise = torch.empty(steps, rows, noise_width(policy))
     if policy.actions.kind == "continuous":
@@ -29,14 +29,14 @@ def draw_noise(policy: ControlPolicy, steps: int, rows: int, generator: torch.Ge
 
 
 def noise_width(policy: ControlPolicy) -> int:
-    """Return how many random numbers a choice takes."""
+    """Return the number of random values per action."""
     return int(getattr(policy, "noise_width", policy.actions.width))
 
 
 def chooser(policy: ControlPolicy) -> Chooser:
-    """Return `(outputs [n, outputs], noise [n, width], action) -> None`, which writes the actions and spends the noise.
+    """Return `(outputs [n, outputs], noise [n, width], action) -> None`, which writes the actions and overwrites the noise.
 
-    The parameters that it needs besides the outputs are read once, so make a new one for each rollout.
+    The parameters that it needs besides the outputs are read once: make a new one for each rollout.
     """
     own = getattr(policy, "chooser", None)
     if own is not None:

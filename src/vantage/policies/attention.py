@@ -1,8 +1,8 @@
-"""Attention over packed sequences: the tokens of all rows lie in one list, and no key of a shared prefix is repeated.
+"""Attention over packed sequences: all rows' tokens are concatenated, and keys of a shared prefix are not repeated.
 
-Every token sees the tokens of its own sequence up to itself. Where sequences share a prefix, theirs also see all of it: that
-is a second call, and the two results are merged by their log-sum-exps, which is exact. The backward pass of each call
-needs the merged output and log-sum-exp alone, so nothing of the parts is kept.
+Every token attends to the tokens of its own sequence up to itself. Tokens of sequences that share a prefix also attend to the
+whole prefix: that is a second call, and the two results are merged by their log-sum-exps, which is exact. The backward pass
+of each call needs only the merged output and log-sum-exp.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from vantage.policies.kernels import Lengths, padded_backward, padded_forward, v
 
 @dataclass(frozen=True)
 class Places:
-    """Where [B, L] padded entries lie in the list of tokens.
+    """Index of [B, L] padded entries into the list of tokens.
 
     Attributes:
         count: B.
         longest: L.
-        index: [B * L] places, padding pointing at its own sequence's first token; or the slice that they are.
-        slot: [n] which of the B * L entries are no padding; None where all are.
-        padding: [B * L - n] which are.
+        index: [B * L] positions in the list, those of padding being the sequence's first token; or the equivalent slice.
+        slot: [n] indices of the B * L entries that are no padding; None where all are.
+        padding: [B * L - n] indices of those that are.
     """
 
     count: int
@@ -43,7 +43,7 @@ class Places:
         return rows.view(self.count, self.longest, *table.shape[1:])
 
     def put(self, table: Tensor, values: Tensor, add: bool) -> None:
-        """Write or add [B, L, ...] to the places in [S, ...], padding left out; no place comes twice."""
+        """Write or add [B, L, ...] to the positions in [S, ...], without padding; positions are distinct."""
         values = values.reshape(self.count * self.longest, *values.shape[2:])
         if isinstance(self.index, slice):
             table[self.index] = table[self.index] + values if add else values
@@ -59,11 +59,11 @@ class Places:
 
 @dataclass(frozen=True)
 class Block:
-    """Sequences side by side whose queries see keys: causally their own, or all those of a shared prefix.
+    """Batch of padded sequences whose queries attend causally to their own keys, or to all keys of a shared prefix.
 
     Attributes:
-        query: where the queries are.
-        key: where the keys are; None for a causal block, whose keys are those of its queries.
+        query: positions of the queries.
+        key: positions of the keys; None for a causal block, whose keys are those of its queries.
         mask: [B, 1, 1, Lk] to add to the scores, -inf at keys that are padding; None where none is needed.
     """
 
@@ -74,17 +74,17 @@ class Block:
 
 @dataclass(frozen=True)
 class Plan:
-    """Who sees whom in a list of S tokens.
+    """Attention structure of a list of S tokens.
 
-    The list holds sequences one after the other; where prefixes are shared they come first, then the sequences that
-    continue the first prefix, those that continue the second, and so on.
+    The list is a concatenation of sequences; shared prefixes come first, then the sequences that continue the first prefix,
+    those that continue the second, and so on.
 
     Attributes:
         blocks: for kernels that take padded sequences.
         ends: [sequences + 1] int32, cumulated lengths, for kernels that take packed ones; with the longest.
-        longest: of the sequences.
-        shared: (first token after the prefixes; cumulated lengths of what continues each prefix, and the longest; those of
-            the prefixes); None where nothing is shared.
+        longest: length of the longest sequence.
+        shared: (first token after the prefixes; cumulated lengths of the continuations of each prefix, and the longest; those
+            of the prefixes); None where no prefix is shared.
     """
 
     blocks: tuple[Block, ...]
@@ -94,12 +94,12 @@ class Plan:
 
 
 def plan(lengths: Sequence[int], continued: Sequence[int] | None, device: torch.device) -> Plan:
-    """Lay out who sees whom.
+    """Make the attention structure of packed sequences.
 
     Args:
-        lengths: of the sequences in the list, each at least 1; the prefixes first where there are any.
+        lengths: lengths of the sequences in the list, each at least 1; the prefixes first where there are any.
         continued: number of tokens that continue each prefix, in the order of the prefixes; None without prefixes.
-        device: where the index tensors go.
+        device: device of the index tensors.
     """
     starts = [0]
     for length in lengths:
@@ -132,13 +132,13 @@ def plan(lengths: Sequence[int], continued: Sequence[int] | None, device: torch.
 
 
 def _similar(order: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:
-    """Cut indices in order of falling length into runs of similar length, so that squares of padding stay small."""
+    """Divide indices in order of falling length into runs of similar length, to bound the attention scores of padding."""
     runs: list[list[int]] = []
     area = 0
     for index in order:
         if runs:
             widest = lengths[runs[-1][0]] ** 2
-            # A further call costs about as much as the scores of 4096 pairs.
+            # A further call costs about as much as 4096 attention scores.
             if widest * (len(runs[-1]) + 1) <= 1.5 * (area + lengths[index] ** 2) + 4096:
                 runs[-1].append(index)
                 area += lengths[index] ** 2
@@ -169,7 +169,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, layout: Plan, scale: float
         query: [S, H, D].
         key: [S, K, D]; K divides H, and query head h reads key head h // (H / K).
         value: [S, K, D].
-        layout: who sees whom.
+        layout: attention structure.
         scale: factor on the scores.
     """
     packed = query.is_cuda and query.dtype in (torch.float16, torch.bfloat16)
@@ -177,7 +177,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, layout: Plan, scale: float
 
 
 class _Padded(torch.autograd.Function):
-    """By kernels that take padded sequences, block by block."""
+    """Attention by kernels that take padded sequences, one block at a time."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, layout: Plan, scale: float) -> Tensor:
@@ -222,7 +222,7 @@ class _Padded(torch.autograd.Function):
 
 
 def _merge(one: Tensor, one_lse: Tensor, two: Tensor, two_lse: Tensor) -> tuple[Tensor, Tensor]:
-    """Join two results over disjoint keys: outputs [..., D], log-sum-exps [..., 1]."""
+    """Merge two results over disjoint keys: outputs [..., D], log-sum-exps [..., 1]."""
     lse = torch.logaddexp(one_lse, two_lse)
     joint = one * torch.exp(one_lse - lse) + two * torch.exp(two_lse - lse)
     return joint.to(one.dtype), lse
@@ -244,28 +244,31 @@ def _repeated(table: Tensor, repeats: int) -> Tensor:
 
 
 def _gathered(grad: Tensor, shared_heads: int) -> Tensor:
-    """Bring a gradient of keys [B, H, L, D] to [B, L, K, D], summed over the heads that shared them."""
+    """Reduce a gradient of keys [B, H, L, D] to [B, L, K, D], summed over the heads that share them."""
     if grad.shape[1] != shared_heads:
         grad = grad.unflatten(1, (shared_heads, -1)).sum(2)
     return grad.transpose(1, 2)
 
 
 def _fold(table: Tensor, block: Block, shared_heads: int) -> Tensor:
-    """Bring [B, L, H, D] to [B, H, L, D]; where order does not matter, heads that share keys become queries: [B, K, R * L, D]."""
+    """Permute [B, L, H, D] to [B, H, L, D].
+
+    In a block that is not causal, heads that share keys become queries: [B, K, R * L, D].
+    """
     if block.key is None or table.shape[2] == shared_heads:
         return table.transpose(1, 2)
     return table.unflatten(2, (shared_heads, -1)).permute(0, 2, 3, 1, 4).flatten(2, 3)
 
 
 def _unfold(table: Tensor, block: Block, heads: int) -> Tensor:
-    """Undo `_fold`: [B, L, H, D]."""
+    """Invert `_fold`: return [B, L, H, D]."""
     if block.key is None or table.shape[1] == heads:
         return table.transpose(1, 2)
     return table.unflatten(2, (-1, block.query.longest)).permute(0, 3, 1, 2, 4).flatten(2, 3)
 
 
 class _Packed(torch.autograd.Function):
-    """By kernels that take packed sequences: one call for all sequences, one for all shared prefixes."""
+    """Attention by kernels that take packed sequences: one call for all sequences, one for all shared prefixes."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, layout: Plan, scale: float) -> Tensor:

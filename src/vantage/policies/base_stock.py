@@ -1,4 +1,4 @@
-"""The base-stock policy: order up to a level; one number (and a cap) to learn, beside the noise that explores."""
+"""Base-stock policy: order up to a level. Its parameters are the level, an optional cap and the exploration noise."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ KIND = "base-stock"
 
 
 class BaseStockPolicy(nn.Module):
-    """Order max(S - (stock and orders on their way), 0), at most `cap` where there is one; S and the cap are learned.
+    """Policy that orders max(S - (stock and pipeline), 0), at most `cap` where there is one; S and the cap are trained.
 
-    Sampled orders are Gaussian about that, so that score-function methods apply too; there is no critic.
+    Sampled orders are Gaussian with that mean, so that score-function methods apply too; there is no critic.
 
     Args:
         level: initial S, in units of stock.
@@ -49,7 +49,7 @@ class BaseStockPolicy(nn.Module):
         return Gaussian(self.orders(observation), self.log_std)
 
     def evaluate(self, batch: Trajectories, want: frozenset[str]) -> Evaluation:
-        """Judge the orders in `action` [N, T, 1]: logp, entropy [N, T], distribution."""
+        """Evaluate the orders in `action` [N, T, 1]: logp, entropy [N, T], distribution; with gradient."""
         odd = want - {"logp", "entropy", "distribution"}
         if odd:
             raise UserError(f"a base-stock policy has no output {', '.join(sorted(odd))}")
@@ -62,7 +62,7 @@ class BaseStockPolicy(nn.Module):
         return found
 
     def frozen(self) -> BaseStockPolicy:
-        """Return a copy that never learns."""
+        """Return a frozen copy."""
         return copy.deepcopy(self).requires_grad_(False).eval()
 
     def save(self, folder: Any) -> None:

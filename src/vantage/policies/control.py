@@ -1,4 +1,4 @@
-"""The policy for control: separate actor and critic perceptrons, or one convolutional trunk for images."""
+"""Policy for control: separate actor and critic perceptrons, or one convolutional trunk for images."""
 
 from __future__ import annotations
 
@@ -42,22 +42,22 @@ class ControlPolicy(nn.Module):
     """Actor and critic for vectors, whole numbers or images; actions discrete, multi-discrete or continuous.
 
     Weights are orthogonal (gain sqrt(2), the actor's last layer 0.01, the critic's 1), biases zero. A Gaussian's log
-    standard deviation is a parameter of its own, not of the state, unless `state_dependent_std`.
+    standard deviation is a parameter that does not depend on the state, unless `state_dependent_std`.
 
-    `evaluate` and `value_of` take observations as they stand in a batch: a rollout stores what the policy saw, so where
-    observations are normalised they already are. `act` takes raw ones and normalises by the statistics as they are.
+    `evaluate` and `value_of` take observations as a batch stores them: normalised, where the policy normalises. `act`
+    takes raw ones and normalises by the present statistics.
 
     Args:
-        observations: what it sees.
-        actions: what it does.
-        hidden: widths of the hidden layers of the actor and of the critic; for images, of the trunk's output alone.
+        observations: observation space.
+        actions: action space.
+        hidden: widths of the hidden layers of the actor and of the critic; for images, width of the trunk's output alone.
         activation: 'tanh', 'relu', 'silu', 'elu' or 'gelu'.
         shared: one trunk for actor and critic; None: for images.
-        state_dependent_std: the actor gives the log standard deviation too (clipped to [-20, 2]).
-        squash: tanh of the Gaussian, stretched to the bounds of the action space, which must be finite.
-        log_std: the initial log standard deviation.
+        state_dependent_std: the actor also outputs the log standard deviation (clipped to [-20, 2]).
+        squash: tanh of the Gaussian, scaled to the bounds of the action space, which must be finite.
+        log_std: initial log standard deviation.
         normalize_observations: keep running moments of the observations and normalise by them.
-        seed: of the initial weights.
+        seed: seed of the initial weights.
 
     Raises:
         UserError: an option does not fit the spaces.
@@ -123,17 +123,17 @@ class ControlPolicy(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters live."""
+        """Device of the parameters."""
         return self.actor.linears[0].weight.device
 
-    # judging -------------------------------------------------------------------------------------------------------
+    # evaluation ----------------------------------------------------------------------------------------------------
 
     def evaluate(self, batch: Trajectories, want: frozenset[str]) -> Evaluation:
-        """Judge the batch's decisions from its columns `observation` [N, T, ...] and `action`.
+        """Evaluate the batch's decisions from its columns `observation` [N, T, ...] and `action`.
 
         Returns logp, entropy and value [N, T], hidden [N, T, H] (the actor's), and the distribution: an object with
-        `log_prob`, `entropy`, `kl` and `mode`; heads that were added are in `extras`, [N, T] each. Only what `want` names is
-        computed. Carries gradient.
+        `log_prob`, `entropy`, `kl` and `mode`; added heads are in `extras`, [N, T] each. Only the outputs in `want` are
+        computed. They carry gradient.
 
         Raises:
             UserError: `want` names an output that this policy does not have.
@@ -169,14 +169,14 @@ class ControlPolicy(nn.Module):
         return evaluation
 
     def add_head(self, name: str) -> None:
-        """Grow one more read-out of the state, of the critic's shape, to be wanted under this name; once."""
+        """Add a further value head, of the critic's shape, as an output of this name; a second call changes nothing."""
         if name not in self.heads:
             generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
             head = MLP([*self._inner, 1], self.config["activation"], CRITIC_GAIN, generator)
             self.heads[name] = head.to(self.device)
 
     def add_critics(self) -> None:
-        """Add twin action values and their targets, with hidden layers as the actor's; once.
+        """Add twin action values and their targets, with the actor's hidden layers; a second call changes nothing.
 
         Raises:
             UserError: actions are not continuous, or actor and critic share a trunk.
@@ -190,12 +190,12 @@ class ControlPolicy(nn.Module):
             self.action_values = ActionValues(*sizes, torch.Generator().manual_seed(CRITICS_SEED)).to(self.device)
 
     def q(self, observation: Tensor, action: Tensor, *, target: bool = False, frozen: bool = False) -> Tensor:
-        """Return both action values [2, ...] of observations [..., *shape] and actions [..., D] as they stand in a batch.
+        """Return both action values [2, ...] of observations [..., *shape] and actions [..., D] as a batch stores them.
 
-        `target` takes the targets', `frozen` lets gradient flow into the action alone, not into the weights.
+        `target` evaluates the targets; with `frozen` gradient flows to the action alone, not to the weights.
 
         Raises:
-            UserError: there are none: a component asks for them by `add_critics` in its `prepare`.
+            UserError: there are none: a component adds them by `add_critics` in its `prepare`.
         """
         if self.action_values is None:
             raise UserError(
@@ -209,26 +209,26 @@ class ControlPolicy(nn.Module):
         return self.action_values(torch.cat([self.encode(observation), unit], -1), target=target, frozen=frozen)
 
     def targets(self) -> list[tuple[Tensor, Tensor]]:
-        """Return (parameter, its target's) of everything that has a target."""
+        """Return (parameter, target's parameter) of all networks with targets."""
         return [] if self.action_values is None else self.action_values.targets()
 
     def value_of(self, observation: Tensor) -> Tensor:
-        """Return the critic's value of observations [..., *shape] as they stand in a batch: [...]."""
+        """Return the critic's value [...] of observations [..., *shape] as a batch stores them."""
         return self.critic(self._features(observation)).squeeze(-1)
 
     def distribution_of(self, observation: Tensor) -> Distribution:
-        """Return the distribution of the action for observations [..., *shape] as they stand in a batch."""
+        """Return the distribution of the action for observations [..., *shape] as a batch stores them."""
         return self.head(self.outputs_of(observation))
 
     @torch.no_grad()
     def values(self, batch: Trajectories) -> tuple[Tensor, Tensor]:
-        """Return `value` and `next_value` [N, T] of a rollout that ends with its bootstrap columns; no gradient.
+        """Return `value` and `next_value` [N, T] of a rollout with its bootstrap columns; no gradient.
 
         The state after decision t is the one before decision t + 1; the state after the last is in `last_observation`
-        [N, *shape]; where an episode was cut it is the one in `final_observation` [N, K, *shape], of which row n holds one
-        for each of its decisions that are truncated and not terminated, in order. A column `final_observation` that is
-        not there means that such states stand in the row itself, as they do where an environment resets one step late.
-        After a termination `next_value` means nothing.
+        [N, *shape]; where an episode was truncated it is in `final_observation` [N, K, *shape], of which row n holds one
+        for each of its decisions that are truncated and not terminated, in order. Without a column `final_observation` such
+        states are in the row itself, as where an environment resets one step late. After a termination `next_value` is
+        undefined.
         """
         value = self._value_in_parts(batch.observation)
         finals = batch.get("final_observation")
@@ -242,12 +242,12 @@ class ControlPolicy(nn.Module):
         rows = len(batch)
         next_value = torch.cat([value[:, 1:], after[:rows, None]], 1)
         if cut is not None:
-            # Both run through the rows in order and through each row's cuts in order.
+            # Both are ordered by row, and within a row by truncation.
             next_value[cut] = after[rows:]
         return value, next_value
 
     def _value_in_parts(self, observation: Tensor, inputs: int = 2**22) -> Tensor:
-        """Values of [N, T, *shape], for about so many numbers at a time where a trunk makes more of them."""
+        """Return values [N, T] of [N, T, *shape], in chunks of about `inputs` numbers where there is a convolutional trunk."""
         rows, steps = observation.shape[:2]
         part = rows if self.trunk is None else max(1, inputs // max(1, steps * self.observations.width))
         if part >= rows:
@@ -255,17 +255,17 @@ class ControlPolicy(nn.Module):
         return torch.cat([self.value_of(some) for some in observation.split(part)])
 
     def critic_parameters(self) -> Iterator[nn.Parameter]:
-        """The parameters that the value alone depends on."""
+        """Return the parameters that only the value depends on."""
         return self.critic.parameters()
 
     def actor_parameters(self) -> Iterator[nn.Parameter]:
-        """The parameters that the action depends on, a shared trunk included."""
+        """Return the parameters that the action depends on, a shared trunk included."""
         return (
             p for name, p in self.named_parameters() if not name.startswith(("critic.", "heads.", "action_values."))
         )
 
     def head(self, output: Tensor) -> Distribution:
-        """Make the actor's output [..., outputs] a distribution."""
+        """Return the distribution of the actor's outputs [..., outputs]."""
         if self.actions.kind == "discrete":
             return Categorical(output)
         if self.actions.kind == "multidiscrete":
@@ -285,7 +285,7 @@ class ControlPolicy(nn.Module):
         return x if self.trunk is None else self.trunk(x)
 
     def encode(self, observation: Tensor) -> Tensor:
-        """Turn observations [..., *shape] into what the first layer takes, [..., width] floats."""
+        """Return the first layer's input [..., width], floats, of observations [..., *shape]."""
         if self.observations.kind == "discrete":
             coordinates = observation.unsqueeze(-1) if not self.observations.shape else observation
             index = coordinates.long() + self._offsets
@@ -300,9 +300,9 @@ class ControlPolicy(nn.Module):
     def act(
         self, observation: np.ndarray, *, deterministic: bool = True, generator: torch.Generator | None = None
     ) -> np.ndarray:
-        """Choose actions for raw observations [n, *shape]; return them as the environment takes them, [n, ...].
+        """Return actions, as the environment takes them, [n, ...], for raw observations [n, *shape].
 
-        Observations are normalised by the statistics as they are. `deterministic` takes the mode.
+        Observations are normalised by the present statistics. `deterministic` takes the mode.
         """
         raw = torch.from_numpy(np.ascontiguousarray(observation)).to(self.device)
         distribution = self.distribution_of(self.normalize(raw))
@@ -310,11 +310,11 @@ class ControlPolicy(nn.Module):
         return self.to_environment(action.cpu().numpy())
 
     def normalize(self, observation: Tensor) -> Tensor:
-        """Turn raw observations [..., *shape] into what the networks are fed, by the statistics as they are."""
+        """Normalise raw observations [..., *shape] by the present statistics."""
         return observation if self.normalizer is None else self.normalizer(observation)
 
     def to_environment(self, action: np.ndarray) -> np.ndarray:
-        """Turn stored actions [n, ...] into the environment's: shifted, clipped or squashed, reshaped."""
+        """Convert stored actions [n, ...] to the environment's: shifted, clipped or squashed, reshaped."""
         if self._as_is:
             return action
         space = self.actions
@@ -327,14 +327,14 @@ class ControlPolicy(nn.Module):
         return shifted if space.kind == "discrete" else shifted.reshape(-1, *space.shape)
 
     def outputs_of(self, observation: Tensor) -> Tensor:
-        """Return the actor's raw outputs [..., outputs], which `head` makes a distribution."""
+        """Return the actor's outputs [..., outputs], the parameters of `head`'s distribution."""
         return self.actor(self._features(observation))
 
     def actor_for(self, rows: int) -> Callable[[np.ndarray, np.ndarray], None]:
-        """Return `(observation [n, *shape], out [n, outputs]) -> None` for up to `rows` observations as they stand in a
-        batch: the actor without gradient, in numpy on views of the parameters where the network is small and on the CPU.
+        """Return `(observation [n, *shape], out [n, outputs]) -> None` for up to `rows` observations as a batch stores them.
 
-        It follows optimiser steps taken in place; make a new one for each rollout, so that it follows a move as well.
+        It is the actor without gradient, in numpy on views of the parameters where the network is small and on the CPU. It sees
+        optimiser steps taken in place, but not a move to another device: make a new one for each rollout.
         """
         if self.trunk is None and HostMLP.suits(self.actor):
             return host_actor(self.observations, HostMLP(self.actor, rows))
@@ -346,10 +346,10 @@ class ControlPolicy(nn.Module):
 
         return in_torch
 
-    # keeping -------------------------------------------------------------------------------------------------------
+    # saving --------------------------------------------------------------------------------------------------------
 
     def frozen(self) -> ControlPolicy:
-        """Return a copy that never learns."""
+        """Return a frozen copy."""
         held = copy.deepcopy(self)
         held.requires_grad_(False)
         return held.eval()
@@ -412,7 +412,7 @@ def _check(
             f"hidden={tuple(hidden)} is out of range: every width is at least 1, and a shared trunk needs one"
         )
     if observations.kind == "image" and not shared:
-        raise UserError("shared=False is not offered for images: actor and critic share the convolutional trunk")
+        raise UserError("shared=False is not supported for images: actor and critic share the convolutional trunk")
     if actions.kind != "continuous" and (squash or state_dependent_std):
         name = "squash" if squash else "state_dependent_std"
         raise UserError(f"{name}=True needs continuous actions, not {actions.kind} ones")

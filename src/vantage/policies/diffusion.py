@@ -1,7 +1,7 @@
-"""Actions by denoising diffusion: a chain of Gaussian steps from noise to the action, each with a likelihood of its own.
+"""Diffusion process for actions: a chain of Gaussian steps from noise to the action, each with a likelihood.
 
-Diffusion Policy Policy Optimization (Ren et al., arXiv 2409.00588): an outer decision of the environment holds an inner chain,
-whose last `tuned` steps learn; a frozen copy of the network takes the earlier ones.
+Diffusion Policy Policy Optimization (Ren et al., arXiv 2409.00588): a decision of the environment contains an inner chain,
+whose last `tuned` steps are trained; a frozen copy of the network computes the earlier ones.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from vantage.policies.distributions import LOG_SQRT_TWO_PI
 from vantage.policies.processes import Networks
 
 INNER = "inner"
-"""Column [N, T] of a batch whose decisions are single denoising steps: 0 is the first that learns, tuned - 1 the last."""
+"""Column [N, T] of a batch whose decisions are single denoising steps: 0 is the first trained one, tuned - 1 the last."""
 declare(INNER, "[N, T]", "number of the denoising step", "the recipe dppo")
 ETA = "eta"
-"""Name of the output [N, T] that says how much of DDPM's noise the steps of DDIM add; 1 for DDPM."""
+"""Name of the output [N, T] with DDIM's noise as a share of DDPM's; 1 for DDPM."""
 FREQUENCIES = 8
 
 
 @component(label="diffusion")
 class Diffusion:
-    """DDPM or DDIM with cosine noise levels and noise prediction; DDPM's diffusion time is t = steps - 1 .. 0.
+    """DDPM or DDIM process with cosine noise levels and noise prediction; DDPM's diffusion time is t = steps - 1 .. 0.
 
         x0 = sqrt(1 / abar_t) x^t - sqrt(1 / abar_t - 1) eps(x^t, t, s), clamped to [-1, 1]
         mu = beta_t sqrt(abar_{t-1}) / (1 - abar_t) x0 + (1 - abar_{t-1}) sqrt(alpha_t) / (1 - abar_t) x^t
@@ -45,23 +45,23 @@ class Diffusion:
         mu = sqrt(abar') x0 + sqrt(1 - abar' - sig^2) e                      e: the noise that x^t holds beside x0
 
     and again max(sig, noise). `e` follows from the clamped x0, so that S = K and eta = 1 is DDPM; eta = 0 adds no noise.
-    With `learn_eta` one number z of the actor's own is learnt beside its weights, 0 at first:
+    With `learn_eta` a parameter z of the actor, initially 0, is trained beside its weights:
 
-        eta = least_eta + (most_eta - least_eta) (1 + tanh(z0 + z)) / 2,     z0 such that `eta` is what it begins with
+        eta = least_eta + (most_eta - least_eta) (1 + tanh(z0 + z)) / 2,     z0 such that eta starts at `eta`
 
-    A decision is kept as the chain [x^tuned, ..., x^0]. `logp` of a whole chain is the sum over its learned steps; in a batch
+    A decision is stored as the chain [x^tuned, ..., x^0]. `logp` of a whole chain is the sum over its trained steps; in a batch
     with the column `inner`, `action` is [x^t, x^{t-1}] and `logp` that of the one step.
 
     Attributes:
-        steps: K, at least 1: the noise levels that the network is taught, and DDPM's steps.
-        tuned: K', last steps that learn, 1 to K (with DDIM to S); the others are a frozen copy's.
-        noise: least standard deviation of a step, in sampling and in the likelihood. Below 0.054 the log-density of a likely step
-            is above 2, where the clamp takes its gradient away. With DDIM it may be 0: to sample without a likelihood.
+        steps: K, at least 1: number of noise levels in training, and of DDPM's steps.
+        tuned: K', number of last steps that are trained, 1 to K (with DDIM to S); a frozen copy computes the others.
+        noise: smallest standard deviation of a step, in sampling and in the likelihood. Below 0.054 the log-density of a likely
+            step exceeds 2, where the clamp removes its gradient. With DDIM it may be 0: sampling without a likelihood.
         exact: no clamps on the likelihood and the noise, and none on x0.
         ddim_steps: S, 1 to K; 0 for DDPM.
-        eta: of DDIM, at least 0; 1 for as much noise as DDPM.
-        learn_eta: whether eta is learnt; the gradient reaches it through the means and deviations of the steps.
-        least_eta, most_eta: bounds of a learnt eta; `eta` lies between them.
+        eta: DDIM's eta, at least 0; 1 for the noise of DDPM.
+        learn_eta: whether eta is trained; gradient flows to it through the means and standard deviations of the steps.
+        least_eta, most_eta: bounds of a trained eta; `eta` lies between them.
     """
 
     steps: Annotated[int, at_least(1)] = 20
@@ -87,26 +87,26 @@ class Diffusion:
         if self.noise == 0 and not self.ddim_steps:
             raise out_of_range("diffusion: noise", self.noise, "above 0, or give ddim_steps too")
         if not self.ddim_steps and (self.learn_eta or self.eta != 1):
-            raise UserError("diffusion: eta is DDIM's: give ddim_steps too")
+            raise UserError("diffusion: eta is a setting of DDIM: give ddim_steps too")
         if self.learn_eta and not self.least_eta < self.eta < self.most_eta:
             raise UserError(
-                f"diffusion: eta={self.eta} is learnt from a start between its bounds, above least_eta={self.least_eta}"
+                f"diffusion: eta={self.eta} is trained from a value between its bounds, above least_eta={self.least_eta}"
                 f" and below most_eta={self.most_eta}"
             )
 
     @property
     def length(self) -> int:
-        """Steps of a chain: S, or K."""
+        """Number of steps of a chain, S or K."""
         return self.ddim_steps or self.steps
 
     @property
     def frozen_steps(self) -> int:
-        """Steps before the last K'."""
+        """Number of steps before the last K'."""
         return self.length - self.tuned
 
     @property
     def own_numbers(self) -> int:
-        """What is learnt beside the network: eta, or nothing."""
+        """Number of parameters beside the network: 1 where eta is trained, else 0."""
         return int(self.learn_eta)
 
     @cached_property
@@ -117,17 +117,17 @@ class Diffusion:
 
     @cached_property
     def levels(self) -> Tensor:
-        """abar by t, [K] float64."""
+        """Noise levels abar by t, [K] float64."""
         return (1 - self._beta).cumprod(0)
 
     @cached_property
     def times(self) -> Tensor:
-        """The diffusion time t of each place in the chain, the last step's first: [S] or [K] int64."""
+        """Diffusion time t of each position in the chain, the last step's first: [S] or [K] int64."""
         return torch.arange(self.length) * (self.steps // self.length)
 
     @cached_property
     def schedule(self) -> Tensor:
-        """By place, [S or K, 6]: factors of x^t and eps in x0, of x0 and x^t in mu, the standard deviation, and abar."""
+        """Factors by position, [S or K, 6]: of x^t and eps in x0, of x0 and x^t in mu, the standard deviation, and abar."""
         if self.ddim_steps:
             return self.implicit(torch.tensor(self.eta, dtype=torch.float64))
         beta, kept = self._beta, self.levels
@@ -147,7 +147,7 @@ class Diffusion:
         kept = self.levels[self.times]
         before = torch.cat([torch.ones(1, dtype=torch.float64), kept[:-1]])
         sig = eta * ((1 - before) / (1 - kept) * (1 - kept / before)).sqrt()
-        # The bound keeps the root's slope finite at the last step, where there is nothing under it.
+        # The bound keeps the root's gradient finite at the last step, where its argument is 0.
         along = (1 - before - sig.square()).clamp(min=1e-20).sqrt()
         from_x = along / (1 - kept).sqrt()
         columns = (
@@ -160,7 +160,7 @@ class Diffusion:
         return torch.stack([*columns, kept], -1)
 
     def eta_of(self, networks: Networks) -> Tensor:
-        """Return eta, [] float64; where it is learnt, with gradient."""
+        """Return eta, [] float64; with gradient where it is trained."""
         if not self.learn_eta:
             return torch.tensor(self.eta, dtype=torch.float64)
         span = self.most_eta - self.least_eta
@@ -168,19 +168,19 @@ class Diffusion:
         return self.least_eta + span * (1 + torch.tanh(start + networks.actor.own[0].double())) / 2
 
     def table(self, networks: Networks) -> Tensor:
-        """Return `schedule`, of the learnt eta where there is one."""
+        """Return `schedule`, with the trained eta where there is one."""
         return self.implicit(self.eta_of(networks).cpu()) if self.learn_eta else self.schedule
 
     def noise_width(self, width: int) -> int:
-        """The noise that the chain begins with, and a draw a step."""
+        """Return the number of noise values: the chain's initial noise, and one per coordinate and step."""
         return (self.length + 1) * width
 
     def stored_width(self, width: int) -> int:
-        """The learned part of the chain."""
+        """Return the size of the trained part of the chain."""
         return (self.tuned + 1) * width
 
     def step(self, networks: Networks, observation: Tensor, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean [..., width] and standard deviation [..., 1] of x^{t-1} given x^t, at places t [...] below `tuned`."""
+        """Return mean [..., width] and standard deviation [..., 1] of x^{t-1} given x^t, at positions t [...] below `tuned`."""
         return self._step(networks.actor, self.table(networks), observation, x, t)
 
     def _step(
@@ -195,7 +195,7 @@ class Diffusion:
         return from_x0 * x0 + from_x * x, std
 
     def sample(self, networks: Networks, observation: Tensor, noise: Tensor) -> Tensor:
-        """Run the chain; keep its learned part."""
+        """Run the chain and return its trained part [n, stored]."""
         draws = noise.unflatten(-1, (self.length + 1, -1)).unbind(1)
         x, table = draws[0], self.table(networks)
         chain: list[Tensor] = []
@@ -210,25 +210,25 @@ class Diffusion:
         return torch.cat(chain, -1)
 
     def log_prob_of_step(self, networks: Networks, observation: Tensor, pair: Tensor, inner: Tensor) -> Tensor:
-        """Return the mean log-density [...] of one step [x^t, x^{t-1}] [..., 2 width], at place t = tuned - 1 - inner [...].
+        """Return the mean log-density [...] of one step [x^t, x^{t-1}] [..., 2 width], at position t = tuned - 1 - inner [...].
 
         Raises:
             UserError: `noise` is 0, so that the last step has no density.
         """
         if not self.noise:
-            raise UserError("diffusion: noise=0 has no likelihood to learn from; give a noise above 0")
+            raise UserError("diffusion: with noise=0 the last step has no likelihood; give a noise above 0")
         x, after = pair.chunk(2, -1)
         mean, std = self.step(networks, observation, x, self.tuned - 1 - inner)
         log = -0.5 * ((after - mean) / std).square() - std.log() - LOG_SQRT_TWO_PI
         return (log if self.exact else log.clamp(-5, 2)).mean(-1)
 
     def pairs(self, decision: Tensor) -> Tensor:
-        """Cut chains [..., stored] into their steps [..., tuned, 2 width]."""
+        """Return the steps [..., tuned, 2 width] of chains [..., stored]."""
         chain = decision.unflatten(-1, (self.tuned + 1, -1))
         return torch.cat([chain[..., :-1, :], chain[..., 1:, :]], -1)
 
     def log_prob(self, networks: Networks, observation: Tensor, decision: Tensor) -> Tensor:
-        """Return the sum over the learned steps of a chain of their mean log-densities, [...]."""
+        """Return the sum over the trained steps of a chain of their mean log-densities, [...]."""
         pairs = self.pairs(decision)
         seen = observation.unsqueeze(-2).expand(*pairs.shape[:-1], -1)
         inner = torch.arange(self.tuned, device=pairs.device).expand(pairs.shape[:-1])
@@ -237,7 +237,7 @@ class Diffusion:
     def evaluate(
         self, networks: Networks, observation: Tensor, batch: Trajectories, want: frozenset[str]
     ) -> Evaluation:
-        """`logp` of the chain, or with the column `inner` of the step; eta [N, T], one number, is in `extras`."""
+        """Return `logp` of the chain, or with the column `inner` of the step; eta, the same for all [N, T], is in `extras`."""
         inner = batch.get(INNER)
         if inner is None:
             logp = self.log_prob(networks, observation, batch.action)
@@ -248,7 +248,7 @@ class Diffusion:
         )
 
     def imitation(self, networks: Networks, observation: Tensor, action: Tensor, generator: torch.Generator) -> Tensor:
-        """Noise prediction on the actions, t uniform over all steps."""
+        """Return the noise prediction loss [n] on the actions, t uniform over all steps."""
         t = torch.randint(self.steps, (len(action),), generator=generator)
         eps = torch.randn(action.shape, generator=generator, dtype=action.dtype)
         kept = self.levels.to(action.dtype)[t].unsqueeze(-1)
@@ -256,7 +256,7 @@ class Diffusion:
         return (networks.actor(x, time_features(t, x.dtype), observation) - eps).square().mean(-1)
 
     def bounded(self, action: np.ndarray) -> np.ndarray:
-        """The clip."""
+        """Clip to [-1, 1]."""
         return np.clip(action, -1.0, 1.0)
 
 

@@ -1,7 +1,7 @@
-"""Distributions over the actions of a control task, each the head of a network.
+"""Distributions over the actions of a control task, parametrised by a network's output.
 
 All are batched over leading dimensions [...]. `log_prob` and `entropy` are summed over the coordinates of an action, so
-that an action is one decision. Gradient flows from every result to the parameters that the distribution was made of.
+that an action is one decision. Gradient flows from every result to the distribution's parameters.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ D = TypeVar("D", bound="Distribution")
 
 
 class Distribution(Protocol):
-    """A distribution of actions, batched over leading dimensions [...]."""
+    """Interface of distributions over actions, batched over leading dimensions [...]."""
 
     def log_prob(self, action: Tensor) -> Tensor:
         """Return log p(action), [...]."""
@@ -35,17 +35,17 @@ class Distribution(Protocol):
         ...
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        """Draw one action for each element of the batch; no gradient."""
+        """Sample one action for each element of the batch; no gradient."""
         ...
 
     @property
     def mode(self) -> Tensor:
-        """The most likely action."""
+        """Most likely action."""
         ...
 
 
 class Categorical:
-    """One of A actions; action [...] int64, logits [..., A]. Everything is read off one log-softmax."""
+    """Categorical distribution over A actions; action [...] int64, logits [..., A]."""
 
     def __init__(self, logits: Tensor) -> None:
         self.log_probs = F.log_softmax(logits, -1)
@@ -63,20 +63,20 @@ class Categorical:
         return (self.log_probs.exp() * (self.log_probs - other.log_probs)).sum(-1)
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        """Draw an action each, [...] int64, by the Gumbel trick; no gradient."""
+        """Sample actions [...] int64, by the Gumbel-max trick; no gradient."""
         noise = torch.empty_like(self.log_probs).exponential_(generator=generator).log_()
         return (self.log_probs.detach() - noise).argmax(-1)
 
     @property
     def mode(self) -> Tensor:
-        """The most likely action, [...] int64."""
+        """Most likely action, [...] int64."""
         return self.log_probs.argmax(-1)
 
 
 class MultiCategorical:
     """K independent choices, the k-th among sizes[k]; action [..., K] int64, logits [..., sum(sizes)].
 
-    The choices are laid side by side as [..., K, max(sizes)], so that any K costs one log-softmax.
+    The logits are padded to [..., K, max(sizes)], so that any K costs one log-softmax.
     """
 
     def __init__(self, logits: Tensor, sizes: tuple[int, ...]) -> None:
@@ -85,7 +85,7 @@ class MultiCategorical:
         if all(size == widest for size in sizes):
             table = logits.unflatten(-1, (len(sizes), widest))
         else:
-            # The lowest finite number, not -inf: its probability is exactly 0 and 0 * it is no NaN.
+            # The lowest finite number, not -inf: its probability is exactly 0, and its product with 0 is not NaN.
             present = torch.arange(widest, device=logits.device) < torch.tensor(sizes, device=logits.device)[:, None]
             table = logits.new_full((*logits.shape[:-1], len(sizes), widest), torch.finfo(logits.dtype).min)
             table = table.masked_scatter(present.expand_as(table), logits)
@@ -104,13 +104,13 @@ class MultiCategorical:
         return (self.log_probs.exp() * (self.log_probs - other.log_probs)).sum((-2, -1))
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        """Draw an action each, [..., K] int64; no gradient."""
+        """Sample actions [..., K] int64; no gradient."""
         noise = torch.empty_like(self.log_probs).exponential_(generator=generator).log_()
         return (self.log_probs.detach() - noise).argmax(-1)
 
     @property
     def mode(self) -> Tensor:
-        """The most likely action, [..., K] int64."""
+        """Most likely action, [..., K] int64."""
         return self.log_probs.argmax(-1)
 
 
@@ -138,22 +138,22 @@ class Gaussian:
         return 0.5 * (torch.exp(2 * gap) + distance - 1 - 2 * gap).sum(-1)
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        """Draw an action each, [..., D]; no gradient."""
+        """Sample actions [..., D]; no gradient."""
         noise = torch.empty_like(self.mean).normal_(generator=generator)
         return (self.mean + noise * self.log_std.exp()).detach()
 
     def of_noise(self, noise: Tensor) -> Tensor:
-        """Return mean + std * noise, [..., D]; with standard normal noise a draw through which gradient flows."""
+        """Return mean + std * noise, [..., D]: with standard normal noise a reparametrised sample, which carries gradient."""
         return self.mean + noise * self.log_std.exp()
 
     @property
     def mode(self) -> Tensor:
-        """The mean, [..., D]."""
+        """Mean, [..., D]."""
         return self.mean
 
 
 class SquashedGaussian(Gaussian):
-    """tanh of a Gaussian; the action is kept as it was before the tanh, [..., D], so nothing has to be inverted.
+    """Distribution of the tanh of a Gaussian; actions are stored before the tanh, [..., D], so that no inverse is needed.
 
     `log_prob` is the log-density of tanh(action) in (-1, 1)^D: the Gaussian's less log(1 - tanh^2), written without
     cancellation. KL does not change under an invertible map, so it is the Gaussian's.
@@ -180,7 +180,7 @@ def log_slope(action: Tensor) -> Tensor:
 
 
 def _hermite(like: Tensor) -> tuple[Tensor, Tensor]:
-    """Nodes and weights of the standard normal's 20-point quadrature."""
+    """Return nodes and weights of the standard normal's 20-point quadrature."""
     import numpy as np
 
     nodes, weights = np.polynomial.hermite_e.hermegauss(20)

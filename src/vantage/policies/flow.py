@@ -1,4 +1,4 @@
-"""A flow-matching model as a policy: a decision is one step of its sampler.
+"""Flow-matching model as a policy: a decision is one step of its sampler.
 
 Convention (rectified flow, arXiv 2209.03003): x_t = (1 - t) x_0 + t x_1 with data at t = 0 and noise x_1 ~ N(0, I) at t = 1; the
 network predicts the velocity v = E[x_1 - x_0 | x_t], and a sampler goes from t = 1 down to 0. Every step is normal:
@@ -6,7 +6,7 @@ network predicts the velocity v = E[x_1 - x_0 | x_t], and a sampler goes from t 
     mu = x + [v + sigma^2 / (2 t) (x + (1 - t) v)] dt        dt = t' - t < 0        x' ~ N(mu, sigma^2 (-dt) I)
 
 which for any diffusion sigma(t) >= 0 keeps, as the steps shrink, the marginals of the flow (Flow-GRPO, arXiv 2505.05470, eq. 9);
-sigma = 0 is the ODE x' = x + v dt. What sigma is, the batch says, so that the policy judges samples of any such sampler.
+sigma = 0 is the ODE x' = x + v dt. The batch holds sigma, so that the policy evaluates samples of any such sampler.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ declare("observation.next_time", "[N, T]", "time after the step", "the denoising
 declare(
     "observation.sigma",
     "[N, T]",
-    "deviation of the step's noise over the root of its time",
+    "standard deviation of the step's noise over the root of its duration",
     "the denoising engine",
 )
-declare("observation.label", "[N, T]", "class that is asked for", "the denoising engine")
+declare("observation.label", "[N, T]", "requested class", "the denoising engine")
 
 LOG_TWO_PI = math.log(2 * math.pi)
 
 
 def over(row: Tensor, like: Tensor) -> Tensor:
-    """Give a value per decision [...] the trailing dimensions of `like` [..., *shape], each of size 1."""
+    """Return a value per decision [...] with the trailing dimensions of `like` [..., *shape], each of size 1."""
     return row.reshape(*row.shape, *[1] * (like.dim() - row.dim()))
 
 
@@ -52,13 +52,13 @@ def transition(x: Tensor, velocity: Tensor, time: Tensor, next_time: Tensor, sig
 
     Args:
         x: state [..., *shape].
-        velocity: the network's at x [..., *shape]; gradient flows through it.
-        time: of x, in (0, 1], [...].
-        next_time: below it, in [0, 1), [...].
+        velocity: the network's output at x [..., *shape]; gradient flows through it.
+        time: time of x, in (0, 1], [...].
+        next_time: time of the next state, in [0, time), [...].
         sigma: diffusion at `time`, at least 0, [...].
     """
     if velocity.dtype in (torch.float16, torch.bfloat16):
-        velocity, x = velocity.float(), x.float()  # a step is small beside x: half precision would lose it
+        velocity, x = velocity.float(), x.float()  # a step is small relative to x: half precision would lose it
     dt = next_time - time
     pull = 0.5 * sigma.square() / time
     mean = x * over(1 + pull * dt, x) + velocity * over((1 + pull * (1 - time)) * dt, x)
@@ -75,15 +75,15 @@ def normal_logp(action: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 
 
 class VelocityMLP(nn.Module):
-    """A perceptron that predicts the velocity from state, time and label.
+    """Perceptron that predicts the velocity from state, time and label.
 
     Args:
-        shape: of a sample.
-        classes: labels that it is conditioned on, 0 for none.
+        shape: shape of a sample.
+        classes: number of labels, 0 for none.
         hidden: widths of the hidden layers.
-        frequencies: the time enters as t and as sine and cosine of k pi t for k up to this.
+        frequencies: the inputs for the time are t and sine and cosine of k pi t for k up to this.
         activation: name, as in `vantage.policies.networks`.
-        seed: of the initial weights.
+        seed: seed of the initial weights.
     """
 
     _waves: Tensor
@@ -116,7 +116,7 @@ class VelocityMLP(nn.Module):
 
 
 class FlowPolicy(nn.Module):
-    """Judges the steps of a sampler by the exact density of each, and draws samples.
+    """Policy that evaluates the steps of a sampler by their exact densities, and generates samples.
 
     In a batch, `action` [N, T, *shape] is the state after the step, and `observation` a table of `x` [N, T, *shape] before it,
     `time`, `next_time` and `sigma` [N, T], and with labels `label` [N, T]. A batch without `sigma` holds pairs of flow matching:
@@ -124,7 +124,7 @@ class FlowPolicy(nn.Module):
 
     Args:
         network: `(x, time, label) -> velocity`, with attributes `shape` and `classes`.
-        config: how to make the network again; None for a network of one's own, which `load` must be given.
+        config: arguments that make the network; None for a network of the user's own, which `load` must be given.
     """
 
     memoryless = True
@@ -167,12 +167,12 @@ class FlowPolicy(nn.Module):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of a sample."""
+        """Shape of a sample."""
         return tuple(self.network.shape)
 
     @property
     def classes(self) -> int:
-        """Labels that it is conditioned on, 0 for none."""
+        """Number of labels, 0 for none."""
         return int(self.network.classes)
 
     def velocity(self, x: Tensor, time: Tensor, label: Tensor | None = None) -> Tensor:
@@ -236,7 +236,7 @@ class FlowPolicy(nn.Module):
         config, tensors = read_policy(folder, "flow", "flow policy")
         if network is None and config["network"] is None:
             raise UserError(
-                f"{folder} holds the weights of a network of its own: give it, FlowPolicy.load(..., network)"
+                f"{folder} holds the weights of a network of the user's own: give it, FlowPolicy.load(..., network)"
             )
         policy = cls(network) if network is not None else cls.new(**config["network"])
         policy.load_state_dict(tensors)

@@ -1,7 +1,7 @@
-"""Actions by a flow: an ordinary differential equation carries noise (t = 1) to the action (t = 0).
+"""Flow process for actions: an ordinary differential equation transforms noise (t = 1) into the action (t = 0).
 
-Flow Policy Optimization (McAllister et al., 2025). A flow has no cheap likelihood; its conditional flow-matching loss on a given
-action bounds the negative log-likelihood from above up to a constant, and its negative stands in for `logp`.
+Flow Policy Optimization (McAllister et al., 2025). A flow's likelihood is expensive; its conditional flow-matching loss on a
+given action bounds the negative log-likelihood from above up to a constant, and its negative is the proxy for `logp`.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from vantage.core.trajectories import Trajectories
 from vantage.policies.processes import Networks
 
 LOSSES = "flow_losses"
-"""Name of the output that holds the losses of the single draws."""
+"""Name of the output [N, T, J] with the loss of each draw."""
 FREQUENCIES = 4
 
 
 @component(label="flow")
 class Flow:
-    """Euler's method on a learned velocity v(x, t, s), and the flow-matching loss on draws kept with each decision.
+    """Flow process: Euler's method on a learned velocity v(x, t, s), and the flow-matching loss on draws stored with decisions.
 
         x <- x - v(x, t_k, s) / steps,  t_k = 1 - k / steps;      action = tanh(x) in [-1, 1]
         x_t = t eps + (1 - t) a;    loss = mean_d (v - (eps - a))^2               target "velocity"
                                     loss = mean_d (eps - x_t - (1 - t) v)^2       target "noise", (1 - t)^2 of the other
 
-    A decision is kept as [eps_1 .. eps_J, t_1 .. t_J, a], with a before the tanh.
+    A decision is stored as [eps_1 .. eps_J, t_1 .. t_J, a], with a before the tanh.
 
     Attributes:
-        steps: of Euler's method, at least 1.
-        draws: J, pairs (eps, t) a decision, at least 1.
+        steps: steps of Euler's method, at least 1.
+        draws: J, pairs (eps, t) per decision, at least 1.
         target: "noise" or "velocity".
-        grid: t is drawn from the solver's grid 1/steps .. 1; else uniformly from (0, 1).
-        explore: standard deviation of noise added to sampled actions; noise that is 0 adds none.
+        grid: t is drawn from the solver's grid 1/steps .. 1; otherwise uniformly from (0, 1).
+        explore: standard deviation of the exploration noise that is added to sampled actions, at least 0.
     """
 
     steps: Annotated[int, at_least(1)] = 10
@@ -53,29 +53,29 @@ class Flow:
     time_features = 2 * FREQUENCIES
 
     def noise_width(self, width: int) -> int:
-        """x_1, the exploration, and the pairs."""
+        """Return the number of noise values: x_1, the exploration noise, and the pairs."""
         return 2 * width + self.draws * (width + 1)
 
     def stored_width(self, width: int) -> int:
-        """The pairs and the action."""
+        """Return the size of the pairs and the action."""
         return self.draws * (width + 1) + width
 
     def sample(self, networks: Networks, observation: Tensor, noise: Tensor) -> Tensor:
-        """Integrate from the noise; keep the draws of the losses, and the action."""
+        """Integrate from the noise; return the draws of the losses and the action, [n, stored]."""
         width = noise.shape[-1] - self.draws
         width //= self.draws + 2
         x, extra, eps, times = noise.split([width, width, self.draws * width, self.draws], -1)
         for k in range(self.steps):
             t = torch.full_like(x[:, :1], 1 - k / self.steps)
             x = x - networks.actor(x, time_features(t), observation) / self.steps
-        # The distribution function of the normal makes uniform numbers of normal ones.
+        # The normal distribution function maps normal numbers to uniform ones.
         t = 0.5 * (1 + torch.erf(times * 0.5**0.5))
         if self.grid:
             t = ((t * self.steps).floor() + 1).clamp(max=self.steps) / self.steps
         return torch.cat([eps, t, x + self.explore * extra], -1)
 
     def losses(self, networks: Networks, observation: Tensor, decision: Tensor) -> Tensor:
-        """Return the flow-matching loss of each draw [..., J] of decisions [..., stored]; gradient to the network."""
+        """Return the flow-matching loss of each draw [..., J] of decisions [..., stored]; gradient flows to the network."""
         width = (decision.shape[-1] - self.draws) // (self.draws + 1)
         flat, t, action = decision.split([self.draws * width, self.draws, width], -1)
         eps, t, action = flat.unflatten(-1, (self.draws, width)), t.unsqueeze(-1), action.unsqueeze(-2)
@@ -92,13 +92,13 @@ class Flow:
     def evaluate(
         self, networks: Networks, observation: Tensor, batch: Trajectories, want: frozenset[str]
     ) -> Evaluation:
-        """`logp` is minus the mean loss; the losses [N, T, J] are in `extras`."""
+        """Return `logp`, minus the mean loss, with the losses [N, T, J] in `extras`."""
         losses = self.losses(networks, observation, batch.action)
         extras = {LOSSES: losses} if LOSSES in want else {}
         return Evaluation(logp=-losses.mean(-1), extras=extras, proxy=True)
 
     def imitation(self, networks: Networks, observation: Tensor, action: Tensor, generator: torch.Generator) -> Tensor:
-        """Flow matching on the actions before the tanh, t uniform."""
+        """Return the flow-matching loss [n] on the actions before the tanh, t uniform."""
         count, width = action.shape
         eps = torch.randn(count, self.draws * width, generator=generator, dtype=action.dtype)
         t = torch.rand(count, self.draws, generator=generator, dtype=action.dtype)
@@ -106,7 +106,7 @@ class Flow:
         return self.losses(networks, observation, torch.cat([eps, t, before], -1)).mean(-1)
 
     def bounded(self, action: np.ndarray) -> np.ndarray:
-        """The tanh."""
+        """Apply the tanh."""
         return np.asarray(np.tanh(action))
 
 

@@ -1,4 +1,4 @@
-"""A policy as a folder: `model.safetensors` and `config.json`, each written whole, so that no reader finds half of one."""
+"""Policy folders: `model.safetensors` and `config.json`, each written atomically."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write tensors, wherever they are, as safetensors: the old file stays until the new one is there."""
+    """Write tensors of any device as safetensors, atomically: the old file is replaced by the complete new one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         save_tensors({name: tensor.cpu() for name, tensor in tensors.items()}, temporary)
@@ -27,7 +27,7 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
 
 
 def write_policy(folder: Any, kind: str, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
-    """Write a policy of this kind into a folder, made where it is not there; `config` is what makes it anew, as plain data."""
+    """Write a policy of this kind into a folder, which is created if needed; `config` is its constructor's plain data."""
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
     write_tensors(tensors, path / WEIGHTS)
@@ -38,12 +38,12 @@ def read_policy(folder: Any, kind: str, words: str) -> tuple[dict[str, Any], dic
     """Return (config, tensors) of a policy that `write_policy` wrote, the tensors on the CPU.
 
     Args:
-        folder: where it is.
-        kind: what it must be.
-        words: what to call it in a message.
+        folder: path.
+        kind: expected kind.
+        words: name of the kind in messages.
 
     Raises:
-        UserError: the folder holds no such policy; the message says what is missing or amiss.
+        UserError: the folder holds no such policy; the message says what is missing or wrong.
     """
     path = Path(folder)
     for name in (CONFIG, WEIGHTS):

@@ -1,4 +1,4 @@
-"""Attention kernels that return the log-sum-exp and take a merged one back, on every device.
+"""Attention kernels that return the log-sum-exp, and whose backward pass takes a merged one, on every device.
 
 The backward pass of softmax attention needs, per query, the output o and the log-sum-exp l of *all* keys that the query saw:
 p = exp(s - l), dv = p' do, ds = p * (do v' - do . o). Given those of several calls together, each call's backward is exact.
@@ -43,7 +43,7 @@ def padded_backward(
     mask: Tensor | None,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of q, k and v; a query whose log-sum-exp is infinite gives and gets none."""
+    """Return the gradients of q, k and v; a query whose log-sum-exp is infinite contributes and receives none."""
     mask = _expanded(q, k, mask)
     if q.device.type == "cpu":
         return _aten._scaled_dot_product_flash_attention_for_cpu_backward(
@@ -68,7 +68,7 @@ def _expanded(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor | None:
     if mask is None:
         return None
     if q.is_cuda and k.shape[2] % 8:
-        # The CUDA kernel wants rows of the mask that start at multiples of eight.
+        # The CUDA kernel needs rows of the mask that start at multiples of eight.
         mask = torch.nn.functional.pad(mask, (0, -k.shape[2] % 8))[..., : k.shape[2]]
     return mask.to(q.dtype).expand(q.shape[0], q.shape[1], q.shape[2], k.shape[2])
 

@@ -1,4 +1,4 @@
-"""A causal language model as a policy: a decision is a token, its distribution softmax(logits / temperature)."""
+"""Causal language model as a policy: a decision is a token, its distribution softmax(logits / temperature)."""
 
 from __future__ import annotations
 
@@ -31,25 +31,24 @@ from vantage.policies.pretrained import dtype_of, read_pretrained, write_pretrai
 
 
 class LanguagePolicy(nn.Module):
-    """Judges completions of prompts with a Hugging Face causal language model.
+    """Policy of a Hugging Face causal language model, which evaluates completions of prompts.
 
-    Only what is needed is computed: no padding (rows are packed one behind the other for Llama, Qwen2 and Qwen3, and put into
-    buckets of similar length for other architectures), no logits but those of judged decisions and of these a chunk at
-    a time, and shared prompts once where `prefix_sharing` allows. None of this changes a value or a gradient beyond
-    rounding. Dropout is switched off: the ratio of a policy to itself is 1.
+    Padding is not computed (rows are packed for Llama, Qwen2 and Qwen3, and put into buckets of similar length for other
+    architectures), logits only of evaluated decisions, a chunk at a time, and shared prompts once where `prefix_sharing`
+    allows. None of this changes a value or a gradient beyond rounding. Dropout is disabled, so that the ratio of a policy to
+    itself is 1.
 
     Args:
         model: an `AutoModelForCausalLM`.
         tokenizer: its tokenizer.
-        temperature: divides the logits, above 0; the tempered distribution is the policy, when it acts and when it learns.
-        prefix_sharing: whether rows with the same prompt are computed with it once; "auto" where that leaves out a fifth
-            of the tokens or more.
-        checkpointing: keep each layer's input only and compute the rest again in the backward pass: less memory for a
-            third more time.
-        autocast: type that matrix products are computed in ("bfloat16") while the parameters stay as they are; None for
-            the parameters' own.
-        fused: let torch.compile make single kernels of what happens between matrix products, which takes some seconds at
-            the first update; it pays on an accelerator.
+        temperature: divides the logits, above 0, in sampling and in the update: the policy is the tempered distribution.
+        prefix_sharing: whether a prompt that rows share is computed once; "auto" where that saves a fifth of the tokens or
+            more.
+        checkpointing: keep each layer's input only and recompute the rest in the backward pass: less memory for a third
+            more time.
+        autocast: type of matrix products ("bfloat16"), while the parameters keep theirs; None for the parameters' type.
+        fused: fuse the operations between matrix products by torch.compile, which takes some seconds at the first update;
+            it is faster on an accelerator.
     """
 
     memoryless = False
@@ -86,7 +85,7 @@ class LanguagePolicy(nn.Module):
         if checkpointing and not trunk.supported(model):
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
-    # making and saving ---------------------------------------------------------------------------------------------
+    # loading and saving --------------------------------------------------------------------------------------------
 
     @classmethod
     def load(
@@ -100,13 +99,13 @@ class LanguagePolicy(nn.Module):
         """Read a folder in Hugging Face format.
 
         Args:
-            folder: with configuration, weights and tokenizer.
+            folder: holds configuration, weights and tokenizer.
             dtype: type of the parameters: "float32", "bfloat16" or "float16".
-            lora: adapters to learn instead of the weights.
-            **settings: of the policy.
+            lora: adapters to train instead of the weights.
+            **settings: arguments of the policy.
 
         Raises:
-            UserError: the folder is not there or not whole; the message says what is missing.
+            UserError: the folder does not exist or is incomplete; the message says what is missing.
         """
         model, tokenizer = read_pretrained(folder, dtype)
         return cls._made(model, tokenizer, lora, settings)
@@ -138,7 +137,7 @@ class LanguagePolicy(nn.Module):
         return policy
 
     def add_value_head(self) -> None:
-        """Give the policy a critic: a linear read-out of the last hidden state, which starts at 0."""
+        """Add a critic: a linear layer on the last hidden state, initially 0."""
         if self.value_head is None:
             width = self.model.config.get_text_config().hidden_size
             head = nn.Linear(width, 1, device=next(self.model.parameters()).device, dtype=torch.float32)
@@ -151,9 +150,9 @@ class LanguagePolicy(nn.Module):
         return list(self._critic().parameters())
 
     def frozen(self) -> Any:
-        """Return the policy as it is now, without critic and without gradient.
+        """Return a frozen copy, without critic.
 
-        With adapters it shares the weights below them and keeps a copy of the adapters alone; else it is a whole copy.
+        With adapters it shares the weights and copies the adapters alone; otherwise it copies all weights.
         """
         if self._adapted:
             return FrozenAdapter(self)
@@ -164,12 +163,12 @@ class LanguagePolicy(nn.Module):
         return twin.requires_grad_(False).train(self.training)
 
     def save(self, folder: str | Path, *, merged: bool = True) -> None:
-        """Write the model and its tokenizer in Hugging Face format, whole or not at all.
+        """Write the model and its tokenizer in Hugging Face format, atomically.
 
         Args:
-            folder: replaced when it is there.
-            merged: multiply adapters into the weights, so that any reader takes the folder for a plain model; otherwise the
-                adapters alone are written in peft's format.
+            folder: replaced when it exists.
+            merged: merge adapters into the weights, so that the folder is that of a plain model; otherwise the adapters alone
+                are written in peft's format.
         """
         if self._adapted and not merged:
             write_pretrained(folder, self._adapted[0], self.tokenizer)
@@ -180,7 +179,7 @@ class LanguagePolicy(nn.Module):
             )
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
-        """Return what can change, each tensor once: all weights, or with adapters these and the critic alone."""
+        """Return the trainable state, each tensor once: all weights, or with adapters these and the critic alone."""
         state = super().state_dict(*args, **kwargs)
         if self._adapted:
             return {name: value for name, value in state.items() if ".lora_" in name or name.startswith("value_head.")}
@@ -188,10 +187,10 @@ class LanguagePolicy(nn.Module):
         return {name: value for name, value in state.items() if name in names}
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Copy in place what `state_dict` returned.
+        """Restore from `state_dict()`, in place.
 
         Raises:
-            UserError: the names are not this policy's.
+            UserError: the names differ from this policy's.
         """
         own = self.state_dict()
         if set(own) != set(state_dict):
@@ -211,9 +210,9 @@ class LanguagePolicy(nn.Module):
         return tuple(ends) if isinstance(ends, list | tuple) else (int(ends),)
 
     def encode(self, item: Any) -> list[int]:
-        """Return the token ids of a prompt: ids as they are, text by the tokenizer, messages by its chat template.
+        """Return the token ids of a prompt: ids unchanged, text by the tokenizer, messages by its chat template.
 
-        Two start tokens, or an end token at the end, are warned of once.
+        A prompt with two start tokens, or with an end token at its end, gives a warning, once.
 
         Raises:
             UserError: the prompt has no tokens, or is messages and the tokenizer has no chat template.
@@ -242,14 +241,14 @@ class LanguagePolicy(nn.Module):
             last -= 1
         if start is not None and list(tokens[:2]) == [start, start]:
             self._warn(
-                f"a prompt begins with two start tokens {self.tokenizer.bos_token!r}: the tokenizer puts one before a text that has"
-                " one already. Leave it out of the texts, or give prompts as chat messages, which the template alone begins"
+                f"a prompt begins with two start tokens {self.tokenizer.bos_token!r}: the tokenizer adds one to a text that has"
+                " one already. Remove it from the texts, or give prompts as chat messages, to which only the template adds one"
             )
         if tokens[last] in self.stop_tokens:
             self._warn(
-                f"a prompt ends in the end token {self.tokenizer.decode([tokens[last]])!r}, behind which most models say nothing."
-                " Leave it out of the texts, set add_eos_token to false in tokenizer_config.json, or let the chat template begin"
-                " the assistant's turn where add_generation_prompt is true"
+                f"a prompt ends in the end token {self.tokenizer.decode([tokens[last]])!r}, after which most models generate"
+                " nothing. Remove it from the texts, set add_eos_token to false in tokenizer_config.json, or let the chat template"
+                " begin the assistant's turn where add_generation_prompt is true"
             )
 
     def _warn(self, text: str) -> None:
@@ -257,13 +256,13 @@ class LanguagePolicy(nn.Module):
             self._warned.add(text)
             warnings.warn(text, stacklevel=4)
 
-    # judging -------------------------------------------------------------------------------------------------------
+    # evaluation ----------------------------------------------------------------------------------------------------
 
     def evaluate(self, batch: Trajectories, want: frozenset[str]) -> Evaluation:
-        """Judge the batch's decisions where the mask is True; elsewhere the outputs are 0.
+        """Evaluate the batch's decisions where the mask is True; elsewhere the outputs are 0. With gradient.
 
         `logp` and `entropy` [N, T] are float32 and of the distribution at the policy's temperature, as are the logits of
-        `distribution` [N, T, V]; `hidden` [N, T, D] is what the output layer reads; `value` [N, T] needs `add_value_head`.
+        `distribution` [N, T, V]; `hidden` [N, T, D] is the input of the output layer; `value` [N, T] needs `add_value_head`.
         """
         layout = inputs(batch, batch.mask)
         output = Evaluation()
@@ -301,8 +300,8 @@ class LanguagePolicy(nn.Module):
     def values(self, batch: Trajectories) -> tuple[Tensor, Tensor]:
         """Return (value, next_value), each [N, T] float32, 0 where the mask is False; no gradient.
 
-        The state after a decision is the one before the policy's next decision, past any inserted tokens; after the last one
-        it is 0, in a truncated row too: it does not go on, and its outcome is in its rewards.
+        The state after a decision is the one before the policy's next decision, past any inserted tokens. After the last one
+        the value is 0, in a truncated row too: it is not continued, and its outcome is in its rewards.
         """
         judged = batch.mask
         layout = inputs(batch, judged)
@@ -311,7 +310,7 @@ class LanguagePolicy(nn.Module):
         value = layout.spread(self._critic()(hidden.float()).squeeze(-1))
         width = judged.shape[1]
         place = torch.where(judged, torch.arange(width, device=judged.device), width)
-        # The next place of each that is judged; none is `width`, whose value is 0.
+        # The next evaluated position of each; `width`, whose value is 0, where there is none.
         follower = torch.nn.functional.pad(place.flip(1).cummin(1).values.flip(1)[:, 1:], (0, 1), value=width)
         following = torch.nn.functional.pad(value, (0, 1)).gather(1, follower)
         return value * batch.mask, following * batch.mask
@@ -322,7 +321,7 @@ class LanguagePolicy(nn.Module):
         return self.value_head
 
     def _head(self, hidden: Tensor) -> tuple[Tensor, Tensor | None, float | None, float]:
-        """Return the output layer's (weight, bias, cap of the logits, what divides them)."""
+        """Return the output layer's (weight, bias, cap of the logits, divisor of the logits)."""
         head, config = self.model.get_output_embeddings(), self.model.config.get_text_config()
         softcap = getattr(config, "final_logit_softcapping", None)
         divisor = float(getattr(config, "logits_scaling", 1.0)) / float(getattr(config, "logit_scale", 1.0) or 1.0)
@@ -337,7 +336,7 @@ class LanguagePolicy(nn.Module):
         return torch.autocast(device.type, self.autocast)
 
     def _hidden(self, layout: Inputs) -> Tensor:
-        """Return the last hidden state at each judged decision: [M, D]."""
+        """Return the last hidden state at each evaluated decision: [M, D]."""
         if not len(layout.row):
             width = self.model.config.get_text_config().hidden_size
             return torch.zeros(0, width, device=layout.tokens.device, dtype=next(self.model.parameters()).dtype)
@@ -356,7 +355,7 @@ class LanguagePolicy(nn.Module):
         return self._bucketed(layout)
 
     def _bucketed(self, layout: Inputs) -> Tensor:
-        """The same through the module's own forward. Padding stands behind, where causal attention does not look."""
+        """Return the same by the module's own forward, with padding on the right, which causal attention ignores."""
         row, column = layout.row, layout.column
         found, order = [], []
         place = torch.empty_like(layout.length)
@@ -371,7 +370,7 @@ class LanguagePolicy(nn.Module):
 
 
 def _still(model: Any) -> None:
-    """Switch dropout off: a policy is one distribution, whatever mode the module is in."""
+    """Disable dropout, so that the policy is one distribution in any mode of the module."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0

@@ -17,7 +17,7 @@ DEVICE_BUDGET = 512 << 20
 
 
 def chunk_size(vocabulary: int, device: torch.device, budget: int | None = None) -> int:
-    """Return how many positions are judged at once so that their float32 logits fit the budget in bytes; at least 16."""
+    """Return the number of positions per chunk whose float32 logits fit the budget in bytes; at least 16."""
     if budget is None:
         budget = CPU_BUDGET if device.type == "cpu" else DEVICE_BUDGET
     return max(16, budget // (4 * vocabulary))
@@ -50,7 +50,7 @@ def token_logp(
         softcap: c for cap(x) = c * tanh(x / c) (Gemma 2), None for the identity.
         entropy: whether to compute the entropy (in nats); None is returned otherwise.
         chunk: positions at a time; None chooses by `chunk_size`.
-        fused: let torch.compile make one kernel of what happens to the logits of a chunk.
+        fused: compile the operations on a chunk's logits into one kernel by torch.compile.
     """
     if chunk is None:
         chunk = chunk_size(weight.shape[0], hidden.device)

@@ -19,13 +19,13 @@ from vantage.core.trajectories import Trajectories
 
 @component(label="lora")
 class LoraSettings:
-    """Which linear maps get an adapter B A * alpha / rank, and of which rank.
+    """Settings of adapters B A * alpha / rank on linear maps.
 
     Attributes:
-        rank: of A and B, at least 1.
+        rank: rank of A and B, at least 1.
         alpha: scale, above 0.
-        targets: names of the linear maps that get one; the output layer (`lm_head`) may be one, and is a weight of its own in a
-            merged folder where it shared the embedding's.
+        targets: names of the linear maps with adapters; the output layer (`lm_head`) may be one, and a merged folder then holds
+            it as a weight of its own where it was tied to the embedding.
     """
 
     rank: Annotated[int, at_least(1)] = 16
@@ -34,9 +34,9 @@ class LoraSettings:
 
 
 def adapt(model: Any, settings: LoraSettings) -> Any:
-    """Put adapters into the model, which stays the same object, and leave them alone trainable; return peft's wrapper.
+    """Add adapters to the model, in place, as its only trainable parameters, and return peft's wrapper.
 
-    The adapters start as nothing (B is 0).
+    The adapters initially have no effect (B is 0).
 
     Raises:
         UserError: the model has no linear map of a name in `targets`.
@@ -57,17 +57,17 @@ def adapt(model: Any, settings: LoraSettings) -> Any:
         task_type="CAUSAL_LM",
     )
     with warnings.catch_warnings():
-        # Output layer and embedding become two weights when adapters on the one are merged: `head_unties`.
+        # Output layer and embedding become two weights when adapters of one are merged: `head_unties`.
         warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
         return peft.get_peft_model(model, config)
 
 
 def refuse_adapters(model: Any) -> None:
-    """Check that a model has no adapters yet: of another's only some kinds would be evaluated, trained and saved.
+    """Refuse a model that has adapters already: only some kinds of them could be evaluated, trained and saved.
 
     Raises:
-        UserError: it has.
+        UserError: the model has adapters.
     """
     layers = any(hasattr(module, "base_layer") or hasattr(module, "modules_to_save") for module in model.modules())
     if layers or hasattr(model, "peft_config"):
@@ -85,7 +85,7 @@ def adapter_layers(model: Any) -> list[Any]:
 
 @contextlib.contextmanager
 def switched_off(model: Any) -> Iterator[None]:
-    """Leave the adapters out of every forward pass inside."""
+    """Disable the adapters in every forward pass within the context."""
     layers = [layer for layer in adapter_layers(model) if not layer.disable_adapters]
     trainable = [[p for p in layer.parameters() if p.requires_grad] for layer in layers]
     for layer in layers:
@@ -100,7 +100,7 @@ def switched_off(model: Any) -> Iterator[None]:
 
 
 def merged_weight(layer: Any) -> Tensor:
-    """Return the weight [out, in] of a linear map with its adapters multiplied in; it carries their gradient."""
+    """Return the weight [out, in] of a linear map with its adapters merged; it carries their gradient."""
     weight: Tensor = layer.weight
     if not hasattr(layer, "base_layer") or layer.disable_adapters:
         return weight
@@ -110,13 +110,13 @@ def merged_weight(layer: Any) -> Tensor:
 
 
 def head_unties(model: Any) -> bool:
-    """Whether adapters on the output layer part it from the embedding that it shares its weights with."""
+    """Return whether adapters on the output layer make it differ from the embedding to which it was tied."""
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     return hasattr(head, "base_layer") and head.weight is embedding.weight
 
 
 def merged_state(model: Any) -> dict[str, Tensor]:
-    """Return the weights of the model with its adapters multiplied in, under the names of the model without adapters.
+    """Return the weights of the model with its adapters merged, under the names of the model without adapters.
 
     Where `head_unties`, a reader must not tie output layer and embedding again.
     """
@@ -130,10 +130,10 @@ def merged_state(model: Any) -> dict[str, Tensor]:
 
 
 class FrozenAdapter(nn.Module):
-    """A policy as it was when frozen, on the same weights: only its adapters are kept, and none where they were nothing.
+    """Frozen copy of a policy with adapters that shares its weights: only the adapters are copied, and none where they were 0.
 
-    Its `state_dict` is the adapters. It gives no gradient, and must not be asked while a backward pass of the policy is
-    under way in another thread, since it lends the policy its adapters for the time of the question.
+    Its `state_dict` is the adapters. It gives no gradient, and must not be evaluated while a backward pass of the policy
+    runs in another thread, since its adapters replace the policy's during the evaluation.
     """
 
     memoryless = False
@@ -142,7 +142,7 @@ class FrozenAdapter(nn.Module):
         super().__init__()
         self.temperature = policy.temperature
         self.tokenizer = policy.tokenizer
-        # Held in a tuple, the policy's parameters are not taken for this module's own.
+        # Held in a tuple, the policy is not registered as a submodule.
         self._owner = (policy,)
         self._names = [name for name, _ in adapters(policy.model)]
         for place, (_, parameter) in enumerate(adapters(policy.model)):
@@ -153,12 +153,12 @@ class FrozenAdapter(nn.Module):
 
     @property
     def model(self) -> Any:
-        """The model that is shared; inside, the adapters are the policy's present ones."""
+        """Shared model, with the policy's present adapters."""
         return self._owner[0].model
 
     @torch.no_grad()
     def evaluate(self, batch: Trajectories, want: frozenset[str]) -> Evaluation:
-        """Judge the batch's decisions; no gradient."""
+        """Evaluate the batch's decisions; no gradient."""
         policy = self._owner[0]
         own, policy.temperature = policy.temperature, self.temperature
         try:
@@ -190,19 +190,19 @@ class FrozenAdapter(nn.Module):
                 parameter.data = value
 
     def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
-        """The shared model's parameters: where it lives."""
+        """Return the shared model's parameters, which give the device."""
         yield from self._owner[0].model.parameters()
 
     def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
-        """None are its own."""
+        """Return no parameters: none are its own."""
         return iter(())
 
     def frozen(self) -> FrozenAdapter:
-        """It is frozen."""
+        """Return itself."""
         return self
 
     def save(self, folder: str | Path) -> None:
-        """Write the whole model as it was when frozen."""
+        """Write the whole model with the frozen adapters."""
         with self._lent():
             self._owner[0].save(folder)
 
@@ -213,7 +213,7 @@ def adapters(model: Any) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def load_adapters(model: Any, state: Mapping[str, Tensor]) -> None:
-    """Copy adapters in place."""
+    """Copy adapters into the model, in place."""
     with torch.no_grad():
         for name, parameter in adapters(model):
             parameter.copy_(state[name])

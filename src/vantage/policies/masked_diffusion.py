@@ -1,12 +1,12 @@
-"""A masked diffusion language model as a policy: a bidirectional transformer that fills in masked tokens.
+"""Masked diffusion language model as a policy: a bidirectional transformer that fills in masked tokens.
 
-An answer has a fixed number of tokens; a shorter text is filled up with the end token. The model predicts every masked position at
-once from the prompt and the positions that are not masked. Its likelihood is only bounded: with a random set M of masked positions,
+An answer has a fixed number of tokens; a shorter text is padded with the end token. The model predicts all masked positions at
+once from the prompt and the positions that are not masked. Its likelihood has a bound: with a random set M of masked positions,
 
     ELBO(y | x) = E_M [ w(M) sum_{i in M} log p(y_i | x, y with M masked) ]  <=  log p(y | x)
 
-(LLaDA, arXiv 2502.09992, eq. 3), so `logp` is a proxy, and which sets it is estimated with must be the same for two policies that
-are compared. A batch says so in the column `masked_weight` [N, T]: w(M) where a position is masked, 0 where it is not.
+(LLaDA, arXiv 2502.09992, eq. 3), so `logp` is a proxy, and two policies that are compared must be evaluated with the same sets.
+The column `masked_weight` [N, T] of a batch holds them: w(M) where a position is masked, 0 where it is not.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from vantage.policies.folder import read_policy, write_policy
 
 PAD, END, MASK = 0, 1, 2
 SPECIAL = 3
-"""Number of tokens that are no characters."""
+"""Number of special tokens."""
 
 
 class Block(nn.Module):
-    """Attention of every token to every other, and a feed-forward layer, each added to its normalised input."""
+    """Transformer block: bidirectional attention and a feed-forward layer, each with pre-normalisation and a residual."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class Block(nn.Module):
         self.feed, self.back = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor, visible: Tensor) -> Tensor:
-        """Map [N, S, width]; `visible` [N, 1, 1, S] is False for tokens that nobody sees."""
+        """Map [N, S, width] to the same shape; `visible` [N, 1, 1, S] is False for tokens without attention."""
         query, key, value = (
             part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for part in self.attention(self.before_attention(x)).chunk(3, -1)
@@ -51,16 +51,16 @@ class Block(nn.Module):
 
 
 class MaskedDiffusionPolicy(nn.Module):
-    """Fills in masked answers to prompts, character by character.
+    """Policy that fills in masked answers to prompts; tokens are characters.
 
     In a batch, `observation["tokens"]` [N, P] is the prompt, padded on the left, and `action` [N, T] the whole answer.
 
     Args:
-        alphabet: characters that are tokens.
-        prompt_length: tokens of a prompt at most.
+        alphabet: characters of the vocabulary.
+        prompt_length: largest number of tokens of a prompt.
         length: T, tokens of an answer, the end token included.
-        width, layers, heads: of the transformer; `heads` divides `width`.
-        seed: of the initial weights.
+        width, layers, heads: sizes of the transformer; `heads` divides `width`.
+        seed: seed of the initial weights.
 
     Raises:
         UserError: a size is out of range.
@@ -96,7 +96,7 @@ class MaskedDiffusionPolicy(nn.Module):
         }
         self.prompt_length, self.length = prompt_length, length
         self.temperature = 1.0
-        """Divides the logits, when answers are drawn and when they are judged."""
+        """Divides the logits, in sampling and in evaluation."""
         vocabulary = SPECIAL + len(self.letters)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -110,7 +110,7 @@ class MaskedDiffusionPolicy(nn.Module):
     # text ----------------------------------------------------------------------------------------------------------
 
     def encode(self, texts: Sequence[str], answers: bool = False) -> Tensor:
-        """Return tokens [N, P] of prompts, padded on the left, or [N, T] of answers, filled up with the end token.
+        """Return tokens [N, P] of prompts, padded on the left, or [N, T] of answers, padded with the end token.
 
         Raises:
             UserError: a character is not in the alphabet, or a text is too long.
@@ -140,13 +140,13 @@ class MaskedDiffusionPolicy(nn.Module):
             texts.append("".join(self.letters[token - SPECIAL] for token in kept if token >= SPECIAL))
         return texts
 
-    # judging -------------------------------------------------------------------------------------------------------
+    # evaluation ----------------------------------------------------------------------------------------------------
 
     def logits(self, prompt: Tensor, answer: Tensor) -> Tensor:
         """Return logits [N, T, V] of every position of an answer [N, T] that may hold `MASK`; PAD and MASK have -inf."""
         tokens = torch.cat([prompt, answer], 1)
         visible = (tokens != PAD)[:, None, None, :]
-        # Shorter prompts stand at the end of the places for prompts.
+        # Shorter prompts are right-aligned.
         x = self.embedding(tokens) + self.position[self.prompt_length - prompt.shape[1] :]
         for block in self.blocks:
             x = block(x, visible)
@@ -156,10 +156,10 @@ class MaskedDiffusionPolicy(nn.Module):
         return found.masked_fill(never, -torch.inf)
 
     def evaluate(self, batch: Trajectories, want: frozenset[str]) -> Evaluation:
-        """Judge answers; `logp` [N, T] is a proxy.
+        """Evaluate answers; `logp` [N, T] is a proxy and carries gradient.
 
-        With the column `masked_weight`, `logp` is each position's part of a sample of the ELBO: their sum over T is the
-        sample. Without it, all positions are masked at once and judged in one pass, as independent tokens (the estimate of
+        With the column `masked_weight`, `logp` is each position's term of a sample of the ELBO: their sum over T is the
+        sample. Without it, all positions are masked at once and evaluated in one pass, as independent tokens (the estimate of
         diffu-GRPO, arXiv 2504.12216, without masks on the prompt).
         """
         action, weight = batch.action, batch.get("masked_weight")
@@ -171,10 +171,10 @@ class MaskedDiffusionPolicy(nn.Module):
             evaluation.entropy = -torch.where(log_probs.isfinite(), log_probs.exp() * log_probs, 0.0).sum(-1)
         return evaluation
 
-    # keeping -------------------------------------------------------------------------------------------------------
+    # saving --------------------------------------------------------------------------------------------------------
 
     def frozen(self) -> MaskedDiffusionPolicy:
-        """Return a copy that never learns."""
+        """Return a frozen copy."""
         return copy.deepcopy(self).requires_grad_(False).eval()
 
     def save(self, folder: Any) -> None:

@@ -1,4 +1,4 @@
-"""Small networks for control: multilayer perceptrons, the convolutional trunk for images, and perceptrons in numpy."""
+"""Small networks for control: multilayer perceptrons, a convolutional trunk for images, and perceptrons in numpy."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def activation(name: str) -> Callable[[Tensor], Tensor]:
     """Return the activation of this name.
 
     Raises:
-        UserError: it is not known; the message lists what is.
+        UserError: the name is not known; the message lists those that are.
     """
     if name not in ACTIVATIONS:
         raise UserError(
@@ -52,13 +52,13 @@ def activation(name: str) -> Callable[[Tensor], Tensor]:
 
 
 class MLP(nn.Module):
-    """A multilayer perceptron; hidden layers have orthogonal weights of gain sqrt(2), the last layer of `gain`.
+    """Multilayer perceptron; hidden layers have orthogonal weights of gain sqrt(2), the last layer of `gain`.
 
     Args:
-        sizes: inputs, hidden layers, outputs.
+        sizes: widths of inputs, hidden layers and outputs.
         activation: name of the function between layers; after the last one too when `activate_last`.
-        gain: of the last layer.
-        generator: of the initial weights.
+        gain: gain of the last layer.
+        generator: generator of the initial weights.
     """
 
     def __init__(
@@ -100,12 +100,12 @@ class MLP(nn.Module):
 
     @property
     def pairs(self) -> list[Tensor]:
-        """Weight, bias, weight, bias, ... in the order of the layers."""
+        """Return weight, bias, weight, bias, ... in the order of the layers."""
         return [parameter for layer in self.linears for parameter in (layer.weight, layer.bias)]
 
 
 def both(x: Tensor, one: MLP, other: MLP) -> tuple[Tensor, Tensor]:
-    """Return what two perceptrons of the same activation make of the same input."""
+    """Return the outputs of two perceptrons with the same activation on the same input."""
     networks = [one.pairs, other.pairs]
     if not (one.activate_last or other.activate_last) and suits(x, networks[0] + networks[1], one.activation):
         first, second = perceptrons(x, networks, one.activation)
@@ -114,7 +114,7 @@ def both(x: Tensor, one: MLP, other: MLP) -> tuple[Tensor, Tensor]:
 
 
 def outputs(networks: Sequence[MLP], x: Tensor, frozen: bool = False) -> list[Tensor]:
-    """Return what perceptrons of one activation make of the same input [..., inputs]; `frozen`: no gradient into their weights."""
+    """Return the outputs of perceptrons with one activation on the same input [..., inputs]; `frozen`: no gradient to weights."""
     kind = networks[0].activation
     held = [[p.detach() for p in network.pairs] if frozen else network.pairs for network in networks]
     if suits(x, [p for pairs in held for p in pairs], kind):
@@ -130,13 +130,13 @@ def _plain(x: Tensor, pairs: Sequence[Tensor], act: Callable[[Tensor], Tensor]) 
 
 
 class ActionValues(nn.Module):
-    """Twin action values Q1 and Q2, and a target of each, which starts as its copy and is moved by `MoveTargets`.
+    """Twin action values Q1 and Q2, and a target network of each, initially a copy, which `MoveTargets` updates.
 
     Args:
-        inputs: width of state and action together.
+        inputs: width W of state and action together.
         hidden: widths of the hidden layers.
-        activation: its name.
-        generator: of the initial weights.
+        activation: name of the activation.
+        generator: generator of the initial weights.
     """
 
     def __init__(self, inputs: int, hidden: Sequence[int], activation: str, generator: torch.Generator) -> None:
@@ -145,21 +145,21 @@ class ActionValues(nn.Module):
         self.followers = nn.ModuleList(copy.deepcopy(network).requires_grad_(False) for network in self.networks)
 
     def forward(self, x: Tensor, *, target: bool = False, frozen: bool = False) -> Tensor:
-        """Return both values [2, ...] of inputs [..., W]; `target`: the targets'; `frozen`: no gradient into the weights."""
+        """Return both values [2, ...] of inputs [..., W]; `target`: of the targets; `frozen`: no gradient to the weights."""
         networks: Any = self.followers if target else self.networks
         return torch.stack(outputs(list(networks), x, frozen)).squeeze(-1)
 
     def targets(self) -> list[tuple[Tensor, Tensor]]:
-        """Return (parameter, its target's) of both."""
+        """Return (parameter, target's parameter) of both networks."""
         return list(zip(self.networks.parameters(), self.followers.parameters(), strict=True))
 
 
 class NatureCNN(nn.Module):
-    """The convolutional trunk of Mnih et al., "Human-level control through deep reinforcement learning" (2015).
+    """Convolutional trunk of Mnih et al., "Human-level control through deep reinforcement learning" (2015).
 
     Args:
-        shape: of an image, [C, H, W] or [H, W, C]; the smaller of the outer two is taken for the channels.
-        width: of the output.
+        shape: shape of an image, [C, H, W] or [H, W, C]; the smaller of the outer two is taken as the channels.
+        width: width of the output.
         generator: of the initial weights.
 
     Raises:
@@ -201,11 +201,11 @@ class NatureCNN(nn.Module):
 
 
 class HostMLP:
-    """An MLP on the CPU evaluated by numpy on views of its parameters, for `rows` inputs at a time.
+    """MLP on the CPU that is evaluated by numpy on views of its parameters, for `rows` inputs at a time.
 
-    At widths around 64 the overhead of torch's operators is several times their work, and a rollout calls the actor once
-    a step. The views share memory with the parameters: an optimiser's step in place is seen at once. Replacing a
-    parameter's storage (a move to another device) is not: make a new one then, `stale` says when.
+    At widths around 64 the overhead of torch's operators is several times their computation, and a rollout calls the actor
+    once per step. The views share memory with the parameters, so that optimiser steps in place take effect at once. After
+    a change of a parameter's storage (a move to another device) make a new one; `stale` tells when.
     """
 
     ACTIVATIONS = ("tanh", "relu")
@@ -221,7 +221,7 @@ class HostMLP:
 
     @classmethod
     def suits(cls, mlp: nn.Module) -> bool:
-        """Whether the network can be evaluated here, and is small enough for it to be faster."""
+        """Return whether the network can be evaluated in numpy, and is small enough for that to be faster."""
         if not isinstance(mlp, MLP) or mlp.activate_last or mlp.activation not in cls.ACTIVATIONS:
             return False
         return all(
@@ -231,7 +231,7 @@ class HostMLP:
 
     @property
     def stale(self) -> bool:
-        """Whether some parameter has moved in memory since the views were taken."""
+        """Return whether some parameter's storage has changed since the views were made."""
         return any(p.data_ptr() != address for p, address in zip(self._parameters, self._addresses, strict=True))
 
     def __call__(self, x: Array, out: Array) -> None:
@@ -253,7 +253,7 @@ class HostMLP:
 
 
 def host_actor(space: Observations, mlp: HostMLP) -> Callable[[np.ndarray, np.ndarray], None]:
-    """Put the encoding of observations before a numpy perceptron."""
+    """Return a numpy perceptron with the encoding of observations before it."""
     if space.kind == "vector" and len(space.shape) == 1:
         return mlp
     if space.kind == "vector":

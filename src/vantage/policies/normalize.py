@@ -1,4 +1,4 @@
-"""Running mean and variance, kept as buffers of a policy and updated in numpy as observations come in."""
+"""Running mean and variance, stored as buffers of a policy and updated in numpy by rollouts."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ CLIP = 10.0
 
 
 class Moments:
-    """Mean, variance and count over numpy arrays that someone else may own; updated in place.
+    """Mean, variance and count in numpy arrays, which may be views; updated in place.
 
-    The merge of two sets of moments by Chan, Golub and LeVeque (1979). `count` starts at 1e-4 with mean 0 and variance 1,
-    as in the reference implementations, so that the first values decide.
+    Moments are merged as by Chan, Golub and LeVeque (1979). `count` starts at 1e-4 with mean 0 and variance 1, as in the
+    reference implementations, so that the first values dominate.
     """
 
     __slots__ = ("_deviation", "_scale", "count", "mean", "var")
@@ -31,7 +31,7 @@ class Moments:
         self._deviation = np.empty_like(mean)
 
     def update(self, values: Floats) -> None:
-        """Take in values [n, ...], all at once; none change nothing."""
+        """Merge the moments of values [n, ...]; without values nothing changes."""
         n = len(values)
         if not n:
             return
@@ -44,7 +44,7 @@ class Moments:
             mean = values.mean(0, dtype=np.float64)
             delta = mean - self.mean
             spread = values - mean
-            # var <- (var * count + batch_var * n) / total, then the part that the means' distance adds.
+            # var <- (var * count + batch_var * n) / total, then the term of the difference of the means.
             self.var *= count / total
             self.var += np.square(spread).sum(0) / total
         self.mean += delta * (n / total)
@@ -64,7 +64,7 @@ class Moments:
 class RunningMoments(nn.Module):
     """Running mean, variance [...] and count of observations, as float64 buffers.
 
-    A rollout updates them through `on_host`; everything else reads them through `forward`, frozen.
+    A rollout updates them through `on_host`; `forward` reads them without a change.
     """
 
     mean: Tensor
@@ -88,6 +88,6 @@ class RunningMoments(nn.Module):
                 buffer.copy_(torch.from_numpy(array))
 
     def forward(self, observation: Tensor) -> Tensor:
-        """Return the observation [..., *shape] normalised and clipped to +-10, float32; the moments stay as they are."""
+        """Return the observation [..., *shape] normalised and clipped to +-10, float32; the moments do not change."""
         scaled = (observation.double() - self.mean) / torch.sqrt(self.var + EPSILON)
         return scaled.clamp(-CLIP, CLIP).float()

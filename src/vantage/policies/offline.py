@@ -1,8 +1,8 @@
-"""Networks for learning from recorded transitions: a bounded actor, and what a method grows beside it.
+"""Policy for offline methods: a bounded actor, with the value networks that a method adds.
 
-The actor's mean is tanh of a perceptron, in [-1, 1]; `bound` scales it to the data's unit. Twin action values (`add_critics`),
-twin state values (`add_values`) and a spread (`add_spread`) are grown by the parts that teach them; each value network has a
-target that `targets` pairs with it.
+The actor's mean is tanh of a perceptron, in [-1, 1]; `bound` scales it to the data's units. Twin action values (`add_critics`),
+twin state values (`add_values`) and a standard deviation (`add_spread`) are added by the components that train them; each value
+network has a target, which `targets` pairs with it.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ LOG_STD_RANGE = (-5.0, 2.0)
 
 
 class OfflinePolicy(nn.Module):
-    """Actor, and whatever values have been grown; rows are single transitions [N, 1, ...].
+    """Actor with optional value networks; rows are single transitions [N, 1, ...].
 
-    `evaluate` takes observations as they stand in a batch, which is normalised; `act` takes raw ones and normalises by `mean`
-    and `std`, the data's.
+    `evaluate` takes observations as a batch stores them, normalised; `act` takes raw ones and normalises by `mean` and `std`,
+    the data's.
 
     Args:
         observations, actions: widths D and A.
         hidden: widths of the hidden layers of every network.
-        seed: of the initial weights.
-        mean, std: of raw observations [D]; None leaves them as they are.
-        bound: of raw actions [A]; None for 1.
+        seed: seed of the initial weights.
+        mean, std: moments of raw observations [D]; None for no normalisation.
+        bound: bound of raw actions [A]; None for 1.
     """
 
     memoryless = True
@@ -75,10 +75,10 @@ class OfflinePolicy(nn.Module):
     def _network(self, inputs: int, outputs: int, gain: float = 1.0) -> MLP:
         return MLP([inputs, *self.hidden, outputs], KIND, gain, self._generator)
 
-    # growing -------------------------------------------------------------------------------------------------------
+    # networks ------------------------------------------------------------------------------------------------------
 
     def add_critics(self) -> None:
-        """Grow Q1 and Q2, their targets, and a target of the actor; once."""
+        """Add Q1 and Q2, their targets, and a target of the actor; a second call changes nothing."""
         if not self.critics:
             self.grown.append("critics")
             self.critics.extend(self._network(sum(self.shape), 1) for _ in range(2))
@@ -87,7 +87,7 @@ class OfflinePolicy(nn.Module):
             self.to(self.mean.device)
 
     def add_values(self) -> None:
-        """Grow V1 and V2, with layer normalisation, and their targets; once."""
+        """Add V1 and V2, with layer normalisation, and their targets; a second call changes nothing."""
         if not self.value_nets:
             self.grown.append("values")
             self.value_nets.extend(NormedMLP([self.shape[0], *self.hidden, 1], self._generator) for _ in range(2))
@@ -95,13 +95,13 @@ class OfflinePolicy(nn.Module):
             self.to(self.mean.device)
 
     def add_spread(self) -> None:
-        """Make the actor a Gaussian whose log standard deviation [A] is learnt, the same in all states; once."""
+        """Make the actor a Gaussian with a trained log standard deviation [A] for all states; a second call changes nothing."""
         if self.log_std is None:
             self.grown.append("spread")
             self.log_std = nn.Parameter(torch.zeros(self.shape[1], device=self.mean.device))
 
     def targets(self) -> list[tuple[Tensor, Tensor]]:
-        """Return (parameter, its target's) of everything that has a target."""
+        """Return (parameter, target's parameter) of all networks with targets."""
         nets = [
             *zip(self.critics, self.target_critics, strict=True),
             *zip(self.value_nets, self.target_values, strict=True),
@@ -110,17 +110,17 @@ class OfflinePolicy(nn.Module):
             nets.append((self.actor, self.target_actor))
         return [pair for one, other in nets for pair in zip(one.parameters(), other.parameters(), strict=True)]
 
-    # judging -------------------------------------------------------------------------------------------------------
+    # evaluation ----------------------------------------------------------------------------------------------------
 
     def evaluate(self, batch: Trajectories, want: frozenset[str]) -> Evaluation:
-        """Judge transitions from `observation` [N, 1, D] and `action` [N, 1, A].
+        """Evaluate transitions from `observation` [N, 1, D] and `action` [N, 1, A]; with gradient.
 
-        `logp` [N, 1] is of the Gaussian around the actor's mean, of unit variance where no spread was grown (then `proxy` says so);
-        `entropy` needs the spread. In `extras`: `mean` [N, 1, A], and `q_mean` [N, 1], Q1 at that mean, whose gradient flows
-        through the action alone, not into Q1.
+        `logp` [N, 1] is of the Gaussian around the actor's mean, of unit variance without `add_spread` (`proxy` is then True);
+        `entropy` needs `add_spread`. In `extras`: `mean` [N, 1, A], and `q_mean` [N, 1], Q1 at that mean, whose gradient flows
+        through the action alone, not to Q1.
 
         Raises:
-            UserError: `want` names another output, or one that was not grown.
+            UserError: `want` names another output, or one whose network was not added.
         """
         odd = want - {"logp", "entropy", "mean", "q_mean"}
         if odd:
@@ -132,7 +132,9 @@ class OfflinePolicy(nn.Module):
             evaluation.logp = Gaussian(mean, spread).log_prob(batch.action)
         if "entropy" in want:
             if self.log_std is None:
-                raise UserError("this policy is deterministic and has no entropy: its method did not ask for a spread")
+                raise UserError(
+                    "this policy is deterministic and has no entropy: its method adds no standard deviation (add_spread)"
+                )
             evaluation.entropy = Gaussian(mean, spread).entropy()
         if "mean" in want:
             evaluation.extras["mean"] = mean
@@ -141,21 +143,21 @@ class OfflinePolicy(nn.Module):
         return evaluation
 
     def mean_action(self, observation: Tensor, target: bool = False) -> Tensor:
-        """Return the actor's action [..., A] in [-1, 1], or its target's."""
+        """Return the mean action [..., A] in [-1, 1] of the actor, or of its target."""
         network: Any = self.target_actor if target else self.actor
         return torch.tanh(outputs([network], observation)[0])
 
     def q(
         self, observation: Tensor, action: Tensor, *, count: int = 2, target: bool = False, frozen: bool = False
     ) -> Tensor:
-        """Return the first `count` action values [count, ...]; `frozen` lets no gradient into their weights."""
+        """Return the first `count` action values [count, ...]; with `frozen` no gradient flows to their weights."""
         networks: Any = self.target_critics if target else self.critics
         if not len(networks):
-            raise UserError("this policy has no action values: its method did not ask for them (TwinQ)")
+            raise UserError("this policy has no action values: its method does not add them (TwinQ)")
         return torch.stack(outputs(list(networks)[:count], torch.cat([observation, action], -1), frozen)).squeeze(-1)
 
     def v(self, observation: Tensor, target: bool = False) -> Tensor:
-        """Return both state values [2, ...]."""
+        """Return both state values [2, ...], or those of the targets."""
         networks: Any = self.target_values if target else self.value_nets
         return torch.stack([network(observation) for network in networks]).squeeze(-1)
 
@@ -163,7 +165,7 @@ class OfflinePolicy(nn.Module):
 
     @torch.no_grad()
     def act(self, observation: Any, *, deterministic: bool = True, generator: torch.Generator | None = None) -> Any:
-        """Choose raw actions [n, A] for raw observations [n, D], arrays or tensors; the mean, or a draw where there is a spread."""
+        """Return raw actions [n, A] for raw observations [n, D], arrays or tensors: the mean, or a sample of a Gaussian actor."""
         raw = torch.as_tensor(observation, dtype=torch.float32, device=self.mean.device)
         action = self.mean_action((raw - self.mean) / self.std)
         if not deterministic and self.log_std is not None:
@@ -171,10 +173,10 @@ class OfflinePolicy(nn.Module):
         action = action * self.bound
         return action if isinstance(observation, Tensor) else action.cpu().numpy()
 
-    # keeping -------------------------------------------------------------------------------------------------------
+    # saving --------------------------------------------------------------------------------------------------------
 
     def frozen(self) -> OfflinePolicy:
-        """Return a copy that never learns."""
+        """Return a frozen copy."""
         twin = copy.copy(self)
         twin.__dict__ = {key: value for key, value in self.__dict__.items() if key != "_generator"}
         twin = copy.deepcopy(twin)
@@ -182,7 +184,7 @@ class OfflinePolicy(nn.Module):
         return twin.requires_grad_(False)
 
     def save(self, folder: Any) -> None:
-        """Write weights and shape; all that was grown."""
+        """Write weights and sizes of all networks, added ones included."""
         config = {"shape": self.shape, "hidden": self.hidden, "grown": self.grown}
         write_policy(folder, "offline", self.state_dict(), config)
 
@@ -207,7 +209,7 @@ class OfflinePolicy(nn.Module):
 
 
 class NormedMLP(nn.Module):
-    """A perceptron with layer normalisation before each ReLU."""
+    """Perceptron with layer normalisation before each ReLU."""
 
     def __init__(self, sizes: Sequence[int], generator: torch.Generator) -> None:
         super().__init__()

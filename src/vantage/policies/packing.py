@@ -1,8 +1,8 @@
-"""From rows of prompt and completion to the tokens that are computed, and from what is computed back to [N, T].
+"""Packing of rows of prompt and completion into the tokens that a model computes, and the scatter of results to [N, T].
 
-A row's input is its prompt followed by its completion up to the last decision that is judged; the decision at place t of
-the completion is predicted at place (prompt length + t - 1) of the input. The inputs of all rows are packed one behind
-the other, so that no padding is computed; rows that have the same prompt may share it, so that it is computed once.
+A row's input is its prompt followed by its completion up to the last decision that is evaluated; the decision at step t of
+the completion is predicted at position (prompt length + t - 1) of the input. The inputs of all rows are concatenated, so that
+no padding is computed; rows that have the same prompt may share it, so that it is computed once.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from vantage.policies.attention import Plan, plan
 
 @dataclass(frozen=True)
 class Inputs:
-    """The rows' inputs, left-aligned, and where the judged decisions are predicted.
+    """Left-aligned inputs of the rows, and the positions at which the evaluated decisions are predicted.
 
     Attributes:
-        tokens: [N, S] int64, each row's input from column 0 on; what follows is arbitrary.
-        length: [N] tokens that must be computed; 0 for a row without judged decisions.
-        prompt: [N] tokens of the prompt.
-        row: [M] row of each judged decision, in row-major order.
-        step: [M] its place in the completion.
+        tokens: [N, S] int64, each row's input from column 0 on; later entries are arbitrary.
+        length: [N] number of tokens that must be computed; 0 for a row without evaluated decisions.
+        prompt: [N] number of tokens of the prompt.
+        row: [M] row of each evaluated decision, in row-major order.
+        step: [M] its step in the completion.
         steps: T.
     """
 
@@ -38,22 +38,22 @@ class Inputs:
 
     @property
     def column(self) -> Tensor:
-        """Column of `tokens` [M] at which each judged decision is predicted."""
+        """Column of `tokens` [M] at which each evaluated decision is predicted."""
         return self.prompt[self.row] + self.step - 1
 
     def spread(self, values: Tensor) -> Tensor:
-        """Place values of the judged decisions [M, ...] at their rows and steps: [N, T, ...], 0 elsewhere."""
+        """Scatter values of the evaluated decisions [M, ...] to their rows and steps: [N, T, ...], 0 elsewhere."""
         rows = len(self.length)
         table = values.new_zeros(rows * self.steps, *values.shape[1:])
         return table.index_put((self.row * self.steps + self.step,), values).view(rows, self.steps, *values.shape[1:])
 
 
 def inputs(batch: Trajectories, judged: Tensor) -> Inputs:
-    """Lay out the rows of a language batch.
+    """Make the inputs of the rows of a language batch.
 
     Args:
-        batch: holds `observation` (tokens [N, P], padded behind; length [N], at least 1) and `action` [N, T].
-        judged: [N, T'] bool, decisions to judge. T' may be T + 1: place T then stands for the state after the whole row.
+        batch: holds `observation` (tokens [N, P], padded on the right; length [N], at least 1) and `action` [N, T].
+        judged: [N, T'] bool, decisions to evaluate. T' may be T + 1: step T is then the state after the whole row.
     """
     seen, prompt = batch.observation["tokens"], batch.observation["length"]
     steps = judged.shape[1]
@@ -62,7 +62,7 @@ def inputs(batch: Trajectories, judged: Tensor) -> Inputs:
     length = torch.where(last >= 0, prompt + last, 0)
     whole = torch.cat([seen, batch.action], 1)
     column = torch.arange(whole.shape[1], device=seen.device).expand_as(whole)
-    # The completion follows the prompt: columns behind the prompt skip its padding.
+    # The completion follows the prompt: columns after the prompt skip its padding.
     column = column + torch.where(column < prompt.unsqueeze(-1), 0, seen.shape[1] - prompt.unsqueeze(-1))
     aligned = whole.gather(1, column.clamp_(max=whole.shape[1] - 1))
     row, step = judged.nonzero(as_tuple=True)
@@ -71,14 +71,14 @@ def inputs(batch: Trajectories, judged: Tensor) -> Inputs:
 
 @dataclass(frozen=True)
 class Packed:
-    """A list of S tokens and what is read of it.
+    """Packed list of S tokens and the positions that are read.
 
     Attributes:
         tokens: [S] int64.
-        positions: [S] place of each token in its row's input.
-        plan: who sees whom.
-        needed: [K] places of the list whose last hidden states are read, each once.
-        index: [M] which of them predicts each judged decision; None when they are the judged decisions in order.
+        positions: [S] position of each token in its row's input.
+        plan: attention structure.
+        needed: [K] distinct positions of the list whose last hidden states are read.
+        index: [M] index into `needed` for each evaluated decision; None when they are the same, in order.
     """
 
     tokens: Tensor
@@ -92,12 +92,12 @@ def pack(layout: Inputs, share: bool | str) -> Packed:
     """Pack the rows' inputs.
 
     Args:
-        layout: with at least one judged decision.
-        share: whether rows with the same prompt share its tokens; "auto" where that leaves out a fifth of the tokens.
+        layout: inputs with at least one evaluated decision.
+        share: whether rows with the same prompt share its tokens; "auto" where that saves a fifth of the tokens.
     """
     if share:
         same, first = _same_prompts(layout)
-        # One transfer for all that decides the shape.
+        # One transfer for all numbers that determine shapes.
         length, prompt, prefix = torch.stack([layout.length, layout.prompt, same]).tolist()
         used = [i for i, size in enumerate(length) if size]
         plain = sum(length)
@@ -126,7 +126,7 @@ def _plain(layout: Inputs) -> Packed:
 
 
 def _shared(layout: Inputs, length: list[int], prompt: list[int], prefix: list[int], first: Tensor) -> Packed:
-    """Lay out the prefixes, then each prefix's continuations."""
+    """Pack the prefixes, then each prefix's continuations."""
     device = layout.tokens.device
     used = sorted((i for i, size in enumerate(length) if size), key=lambda i: (prefix[i], prompt[i] - length[i]))
     kept = sorted({prefix[i] for i in used})
@@ -148,7 +148,7 @@ def _shared(layout: Inputs, length: list[int], prompt: list[int], prefix: list[i
     total = sum(sizes)
     starts = torch.zeros_like(layout.length)
     starts[tail_rows] = total + tail_sizes.cumsum(0) - tail_sizes
-    # The first decision of a completion is predicted at the end of its prefix, for all that share it at once.
+    # The first decision of a completion is predicted at the end of its prefix, at once for all rows that share it.
     opening = layout.step == 0
     rest = (~opening).nonzero().squeeze(-1)
     index = torch.empty_like(layout.row)
@@ -176,7 +176,7 @@ def _ragged(tokens: Tensor, sizes: Tensor, start: Tensor | int) -> tuple[Tensor,
 def _same_prompts(layout: Inputs) -> tuple[Tensor, Tensor]:
     """Return a number for each row [N], equal for equal prompts, and for each number the first row that has it."""
     inside = torch.arange(layout.tokens.shape[1], device=layout.tokens.device) < layout.prompt.unsqueeze(-1)
-    # A random linear hash in 64 bits finds the candidates; the tokens themselves decide.
+    # A random linear hash in 64 bits finds the candidates; a comparison of the tokens decides.
     salt = torch.randint(-(2**63), 2**63 - 1, (layout.tokens.shape[1],), generator=torch.Generator().manual_seed(0)).to(
         inside.device
     )
@@ -197,10 +197,10 @@ def _first_of(same: Tensor) -> Tensor:
 
 
 def buckets(length: Tensor, waste: float = 0.125, overhead: int = 64) -> list[tuple[Tensor, int]]:
-    """Cut rows into buckets of similar length for models that take no packed tokens: (row indices, longest) each.
+    """Divide rows into buckets of similar length for models that take no packed tokens: (row indices, longest) each.
 
-    Walking down from the longest row, a bucket ends when its padding would exceed `waste` of its tokens by more than
-    `overhead` tokens, which is what a further forward pass costs. Rows of length 0 are left out.
+    In order of falling length, a bucket ends when its padding would exceed `waste` of its tokens by more than
+    `overhead` tokens, about the cost of a further forward pass. Rows of length 0 are left out.
     """
     sizes, order = torch.sort(length, descending=True)
     lengths: list[int] = sizes.tolist()

@@ -1,9 +1,9 @@
-"""Perceptrons' forward and backward pass as one operation on the CPU, in numpy.
+"""Forward and backward pass of perceptrons as one operation on the CPU, in numpy.
 
 On the CPU, torch's tanh takes longer than the matrix product before it, and its narrow products (a layer of four inputs)
-are many times slower than they could be; numpy's are not. Together with one node in the graph instead of one an operation,
-this about halves the time of a small network's update. It computes the same function and the same gradient, to rounding; a
-second derivative falls back to torch's own operations.
+are many times slower than numpy's. Together with one node in the graph instead of one per operation, this about halves
+the time of a small network's update. It computes the same function and the same gradient, to rounding; a second
+derivative falls back to torch's own operations.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from torch import Tensor
 
 KINDS = ("tanh", "relu")
 _LARGE = 1 << 20
-"""Activations from which torch's threads, where there are several, are faster than one of numpy's."""
+"""Number of activations from which several torch threads are faster than one numpy thread."""
 
 
 def suits(x: Tensor, parameters: Sequence[Tensor], kind: str) -> bool:
-    """Whether `perceptrons` can take this on: on the CPU, float32, no transform of functions in progress."""
+    """Return whether `perceptrons` applies: on the CPU, float32, without a function transform in progress."""
     return (
         kind in KINDS
         and x.device.type == "cpu"
@@ -35,9 +35,9 @@ def suits(x: Tensor, parameters: Sequence[Tensor], kind: str) -> bool:
 
 
 def perceptrons(x: Tensor, networks: Sequence[Sequence[Tensor]], kind: str) -> list[Tensor]:
-    """Map x [..., inputs] by each network to [..., outputs]; one node in the graph for all of them.
+    """Map x [..., inputs] by each network to [..., outputs], as one node in the graph for all of them; with gradient.
 
-    A network is its weight, bias, weight, bias, ... in the order of its linear layers, with `kind` between them.
+    A network is its weight, bias, weight, bias, ... in the order of its linear layers, with activation `kind` between them.
     """
     flat = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
     depths = tuple(len(parameters) // 2 for parameters in networks)
@@ -71,7 +71,7 @@ class _Perceptrons(torch.autograd.Function):
                 np.add(y, arrays[place + 1], y)
                 place += 2
                 if layer < depth - 1:
-                    # In place: nothing needs what went into the activation.
+                    # In place: the input of the activation is not needed again.
                     np.tanh(y, y) if kind == "tanh" else np.maximum(y, 0.0, y)
             outputs.append(torch.from_numpy(y))
         return tuple(outputs)
@@ -79,7 +79,7 @@ class _Perceptrons(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> Any:
         needed = ctx.needs_input_grad
-        # Reading the saved tensors is what notices a parameter that was changed since the forward pass.
+        # Reading the saved tensors detects parameters that were changed since the forward pass.
         x, *parameters = ctx.saved_tensors
         if torch.is_grad_enabled():
             return _differentiable(x, ctx.kind, ctx.depths, parameters, gradients, needed)
@@ -110,10 +110,10 @@ class _Perceptrons(torch.autograd.Function):
 
 
 def _through(kind: str, grad: np.ndarray, output: np.ndarray) -> np.ndarray:
-    """Carry a gradient through the activation, in place."""
+    """Backpropagate a gradient through the activation, in place."""
     if kind == "relu":
         return np.multiply(grad, output > 0, grad)
-    # One pass over memory, where numpy would make three.
+    # One pass over memory instead of numpy's three.
     held = torch.from_numpy(grad)
     torch.ops.aten.tanh_backward.grad_input(held, torch.from_numpy(output), grad_input=held)
     return grad
@@ -127,7 +127,7 @@ def _differentiable(
     gradients: Sequence[Tensor | None],
     needed: Sequence[bool],
 ) -> Any:
-    """The same gradients from torch's own operations, so that they can be differentiated again."""
+    """Return the same gradients by torch's own operations, so that they can be differentiated again."""
     inputs = {i: tensor for i, tensor in zip((0, *range(3, len(needed))), (x, *parameters), strict=True) if needed[i]}
     with torch.enable_grad():
         outputs, start = [], 0

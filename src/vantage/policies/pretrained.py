@@ -1,4 +1,4 @@
-"""Folders in Hugging Face format: read with errors that say what is wrong, written so that a crash leaves no half."""
+"""Reading and atomic writing of model folders in Hugging Face format."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def dtype_of(name: str | torch.dtype) -> torch.dtype:
     """Return the torch type of a name.
 
     Raises:
-        UserError: it is not a floating-point type that models are kept in.
+        UserError: the name is not of a floating-point type of model weights.
     """
     if isinstance(name, torch.dtype):
         return name
@@ -34,7 +34,7 @@ def dtype_of(name: str | torch.dtype) -> torch.dtype:
 def read_pretrained(folder: str | Path, dtype: str | torch.dtype = "float32") -> tuple[Any, Any]:
     """Return (causal language model, tokenizer) of a folder; nothing is downloaded and no code of the folder is run.
 
-    A tokenizer without padding token gets its end token for padding, and says so.
+    A tokenizer without padding token gets its end token as padding token, with a warning.
 
     Raises:
         UserError: there is no such folder, it has no `config.json`, no weights or no tokenizer, its architecture is no causal
@@ -56,7 +56,7 @@ def read_pretrained(folder: str | Path, dtype: str | torch.dtype = "float32") ->
             raise UserError(f"model folder {place}: config.json cannot be read: {_first(error)}") from error
         if type(config) not in transformers.AutoModelForCausalLM._model_mapping:
             raise UserError(
-                f"model folder {place} holds a {config.model_type!r}, which is no causal language model that transformers knows"
+                f"model folder {place} holds a {config.model_type!r}, which is not a causal language model of transformers"
             )
         try:
             model, loaded = transformers.AutoModelForCausalLM.from_pretrained(
@@ -66,7 +66,7 @@ def read_pretrained(folder: str | Path, dtype: str | torch.dtype = "float32") ->
             raise UserError(f"model folder {place}: the weights cannot be read: {_first(error)}") from error
     missing = sorted(loaded["missing_keys"])
     if missing:
-        # They would be left at random numbers.
+        # They would keep their random initialisation.
         listed = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
         raise UserError(f"model folder {place}: the weights lack {listed}, which config.json asks for")
     rows = model.get_input_embeddings().weight.shape[0]
@@ -108,7 +108,7 @@ def _tokenizer(transformers: Any, place: Path) -> Any:
     with quiet():
         try:
             tokenizer = transformers.AutoTokenizer.from_pretrained(place, local_files_only=True)
-        except Exception as error:  # the backends of tokenizers raise what they like
+        except Exception as error:  # the tokenizers' backends raise exceptions of many types
             raise UserError(f"model folder {place}: the tokenizer cannot be read: {_first(error)}") from error
     if tokenizer.eos_token_id is None:
         raise UserError(f"model folder {place}: the tokenizer has no end token; set eos_token in tokenizer_config.json")
@@ -127,7 +127,7 @@ def _first(error: Exception) -> str:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep transformers' progress bars off the terminal."""
+    """Disable transformers' progress bars within the context."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
@@ -155,14 +155,14 @@ def _untied(model: Any) -> Iterator[None]:
 def write_pretrained(
     folder: str | Path, model: Any, tokenizer: Any, state: Mapping[str, Any] | None = None, *, untie: bool = False
 ) -> None:
-    """Write model and tokenizer; a reader, or a crash, sees the folder as it was, or whole, or not at all.
+    """Write model and tokenizer atomically: the folder is the old one or the complete new one.
 
     Args:
-        folder: replaced when it is there.
+        folder: replaced when it exists.
         model: has `save_pretrained`.
-        tokenizer: as the model.
+        tokenizer: has `save_pretrained`.
         state: weights to write instead of the model's own.
-        untie: say in the folder's configuration that output layer and embedding are two weights.
+        untie: state in the folder's configuration that output layer and embedding are two weights.
 
     Raises:
         UserError: the folder cannot be written.

@@ -1,4 +1,4 @@
-"""What a generative process is to a policy that acts by one, and the networks that it runs on."""
+"""Interface of a generative process, and its networks."""
 
 from __future__ import annotations
 
@@ -16,45 +16,45 @@ from vantage.policies.networks import MLP
 
 
 class Process(Protocol):
-    """How noise becomes an action of `width` numbers."""
+    """Interface of a process that transforms noise into an action of `width` numbers."""
 
     kind: str
     proxy: bool
     """Whether `logp` is a bound or surrogate instead of a log-probability."""
     outputs: frozenset[str]
-    """Further outputs that `evaluate` offers."""
+    """Further outputs of `evaluate`."""
 
     @property
     def time_features(self) -> int:
-        """Inputs of the network that say how far the process is."""
+        """Number of the network's inputs for the process's time."""
         ...
 
     @property
     def frozen_steps(self) -> int:
-        """First steps of the process that a frozen copy of the network takes; 0 for none."""
+        """Number of first steps that a frozen copy of the network computes; 0 for none."""
         ...
 
     @property
     def own_numbers(self) -> int:
-        """Numbers that the process learns beside the network, 0 at first; it finds them in `Denoiser.own`."""
+        """Number of trained parameters beside the network, initially 0; they are in `Denoiser.own`."""
         ...
 
     def noise_width(self, width: int) -> int:
-        """Standard normal numbers that one decision needs."""
+        """Return the number of standard normal values per decision."""
         ...
 
     def stored_width(self, width: int) -> int:
-        """Numbers that are kept of one decision; the action itself is the last `width` of them."""
+        """Return the number of values stored per decision; the last `width` of them are the action."""
         ...
 
     def sample(self, networks: Networks, observation: Tensor, noise: Tensor) -> Tensor:
-        """Turn noise [n, noise_width] into decisions [n, stored_width]."""
+        """Transform noise [n, noise_width] into decisions [n, stored_width]."""
         ...
 
     def evaluate(
         self, networks: Networks, observation: Tensor, batch: Trajectories, want: frozenset[str]
     ) -> Evaluation:
-        """Judge decisions for encoded observations [N, T, W]: `logp` [N, T] and what `outputs` names."""
+        """Evaluate decisions for encoded observations [N, T, W]: `logp` [N, T] and the `outputs`; with gradient."""
         ...
 
     def log_prob(self, networks: Networks, observation: Tensor, decision: Tensor) -> Tensor:
@@ -62,18 +62,18 @@ class Process(Protocol):
         ...
 
     def imitation(self, networks: Networks, observation: Tensor, action: Tensor, generator: torch.Generator) -> Tensor:
-        """Return the loss [n] that teaches the process to make these actions [n, width]."""
+        """Return the behaviour cloning loss [n] of these actions [n, width]."""
         ...
 
     def bounded(self, action: np.ndarray) -> np.ndarray:
-        """Bring an action into [-1, 1]."""
+        """Map an action into [-1, 1]."""
         ...
 
 
 class Denoiser(nn.Module):
-    """A perceptron of (noisy action, time features, observation); its output, [..., width], is scaled by `scale`.
+    """Perceptron of (noisy action, time features, observation); its output, [..., width], is scaled by `scale`.
 
-    `own` holds the `own` numbers that the process learns beside it, where there are any.
+    `own` holds the process's trained parameters beside the network, where there are any.
     """
 
     own: Tensor
@@ -95,7 +95,7 @@ class Denoiser(nn.Module):
         self.mlp = MLP([width + times + observation, *hidden, width], activation, 1.0, generator)
         self.scale = scale
         self.outputs = observation
-        """What a rollout keeps of a decision beside it: the encoded observation, from which its likelihood is computed."""
+        """Width of the encoded observation, which a rollout stores with a decision for the likelihood."""
 
     def forward(self, x: Tensor, time: Tensor, observation: Tensor) -> Tensor:
         """Map x [..., width], time features [..., times] and observation [..., W], all of the same leading shape."""
@@ -104,7 +104,7 @@ class Denoiser(nn.Module):
 
 @dataclass(frozen=True)
 class Networks:
-    """The network that learns, and the frozen one that takes the first steps of the process, where there is one."""
+    """Trained network, and the frozen one that computes the first steps of the process, where there is one."""
 
     actor: Denoiser
     early: Denoiser | None = None

@@ -1,7 +1,7 @@
-"""The policy for routing: an attention encoder that runs once an instance, and pointer decoders that read it at each decision.
+"""Policy for routing: an attention encoder that runs once per instance, and pointer decoders that read it at each decision.
 
-Kool et al., "Attention, Learn to Solve Routing Problems!" (arXiv 1803.08475), with the normalisation and the place of the
-start of POMO (arXiv 2010.16011), and any number of decoders on one encoder (a population, arXiv 2210.03475).
+Kool et al., "Attention, Learn to Solve Routing Problems!" (arXiv 1803.08475), with the normalisation and the context of the
+first node of POMO (arXiv 2010.16011), and any number of decoders on one encoder (a population, arXiv 2210.03475).
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from vantage.policies.folder import read_policy, write_policy
 from vantage.policies.routing_rules import PROBLEMS, Situation, check_problem, replay
 
 LOGIT_RANGE = 10.0
-"""Logits are this times a tanh."""
+"""Bound of the logits, which are this times a tanh."""
 
 
 class NodeNorm(nn.Module):
-    """Normalise each feature over the nodes of an instance (instance normalisation), with a learned scale and shift.
+    """Instance normalisation: of each feature over the nodes of an instance, with a learned scale and shift.
 
-    Unlike batch normalisation it leaves instances alone, so that a tour's probability does not depend on its neighbours.
+    Unlike with batch normalisation, a tour's probability does not depend on the other instances of the batch.
     """
 
     def __init__(self, width: int) -> None:
@@ -45,7 +45,7 @@ class NodeNorm(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """Attention among the nodes and a two-layer network a node, each added to its input and normalised."""
+    """Encoder layer: attention among the nodes and a two-layer network per node, each with a residual and normalised."""
 
     def __init__(self, width: int, heads: int, feedforward: int) -> None:
         super().__init__()
@@ -66,21 +66,21 @@ class EncoderLayer(nn.Module):
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
-    """Cut [B, n, width] into [B, heads, n, width / heads]."""
+    """Reshape [B, n, width] to [B, heads, n, width / heads]."""
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
 @dataclass(frozen=True)
 class Memory:
-    """What decoders keep of encoded instances: computed once, read at every decision. C pairs of an instance and a decoder.
+    """Decoders' cache of encoded instances, computed once, for C pairs of an instance and a decoder.
 
     Attributes:
-        key, value: of the glimpse, [C, heads, n, width / heads].
-        pointer: what the glimpse is compared with, [C, n, width].
-        last: a query's share from the node where the tour stands, [C, n, width].
-        first: that from its first node (TSP); None in CVRP.
-        graph: that from the instance as a whole, [C, width].
-        extra: that of a tour not yet begun (TSP), or that of a full vehicle (CVRP), [C, width].
+        key, value: keys and values of the glimpse, [C, heads, n, width / heads].
+        pointer: keys with which the glimpse is compared, [C, n, width].
+        last: term of the query for the tour's current node, [C, n, width].
+        first: term for its first node (TSP), [C, n, width]; None in CVRP.
+        graph: term for the whole instance, [C, width].
+        extra: term for a tour without nodes (TSP), or for a full vehicle (CVRP), [C, width].
         capacity: [C, 1]; None in TSP.
     """
 
@@ -101,23 +101,23 @@ class Memory:
 
 
 class RoutingPolicy(nn.Module):
-    """Builds tours node by node.
+    """Policy that builds tours node by node.
 
-    The encoder's output does not depend on the order of the nodes beyond being permuted with them. Decoders are stacked:
-    each has its own weights, all read the same encoding.
+    The encoder is equivariant to permutations of the nodes. Decoders are stacked: each has its own weights, all read the
+    same encoding.
 
     Batches hold `observation` [N, n, F] (the instance of each row, see `routing_rules`), `action`, `length`, `prompt` (rows of
     one prompt share their instance: it is encoded once) and `agent` [N], the decoder of each row.
 
     Args:
         problem: "tsp" or "cvrp".
-        width: of the embeddings.
-        layers: of the encoder.
-        heads: of every attention; a divisor of the width.
-        feedforward: width of the encoder's inner layers.
+        width: width of the embeddings.
+        layers: number of encoder layers.
+        heads: attention heads; a divisor of the width.
+        feedforward: width of the encoder's feed-forward layers.
         agents: number of decoders.
-        critic: whether there is a value of the situation, read off the glimpse.
-        seed: of the initial weights.
+        critic: whether there is a value head on the glimpse.
+        seed: seed of the initial weights.
 
     Raises:
         UserError: a setting is out of range.
@@ -151,7 +151,7 @@ class RoutingPolicy(nn.Module):
         }  # fmt: skip
         self.temperature = 1.0
         self.cached = True
-        """False encodes the instance again for every decision, as models without a cache do: the same figures, slower."""
+        """False encodes the instance again for every decision, as models without a cache do: the same values, slower."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.embed = nn.Linear(PROBLEMS[problem], width)
@@ -171,7 +171,7 @@ class RoutingPolicy(nn.Module):
             self.add_value_head()
         self.populate(agents)
 
-    # growing -------------------------------------------------------------------------------------------------------
+    # decoders ------------------------------------------------------------------------------------------------------
 
     @property
     def agents(self) -> int:
@@ -180,31 +180,33 @@ class RoutingPolicy(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters live."""
+        """Device of the parameters."""
         return self.embed.weight.device
 
     def populate(self, agents: int) -> None:
-        """Make a single decoder a population of clones.
+        """Make a population of clones of a single decoder.
 
         Raises:
-            UserError: there is a population of another size.
+            UserError: the policy has a population of another size.
         """
         if agents == self.agents:
             return
         if self.agents != 1:
-            raise UserError(f"agents={agents}: this policy has a population of {self.agents} decoders, and that stays")
+            raise UserError(
+                f"agents={agents}: this policy has a population of {self.agents} decoders, which cannot be changed"
+            )
         for name, parameter in self.decoder.items():
             cloned = parameter.detach().repeat(agents, *[1] * (parameter.dim() - 1))
             self.decoder[name] = nn.Parameter(cloned, requires_grad=parameter.requires_grad)
 
     @torch.no_grad()
     def clone_first(self) -> None:
-        """Make every decoder of the population what the first one is, in place."""
+        """Copy the first decoder to all of the population, in place."""
         for parameter in self.decoder.values():
             parameter.copy_(parameter[:1].expand_as(parameter))
 
     def add_value_head(self) -> None:
-        """Give the policy a value of the situation, where it has none: a two-layer network on the glimpse."""
+        """Add a value head, a two-layer network on the glimpse; a second call changes nothing."""
         if self.critic is None:
             width = self.config["width"]
             with torch.random.fork_rng(devices=[]):
@@ -212,17 +214,17 @@ class RoutingPolicy(nn.Module):
                 self.critic = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 1)).to(self.device)
 
     def critic_parameters(self) -> Iterator[nn.Parameter]:
-        """The parameters that the value alone depends on."""
+        """Return the parameters that only the value depends on."""
         return iter(()) if self.critic is None else self.critic.parameters()
 
-    # reading an instance -------------------------------------------------------------------------------------------
+    # encoder and decoder -------------------------------------------------------------------------------------------
 
     def encode(self, nodes: Tensor) -> Tensor:
         """Embed instances [B, n, F] as [B, n, width]."""
         if self.embed_depot is None:
             embedded = self.embed(nodes.to(self.embed.weight.dtype))
         else:
-            # Demands in vehicles: capacities differ between instances and files.
+            # Demands as shares of the capacity, which differs between instances and files.
             load = nodes[:, 1:, 2:] / nodes[:, :1, 2:]
             customers = torch.cat([nodes[:, 1:, :2], load], -1).to(self.embed.weight.dtype)
             depot = self.embed_depot(nodes[:, :1, :2].to(self.embed.weight.dtype))
@@ -230,7 +232,7 @@ class RoutingPolicy(nn.Module):
         return self.encoder(embedded)
 
     def remember(self, nodes: Tensor, agents: int | None = None) -> Memory:
-        """Encode instances [B, n, F] for the first `agents` decoders (all when None); C = B * agents, decoders side by side."""
+        """Encode instances [B, n, F] for the first `agents` decoders (all when None); C = B * agents, decoders adjacent."""
         agents = agents or self.agents
         encoded = self.encode(nodes)
         count, _, width = encoded.shape
@@ -252,7 +254,7 @@ class RoutingPolicy(nn.Module):
         offset = torch.arange(cells, device=now.last.device).unsqueeze(1) * memory.last.shape[1]
 
         def at(table: Tensor, node: Tensor) -> Tensor:
-            # Whole rows of one table: several times faster than a gather, which goes number by number.
+            # Indexing whole rows of one table is several times faster than a gather.
             index = (node.clamp(min=0) + offset).flatten()
             return table.flatten(0, 1).index_select(0, index).view(cells, rows, width)
 
@@ -270,28 +272,28 @@ class RoutingPolicy(nn.Module):
             split_heads(query, heads), memory.key, memory.value, attn_mask=now.allowed.unsqueeze(1)
         )
         glimpse = seen.transpose(1, 2).reshape(cells, rows, width)
-        # The usual projection of the glimpse is left out: with the pointer's own it makes one linear map.
+        # The usual projection of the glimpse is left out: composed with the pointer's, it is one linear map.
         score = glimpse @ memory.pointer.transpose(1, 2)
         score = score.to(torch.promote_types(score.dtype, torch.float32)) / math.sqrt(width)
         logits = LOGIT_RANGE * torch.tanh(score) / self.temperature
         return logits.masked_fill(~now.allowed, -torch.inf), glimpse
 
     def value_of(self, glimpse: Tensor) -> Tensor:
-        """Return the value [C, R] of situations by their glimpse.
+        """Return the value [C, R] of states from their glimpse [C, R, width]; with gradient.
 
         Raises:
             UserError: the policy has no critic.
         """
         if self.critic is None:
-            raise UserError("this routing policy has no critic: a method with `values` gives it one")
+            raise UserError("this routing policy has no critic: a method with `values` adds one")
         value = self.critic(glimpse).squeeze(-1)
         return value.to(torch.promote_types(value.dtype, torch.float32))
 
-    # judging -------------------------------------------------------------------------------------------------------
+    # evaluation ----------------------------------------------------------------------------------------------------
 
     def evaluate(self, batch: Trajectories, want: frozenset[str]) -> Evaluation:
-        """Judge the batch's decisions; returns logp, entropy, value [N, T], hidden [N, T, width] (the glimpse) and the
-        distribution, its logits [N, T, n]. Carries gradient.
+        """Evaluate the batch's decisions: logp, entropy, value [N, T], hidden [N, T, width] (the glimpse) and the
+        distribution, its logits [N, T, n]; with gradient.
 
         Raises:
             UserError: `want` names an output that this policy does not have.
@@ -318,7 +320,7 @@ class RoutingPolicy(nn.Module):
             if "logp" in want:
                 evaluation.logp = logs.gather(-1, action.flatten(1).unsqueeze(-1)).view(shape)
             if "entropy" in want:
-                # Where a node is not allowed, 0 * -inf counts 0, in the gradient too.
+                # Where a node is not allowed, 0 * -inf is replaced by 0, in the gradient too.
                 evaluation.entropy = -(logs.exp() * logs.masked_fill(~now.allowed, 0.0)).sum(-1).view(shape)
         if "value" in want:
             evaluation.value = self.value_of(glimpse).view(shape)
@@ -331,7 +333,7 @@ class RoutingPolicy(nn.Module):
     def _remember(self, batch: Trajectories, again: bool = False) -> tuple[Tensor, Memory | None, Tensor, Tensor]:
         """Encode a batch's instances; return nodes [C, n, F], memory of C, actions [C, R, T] and lengths [C, R], C * R = N.
 
-        The memory is None where every decision is to have an encoding of its own, unless `again`.
+        The memory is None where every decision needs an encoding of its own, unless `again`.
         """
         rows, steps = batch.action.shape
         instance, count = group_index(batch.prompt)
@@ -347,7 +349,7 @@ class RoutingPolicy(nn.Module):
         if each * cells == rows and bool((cell == torch.arange(rows, device=cell.device) // each).all()):
             nodes = nodes.repeat_interleave(agents, 0) if agents > 1 else nodes
             return nodes, memory, batch.action.view(cells, each, steps), batch.length.view(cells, each)
-        # Rows in no order, or some missing: each gets its own view of its instance.
+        # Rows out of order or missing: each gets its own view of its instance.
         own = None if memory is None else memory.select(cell)
         return batch.observation, own, batch.action.unsqueeze(1), batch.length.unsqueeze(1)
 
@@ -360,10 +362,10 @@ class RoutingPolicy(nn.Module):
         following = torch.cat([value[:, 1:], torch.zeros_like(value[:, :1])], 1)
         return value, torch.where(batch.terminated, 0.0, following)
 
-    # keeping -------------------------------------------------------------------------------------------------------
+    # saving --------------------------------------------------------------------------------------------------------
 
     def frozen(self) -> RoutingPolicy:
-        """Return a copy that never learns."""
+        """Return a frozen copy."""
         held = copy.deepcopy(self)
         held.requires_grad_(False)
         return held.eval()

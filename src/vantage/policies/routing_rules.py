@@ -1,11 +1,11 @@
-"""What may be visited next on a tour, and what a tour costs: the rules of TSP and CVRP as tensor operations.
+"""Feasible next nodes and costs of tours of TSP and CVRP, as tensor operations.
 
 An instance is one tensor of nodes [n, F]. TSP: F = 2, coordinates. CVRP: F = 3, coordinates and demand in whole units; node
 0 is the depot, and its third number is the vehicle's capacity. Demands are whole so that loads add up exactly, in whatever
 order they are added.
 
 A decision is the node visited next. A TSP tour has n decisions. A CVRP tour begins at the depot and visits it between
-routes; it ends with the last customer. The way home (to the first node, to the depot) belongs to the last decision.
+routes; it ends with the last customer. The closing edge (to the first node, to the depot) belongs to the last decision.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 from vantage.core.errors import UserError, nearest
 
 PROBLEMS = {"tsp": 2, "cvrp": 3}
-"""Problem -> numbers that describe a node."""
+"""Problem -> number of features F of a node."""
 
 
 def check_problem(problem: str) -> None:
@@ -28,19 +28,19 @@ def check_problem(problem: str) -> None:
 
 
 def start_nodes(problem: str, count: int, nodes: int, device: torch.device | None = None) -> Tensor:
-    """Return the first `count` nodes [count] that a tour can begin with; the depot is none, and they repeat past the last."""
+    """Return `count` start nodes of tours [count] in order, without the depot; after the last node they repeat."""
     first = 1 if problem == "cvrp" else 0
     return torch.arange(count, device=device) % (nodes - first) + first
 
 
 @dataclass(frozen=True)
 class Situation:
-    """What the policy may look at before a decision, for any number R of decisions on each of C instances.
+    """State before a decision, for any number R of decisions on each of C instances.
 
     Attributes:
         first: first node of the tour [C, R]; -1 before it is chosen.
-        last: node where the tour stands [C, R]; -1 before the first, the depot in CVRP.
-        remaining: units that the vehicle still holds [C, R]; None in TSP.
+        last: current node of the tour [C, R]; before the first decision -1, in CVRP the depot.
+        remaining: remaining load of the vehicle, units [C, R]; None in TSP.
         allowed: nodes that may be visited next [C, R, n] bool; at least one.
     """
 
@@ -78,7 +78,7 @@ class Tours:
             self.remaining = self.capacity.expand(count, rows).clone()
 
     def situation(self) -> Situation:
-        """Return what stands before the next decision. A finished CVRP tour may only stay at the depot."""
+        """Return the state before the next decision. A finished CVRP tour may only stay at the depot."""
         if not self.routes:
             return Situation(self.first, self.last, None, self.left)
         assert self.remaining is not None
@@ -87,7 +87,7 @@ class Tours:
         return Situation(self.first, self.last, self.remaining, allowed)
 
     def visit(self, node: Tensor) -> None:
-        """Go to a node on each tour [C, R]."""
+        """Visit a node on each tour [C, R]."""
         self.first = torch.where(self.first < 0, node, self.first)
         self.last = node
         self.left.scatter_(-1, node.unsqueeze(-1), False)
@@ -101,7 +101,7 @@ class Tours:
 
 
 def replay(problem: str, nodes: Tensor, action: Tensor, length: Tensor) -> Situation:
-    """Return the situation before every decision of whole tours, without a loop over decisions.
+    """Return the state before every decision of whole tours, without a loop over decisions.
 
     Args:
         problem: "tsp" or "cvrp".
@@ -110,7 +110,7 @@ def replay(problem: str, nodes: Tensor, action: Tensor, length: Tensor) -> Situa
         length: decisions of each tour [C, R].
 
     Returns:
-        The situation of R * T decisions on each instance, in row-major order.
+        State of R * T decisions on each instance, in row-major order.
     """
     count, rows, steps = action.shape
     size = nodes.shape[1]
@@ -119,7 +119,7 @@ def replay(problem: str, nodes: Tensor, action: Tensor, length: Tensor) -> Situa
     first[..., 0] = -1
     before = torch.full_like(action[..., :1], 0 if problem == "cvrp" else -1)
     last = torch.cat([before, action[..., :-1]], -1)
-    # A node's place in its tour; decisions before it could still choose it.
+    # Step of each node in its tour; earlier decisions could still choose it.
     place = torch.full((count, rows, size), steps, device=action.device).scatter_(-1, action, step.expand_as(action))
     allowed = place.unsqueeze(2) >= step.unsqueeze(-1)
     remaining: Tensor | None = None
@@ -127,7 +127,7 @@ def replay(problem: str, nodes: Tensor, action: Tensor, length: Tensor) -> Situa
         demand = nodes[..., 2].clone()
         demand[:, 0] = 0
         taken = demand.gather(1, action.flatten(1)).view_as(action).cumsum(-1)
-        # What had been delivered when the depot was last seen is the running maximum of the sums at the depot.
+        # The amount delivered by the last visit of the depot is the running maximum of the cumulative sums at the depot.
         home = torch.where(action == 0, taken, 0.0).cummax(-1).values
         used = torch.cat([torch.zeros_like(taken[..., :1]), (taken - home)[..., :-1]], -1)
         remaining = nodes[:, :1, 2].unsqueeze(-1) - used
@@ -140,7 +140,7 @@ def replay(problem: str, nodes: Tensor, action: Tensor, length: Tensor) -> Situa
 
 
 def edges(problem: str, nodes: Tensor, action: Tensor, length: Tensor) -> Tensor:
-    """Return what each decision of whole tours costs, [C, R, T]: the way to the node, and for the last one the way home too.
+    """Return the cost of each decision of whole tours, [C, R, T]: the edge to the node, and for the last one the closing edge.
 
     Args:
         problem: "tsp" or "cvrp".

@@ -1,4 +1,4 @@
-"""What a control policy sees and does, as plain data that a configuration file can hold."""
+"""Observation and action spaces of control policies, as plain data for configuration files."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Observations:
 
     Attributes:
         kind: 'vector' (numbers of any shape), 'image' (uint8, [C, H, W] or [H, W, C]) or 'discrete' (whole numbers,
-            each fed to the network as one-hot).
-        shape: of one observation; () for a single whole number.
+            each one-hot in the network's input).
+        shape: shape of one observation; () for a single whole number.
         sizes: number of values of each coordinate, for 'discrete'.
         start: smallest value of each coordinate, for 'discrete'.
     """
@@ -34,12 +34,12 @@ class Observations:
 
     @property
     def width(self) -> int:
-        """Number of inputs that the first layer has."""
+        """Number of inputs of the first layer."""
         return sum(self.sizes) if self.kind == "discrete" else math.prod(self.shape)
 
     @property
     def dtype(self) -> Any:
-        """The numpy type in which observations are kept."""
+        """numpy type of stored observations."""
         return {"vector": np.float32, "image": np.uint8, "discrete": np.int64}[self.kind]
 
     @classmethod
@@ -47,7 +47,7 @@ class Observations:
         """Describe a Gymnasium space.
 
         Raises:
-            UserError: the space is of a kind that no network here reads.
+            UserError: the space is of a kind that no network supports.
         """
         kind = _kind(space)
         if kind == "Box":
@@ -71,11 +71,11 @@ class Actions:
 
     Attributes:
         kind: 'discrete', 'multidiscrete' or 'continuous'.
-        shape: of one action as the environment takes it; () for a single whole number.
+        shape: shape of one action as the environment takes it; () for a single whole number.
         sizes: number of values of each coordinate, for the discrete kinds.
         start: smallest value of each coordinate, for the discrete kinds.
-        low: lower bounds, for 'continuous'; None where there is none.
-        high: upper bounds.
+        low: lower bounds, for 'continuous'; None for no bound.
+        high: upper bounds, likewise.
     """
 
     kind: str
@@ -87,7 +87,7 @@ class Actions:
 
     @property
     def width(self) -> int:
-        """Number of outputs that the actor's last layer needs (a mean a coordinate, or a logit a choice)."""
+        """Number of outputs of the actor's last layer (a mean per coordinate, or a logit per choice)."""
         return math.prod(self.shape) if self.kind == "continuous" else sum(self.sizes)
 
     @property
@@ -97,7 +97,7 @@ class Actions:
 
     @property
     def dtype(self) -> Any:
-        """The numpy type in which decisions are kept."""
+        """numpy type of stored decisions."""
         return np.float32 if self.kind == "continuous" else np.int64
 
     @cached_property
@@ -109,17 +109,17 @@ class Actions:
 
     @cached_property
     def centre(self) -> tuple[np.ndarray, np.ndarray]:
-        """Middle and half width of a continuous action's box, [D] float32: 0 and 1 where a side has no bound."""
+        """Centre and half width of a continuous action's box, [D] float32: 0 and 1 where a side has no bound."""
         low, high = (bound.astype(np.float64) for bound in self.bounds)
         finite = np.isfinite(low) & np.isfinite(high)
         low, high = np.where(finite, low, -1.0), np.where(finite, high, 1.0)
         return ((low + high) / 2).astype(np.float32), ((high - low) / 2).astype(np.float32)
 
     def stretch(self, unit: np.ndarray) -> np.ndarray:
-        """Map numbers [..., D] in [-1, 1] onto the box, linearly where both bounds are finite; float32.
+        """Map numbers [..., D] in [-1, 1] to the box, linearly where both bounds are finite; float32.
 
-        A coordinate without one of its bounds keeps its number. The result is clipped to the bounds, which the rounding of
-        the sum can miss: in float32 -0.1 + 2 * 0.15 is above 0.2.
+        A coordinate without one of its bounds is unchanged. The result is clipped to the bounds, which it may exceed by
+        rounding: in float32 -0.1 + 2 * 0.15 is above 0.2.
         """
         middle, half = self.centre
         low, high = self.bounds
@@ -130,7 +130,7 @@ class Actions:
         """Describe a Gymnasium space.
 
         Raises:
-            UserError: the space is of a kind that no head here covers.
+            UserError: the space is of a kind that no distribution supports.
         """
         kind = _kind(space)
         shape = tuple(int(n) for n in space.shape or ())
@@ -148,18 +148,18 @@ class Actions:
 
 
 def to_plain(space: Observations | Actions) -> dict[str, Any]:
-    """Return the space as values that JSON holds."""
+    """Return the space as JSON values."""
     return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(space).items()}
 
 
 def observations(plain: Mapping[str, Any]) -> Observations:
-    """Restore what `to_plain` returned."""
+    """Make the observation space of `to_plain`'s values."""
     given: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in plain.items()}
     return Observations(**given)
 
 
 def actions(plain: Mapping[str, Any]) -> Actions:
-    """Restore what `to_plain` returned."""
+    """Make the action space of `to_plain`'s values."""
     given: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in plain.items()}
     return Actions(**given)
 

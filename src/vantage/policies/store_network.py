@@ -1,4 +1,4 @@
-"""The symmetry-aware policy for one warehouse and several stores: one small network for all stores, and a context they share.
+"""Symmetry-aware policy for one warehouse and several stores: one small network for all stores, with a shared context.
 
 Alvo, Russo, Kanoria and Lee, "Deep Reinforcement Learning for Inventory Networks" (arXiv 2306.11246).
 """
@@ -24,28 +24,28 @@ KIND = "symmetry-aware"
 
 
 class StoreNetworkPolicy(nn.Module):
-    """Decides for K stores by one network, and for their warehouse by another.
+    """Policy with one network for K stores, and another for their warehouse.
 
         context = sigmoid(C(all stocks and pipelines))
         a_k     = f(stock and pipeline of store k, features of store k, context)          the same f for every store
         a_{K+1} = g(stock and pipeline of the warehouse, context)
 
-    So the number of weights that decide for a store does not grow with K, and two stores that look alike get the same. The
-    context reads the stores in their order: a policy is not indifferent to a permutation of stores, its f is. Sampled decisions
-    are Gaussian about that, with one standard deviation for the stores and one for the warehouse, so that score-function
+    So the number of weights of f does not depend on K, and two stores with equal inputs get equal decisions. The context reads
+    the stores in their order: f is equivariant to permutations of the stores, the policy is not. Sampled decisions are
+    Gaussian with these means, with one standard deviation for the stores and one for the warehouse, so that score-function
     methods apply too; there is no critic.
 
     Observations [..., K P + W] hold P numbers of each store, one store after the other, and W of the warehouse.
 
     Args:
-        features: what tells stores apart, [K, F]; fixed.
+        features: constant features of the stores, [K, F].
         places: P.
         warehouse_places: W.
         context: width of the context and of the hidden layer before it.
         hidden, warehouse_hidden: widths of the hidden layers of f and g.
-        activation: of hidden layers.
+        activation: activation of hidden layers.
         log_std: initial log standard deviation of sampled decisions.
-        seed: of the initial weights: orthogonal, those of the last layers with gain 0.01.
+        seed: seed of the initial weights, which are orthogonal, those of the last layers with gain 0.01.
 
     Raises:
         UserError: there is no store, or a number of places is not positive.
@@ -100,12 +100,12 @@ class StoreNetworkPolicy(nn.Module):
         return torch.cat([wanted, bought], -1)
 
     def distribution_of(self, observation: Tensor) -> Gaussian:
-        """Return the distribution of the decisions, whose mode are the decisions."""
+        """Return the distribution of the decisions, whose mode is `decisions`."""
         log_std = torch.cat([self.log_std[:1].expand(len(self.features)), self.log_std[1:]])
         return Gaussian(self.decisions(observation), log_std)
 
     def evaluate(self, batch: Trajectories, want: frozenset[str]) -> Evaluation:
-        """Judge the decisions in `action` [N, T, K + 1]: logp, entropy [N, T], distribution.
+        """Evaluate the decisions in `action` [N, T, K + 1]: logp, entropy [N, T], distribution; with gradient.
 
         Raises:
             UserError: `want` names another output.
@@ -122,7 +122,7 @@ class StoreNetworkPolicy(nn.Module):
         return found
 
     def frozen(self) -> StoreNetworkPolicy:
-        """Return a copy that never learns."""
+        """Return a frozen copy."""
         return copy.deepcopy(self).requires_grad_(False).eval()
 
     def save(self, folder: Any) -> None:

@@ -1,4 +1,4 @@
-"""Small causal language models with a character-level tokenizer, made on the spot in Hugging Face format."""
+"""Small causal language models with random weights and a character-level tokenizer, in Hugging Face format."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vantage.core.errors import UserError, require, unknown
 from vantage.policies.pretrained import write_pretrained
 
 PRINTABLE = "\n" + "".join(chr(code) for code in range(32, 127))
-"""The default alphabet: newline and every printable ASCII character."""
+"""Default alphabet: newline and every printable ASCII character."""
 
 PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
 ROLES = ("system", "user", "assistant", "tool")
@@ -26,8 +26,8 @@ CHAT_TEMPLATE = (
 class Shape:
     """Sizes of a decoder: width, feed-forward width, layers, query heads, key-value heads, and vocabulary rows.
 
-    `vocabulary` 0 has one row per token of the tokenizer; a larger one pads it with rows that no text uses, so that the
-    output layer costs what a full-size model's does.
+    `vocabulary` 0 gives one row per token of the tokenizer; a larger one adds unused rows, so that the output layer has the
+    cost of a full-size model's.
     """
 
     width: int
@@ -53,7 +53,7 @@ ARCHITECTURES = ("llama", "qwen2", "qwen3")
 def new_tokenizer(alphabet: str = PRINTABLE) -> Any:
     """Return a tokenizer in which every character of the alphabet is one token; other characters become <unk>.
 
-    Text that spells a special token (`<eos>`, `<user>`, ...) is read as that token.
+    Text that contains the name of a special token (`<eos>`, `<user>`, ...) is read as that token.
     """
     require("transformers", "language")
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -83,7 +83,7 @@ def new_config(shape: Shape, architecture: str, tokenizer: Any) -> Any:
     """Return the transformers configuration of this shape.
 
     Narrow models learn arithmetic several times faster with untied embeddings and weights of standard deviation
-    1 / sqrt(width) than with what full-size models use (tied, 0.02), which is kept where the vocabulary is a full-size one.
+    1 / sqrt(width) than with full-size models' values (tied, 0.02), which are used for a full-size vocabulary.
     """
     require("transformers", "language")
     from transformers import LlamaConfig, Qwen2Config, Qwen3Config
@@ -112,13 +112,13 @@ def new_config(shape: Shape, architecture: str, tokenizer: Any) -> Any:
 def build(
     preset: str = "tiny", architecture: str = "llama", alphabet: str = PRINTABLE, seed: int = 0
 ) -> tuple[Any, Any]:
-    """Return a (model, tokenizer) with random weights; the global random state stays as it is.
+    """Return a (model, tokenizer) with random weights; the global random state does not change.
 
     Args:
         preset: a name of `PRESETS`: about 0.3 M ("tiny"), 0.8 M, 3 M, 24 M and 0.5 B parameters.
         architecture: "llama", "qwen2" or "qwen3".
         alphabet: characters that are tokens.
-        seed: of the weights.
+        seed: seed of the weights.
 
     Raises:
         UserError: the preset or architecture is not known.
@@ -148,19 +148,19 @@ def new_model(
     """Write a small model (configuration, safetensors, tokenizer) into a new folder; see `build`.
 
     Args:
-        folder: to write; it must not exist or be empty, unless `force`.
+        folder: folder to write; it must not exist or be empty, unless `force`.
         preset: size of the model.
         architecture: "llama", "qwen2" or "qwen3".
         alphabet: characters that are tokens.
-        seed: of the weights.
-        force: replace what the folder holds.
+        seed: seed of the weights.
+        force: replace the folder's contents.
 
     Raises:
-        UserError: the preset or architecture is not known, the folder holds something, or it cannot be written.
+        UserError: the preset or architecture is not known, the folder is not empty, or it cannot be written.
     """
     target = Path(folder)
     if target.exists() and (not target.is_dir() or any(target.iterdir())) and not force:
-        raise UserError(f"{target} is there already and is not empty: choose another folder, or add --force")
+        raise UserError(f"{target} exists and is not empty: choose another folder, or add --force")
     model, tokenizer = build(preset, architecture, alphabet, seed)
     write_pretrained(target, model, tokenizer)
     return target

@@ -1,4 +1,4 @@
-"""The layers of Llama, Qwen2 and Qwen3 on packed tokens, through the module's own submodules and parameters."""
+"""Forward pass of Llama, Qwen2 and Qwen3 on packed tokens, with the module's own submodules and parameters."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ARCHITECTURES = {
 
 
 def supported(model: Any) -> bool:
-    """Whether `hidden_states` computes what the model's own forward does."""
+    """Return whether `hidden_states` is equivalent to the model's own forward."""
     kind = type(model)
     if not kind.__module__.startswith(ARCHITECTURES.get(kind.__name__, " ")):
         return False
@@ -34,7 +34,7 @@ def supported(model: Any) -> bool:
 
 
 def _changed(module: Any) -> bool:
-    """Whether something hangs on the module's forward. What transformers itself hangs there to record outputs does not count."""
+    """Return whether the module's forward has hooks or is replaced, except by transformers' own recording of outputs."""
     hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
     own = "transformers.utils.output_capturing"
     return "forward" in module.__dict__ or any(getattr(hook, "__module__", "") != own for hook in hooks)
@@ -55,12 +55,12 @@ def hidden_states(
     Args:
         model: a causal language model that is `supported`.
         tokens: [S] packed tokens.
-        positions: [S] place of each in its own sequence.
-        plan: who sees whom.
-        needed: places in the list whose states are wanted; all where None. The last layer's second half is computed for
-            these alone.
-        recompute: keep each layer's input only and compute the rest again in the backward pass.
-        fused: let torch.compile make single kernels of rotations and gates.
+        positions: [S] position of each in its own sequence.
+        plan: attention structure.
+        needed: positions in the list whose states are returned; all where None. The last layer's feed-forward part is
+            computed for these alone.
+        recompute: keep each layer's input only and recompute the rest in the backward pass.
+        fused: fuse rotations and gates by torch.compile.
     """
     body = model.model
     x = body.embed_tokens(tokens)
@@ -103,7 +103,7 @@ def _norm(module: Any, x: Tensor) -> Tensor:
 
 
 class _RMSNorm(torch.autograd.Function):
-    """x / sqrt(mean(x^2) + eps) * weight, keeping x and one number per row."""
+    """Autograd function of x / sqrt(mean(x^2) + eps) * weight, which saves x and one number per row."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -133,7 +133,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, fused: bool = False) -> Tensor:
 
 
 class _Rotate(torch.autograd.Function):
-    """A rotation: its gradient is the rotation back, so nothing of x is kept."""
+    """Autograd function of a rotation: its gradient is the inverse rotation, so that x is not saved."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, fused: bool) -> Tensor:
@@ -155,7 +155,7 @@ def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def _turned(x: Tensor, cos: Tensor, sin: Tensor, way: int) -> Tensor:
-    """As `_turn`, way 1, or back, way -1, in few passes over memory without a compiler."""
+    """Compute `_turn` (way 1) or its inverse (way -1) in few passes over memory, without a compiler."""
     first, second = x.chunk(2, -1)
     out = torch.empty_like(x)
     left, right = out.chunk(2, -1)
@@ -172,7 +172,7 @@ def _gated(mlp: Any, y: Tensor, fused: bool) -> Tensor:
 
 
 class _SwiGLU(torch.autograd.Function):
-    """silu(gate) * up, keeping its two inputs alone."""
+    """Autograd function of silu(gate) * up, which saves its two inputs alone."""
 
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor, fused: bool) -> Tensor:
