@@ -15,6 +15,7 @@ DONE = (
     "objectives",
     "policies",
     "regularizers",
+    "rollouts",
     "selection",
     "updates",
 )

@@ -138,7 +138,7 @@ def test_an_environment_that_cannot_be_saved_is_reset_and_it_is_said() -> None:
     assert state["envs"] is None
     others = [EnvironmentEngine(make_hidden, seed=1) for _ in range(2)]
     for other in others:
-        with pytest.warns(UserWarning, match="Hidden offers no state_dict: the 2 environments begin new episodes"):
+        with pytest.warns(UserWarning, match="Hidden has no state_dict: the 2 environments begin new episodes"):
             other.load_state_dict(state)
         assert len(other.resume_notes) == 1
     batches = [other.advance(2, 4, context_for(policy, other)) for other in others]
@@ -186,7 +186,7 @@ def test_wrappers_that_hide_their_state_are_named() -> None:
     class Mine(gymnasium.Wrapper):
         pass
 
-    with pytest.raises(env_state.CannotSave, match="the wrapper Mine offers no state_dict"):
+    with pytest.raises(env_state.CannotSave, match="the wrapper Mine has no state_dict"):
         env_state.save(Mine(gymnasium.make("CartPole-v1")))
 
 

@@ -64,7 +64,7 @@ def test_a_batch_of_answers() -> None:
     assert batch.group.tolist() == [0, 0, 0, 1, 1, 1]
     assert batch.prompt.tolist() == [4, 4, 4, 9, 9, 9]
     torch.testing.assert_close(batch.logp_old, judge(batch))
-    assert "logp_old" not in engine.sample(prompts, 3, where, judged=False)
+    assert "logp_old" not in engine.sample(prompts, 3, where, logp=False)
     greedy = engine.sample(prompts, 2, where, greedy=True)
     assert torch.equal(greedy.action[0], greedy.action[1])
     with pytest.raises(UserError, match="no streams"):

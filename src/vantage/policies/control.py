@@ -144,16 +144,16 @@ class ControlPolicy(nn.Module):
             raise UserError(f"a control policy has no output {', '.join(sorted(odd))}")
         features = self._features(batch.observation)
         evaluation = Evaluation()
-        acts, judges = bool(want & {"logp", "entropy", "distribution"}), "value" in want
+        acts, values = bool(want & {"logp", "entropy", "distribution"}), "value" in want
         output = value = None
         if "hidden" in want:
             evaluation.hidden = hidden = self.actor.hidden(features)
             output = self.actor.output(hidden) if acts else None
-        elif acts and judges:
+        elif acts and values:
             output, value = both(features, self.actor, self.critic)
         elif acts:
             output = self.actor(features)
-        if judges:
+        if values:
             evaluation.value = (self.critic(features) if value is None else value).squeeze(-1)
         if acts:
             assert output is not None

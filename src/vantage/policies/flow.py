@@ -181,11 +181,11 @@ class FlowPolicy(nn.Module):
         return found
 
     def evaluate(self, batch: Trajectories, want: frozenset[str]) -> Evaluation:
-        """Judge the decisions.
+        """Evaluate the batch's decisions; with gradient.
 
         Returns:
             `logp` [N, T]: exact log-density of the step, summed over the sample's dimensions; 0 for steps without noise.
-            `entropy` [N, T]: of the step, a constant. In `extras`, where wanted: `mean` [N, T, *shape] of the step and
+            `entropy` [N, T]: that of the step, a constant. In `extras`, where in `want`: the step's `mean` [N, T, *shape] and
             `velocity` [N, T, *shape].
         """
         seen = batch.observation
@@ -216,10 +216,10 @@ class FlowPolicy(nn.Module):
             x = x + (then - now) * self.velocity(x, x.new_full((len(x),), now), label)
         return x
 
-    # keeping -------------------------------------------------------------------------------------------------------
+    # saving --------------------------------------------------------------------------------------------------------
 
     def frozen(self) -> FlowPolicy:
-        """Return a copy that never learns."""
+        """Return a frozen copy."""
         return copy.deepcopy(self).requires_grad_(False).eval()
 
     def save(self, folder: Any) -> None:

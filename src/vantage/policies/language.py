@@ -303,13 +303,13 @@ class LanguagePolicy(nn.Module):
         The state after a decision is the one before the policy's next decision, past any inserted tokens. After the last one
         the value is 0, in a truncated row too: it is not continued, and its outcome is in its rewards.
         """
-        judged = batch.mask
-        layout = inputs(batch, judged)
+        decided = batch.mask
+        layout = inputs(batch, decided)
         with self._precision(batch.device):
             hidden = self._hidden(layout)
         value = layout.spread(self._critic()(hidden.float()).squeeze(-1))
-        width = judged.shape[1]
-        place = torch.where(judged, torch.arange(width, device=judged.device), width)
+        width = decided.shape[1]
+        place = torch.where(decided, torch.arange(width, device=decided.device), width)
         # The next evaluated position of each; `width`, whose value is 0, where there is none.
         follower = torch.nn.functional.pad(place.flip(1).cummin(1).values.flip(1)[:, 1:], (0, 1), value=width)
         following = torch.nn.functional.pad(value, (0, 1)).gather(1, follower)

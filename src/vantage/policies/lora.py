@@ -163,8 +163,8 @@ class FrozenAdapter(nn.Module):
         own, policy.temperature = policy.temperature, self.temperature
         try:
             with self._lent():
-                judged: Evaluation = policy.evaluate(batch, want)
-                return judged
+                evaluation: Evaluation = policy.evaluate(batch, want)
+                return evaluation
         finally:
             policy.temperature = own
 

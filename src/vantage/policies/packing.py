@@ -48,24 +48,24 @@ class Inputs:
         return table.index_put((self.row * self.steps + self.step,), values).view(rows, self.steps, *values.shape[1:])
 
 
-def inputs(batch: Trajectories, judged: Tensor) -> Inputs:
+def inputs(batch: Trajectories, evaluated: Tensor) -> Inputs:
     """Make the inputs of the rows of a language batch.
 
     Args:
         batch: holds `observation` (tokens [N, P], padded on the right; length [N], at least 1) and `action` [N, T].
-        judged: [N, T'] bool, decisions to evaluate. T' may be T + 1: step T is then the state after the whole row.
+        evaluated: [N, T'] bool, decisions to evaluate. T' may be T + 1: step T is then the state after the whole row.
     """
     seen, prompt = batch.observation["tokens"], batch.observation["length"]
-    steps = judged.shape[1]
+    steps = evaluated.shape[1]
     place = torch.arange(steps, device=seen.device)
-    last = torch.where(judged, place, -1).amax(-1) if steps else torch.full_like(prompt, -1)
+    last = torch.where(evaluated, place, -1).amax(-1) if steps else torch.full_like(prompt, -1)
     length = torch.where(last >= 0, prompt + last, 0)
     whole = torch.cat([seen, batch.action], 1)
     column = torch.arange(whole.shape[1], device=seen.device).expand_as(whole)
     # The completion follows the prompt: columns after the prompt skip its padding.
     column = column + torch.where(column < prompt.unsqueeze(-1), 0, seen.shape[1] - prompt.unsqueeze(-1))
     aligned = whole.gather(1, column.clamp_(max=whole.shape[1] - 1))
-    row, step = judged.nonzero(as_tuple=True)
+    row, step = evaluated.nonzero(as_tuple=True)
     return Inputs(aligned, length, prompt, row, step, steps)
 
 

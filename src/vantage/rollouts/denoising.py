@@ -1,4 +1,4 @@
-"""Samplers of flow models as rollouts: from noise to a sample in T steps, whole, in part, or resumed from a step."""
+"""Rollouts of flow models' samplers: from noise to a sample in T steps, all or some of them, or resumed from a step."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ declare(
     "mean_old",
     "[N, T, ...]",
     "mean of the step under the policy that acted",
-    "the denoising engine, for a component that names it",
+    "the denoising engine, for a component that declares it",
 )
 
 KINDS = ("ratio", "constant")
@@ -41,9 +41,9 @@ class Sampler:
         steps: T, at least 1.
         noise: noise level, at least 0; 0 is the ODE.
         kind: "ratio" or "constant".
-        shift: above 0; more than 1 places more of the steps near the noise.
+        shift: above 0; above 1 more of the steps are near the noise.
         stochastic: steps (from 0) that add noise; None for all. The others are steps of the ODE.
-        outcome: the output that is scored: the last "state", or the noise-free "prediction" x - t v of the last step.
+        outcome: output that is scored: the last "state", or the noise-free "prediction" x - t v of the last step.
     """
 
     steps: Annotated[int, at_least(1)] = 10
@@ -64,7 +64,7 @@ class Sampler:
         if self.kind == "constant":
             sigma = torch.full_like(now, self.noise)
         else:
-            # Where 1 - t is 0 the second time is used; with a single step there is none, and 1/2 is used.
+            # Where 1 - t is 0 the second time is used; with a single step, 1/2.
             second = float(now[1]) if self.steps > 1 else 0.5
             sigma = self.noise * (now / (1 - torch.where(now == 1, second, now))).sqrt()
         if self.stochastic is not None:
@@ -82,7 +82,7 @@ class Denoise:
         prompts: prompts a step, at least 1.
         size: samples a prompt (G), at least 1.
         sampler: times and noise.
-        same_noise: whether the samples of a prompt begin at the same noise.
+        same_noise: whether the samples of a prompt start from the same noise.
     """
 
     prompts: Annotated[int, at_least(1)] = 48
@@ -106,10 +106,10 @@ class Denoise:
 
 
 def denoising_engine(context: Context, who: str) -> Any:
-    """Return the run's engine, which must draw with a `Sampler`.
+    """Return the run's engine, which must sample with a `Sampler`.
 
     Raises:
-        UserError: it does not; the message names the component that asked.
+        UserError: the engine has no samplers; the message names the component.
     """
     engine: Any = context.engine
     if not isinstance(getattr(engine, "sampler", None), Sampler):
@@ -121,7 +121,7 @@ def denoising_engine(context: Context, who: str) -> Any:
 
 
 class DenoisingEngine:
-    """Draws samples of a flow policy; an engine that can resume from any step (`PrefixEngine`).
+    """Engine that samples from a flow policy and can resume from any step (`PrefixEngine`).
 
     A prompt's item is its label, or None. Rows hold, besides the columns of any rollout, `outcome` [N, 1, *shape],
     the output that is scored, and, where a component of the method declares it in `columns`, `mean_old` [N, T,
@@ -129,8 +129,8 @@ class DenoisingEngine:
     both are views of one tensor.
 
     Args:
-        policy: its policy samples.
-        sampler: the default where a plan has none.
+        policy: flow policy.
+        sampler: default where a plan has none.
     """
 
     def __init__(self, policy: FlowPolicy, sampler: Sampler | None = None) -> None:
@@ -154,7 +154,7 @@ class DenoisingEngine:
         sampler: Sampler | None = None,
         same_noise: bool = False,
     ) -> Trajectories:
-        """Draw `count` samples from each prompt; `greedy` takes the ODE. `limit` steps at most (0 draws the noise alone)."""
+        """Generate `count` samples of each prompt; `greedy` takes the ODE. `limit` steps at most (0: the noise alone)."""
         chosen = sampler or self.sampler
         rows, steps, shape = len(prompts) * count, chosen.steps, self.policy.shape
         device = context.device
@@ -196,8 +196,8 @@ class DenoisingEngine:
     ) -> Trajectories:
         """Continue `count` times from the state before step `positions[i]` of row `rows[i]`; see `PrefixEngine.resume`.
 
-        The first new step's noise is multiplied by `noise_scale`; `logp_old` is that of the policy's own step all the same.
-        Times and noise levels are the row's; of `sampler` only the outcome is read.
+        The first new step's noise is multiplied by `noise_scale`; `logp_old` remains that of the policy's own step.
+        Times and noise levels are the row's; of `sampler` only `outcome` is used.
         """
         device = context.device
         parent = rows.to(device).repeat_interleave(count)
@@ -287,7 +287,7 @@ class DenoisingEngine:
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Nothing."""
+        """Restore nothing: there is no state."""
 
 
 def _generator(context: Context, device: torch.device) -> torch.Generator:

@@ -183,7 +183,7 @@ class EnvPool:
         raise AssertionError
 
     def save(self) -> list[Any]:
-        """Refuse."""
+        """Raise CannotSave."""
         raise env_state.CannotSave("EnvPool does not expose the states of its environments")
 
     def load(self, states: Sequence[Any]) -> None:
@@ -195,7 +195,7 @@ def envpool_spec(env_id: str, options: Mapping[str, Any]) -> Any:
     """Return EnvPool's specification of an environment: `observation_space`, `action_space` and `config`.
 
     Raises:
-        UserError: it has no such environment, or it takes no such options.
+        UserError: EnvPool has no such environment, or it takes no such options.
         ImportError: EnvPool is not installed.
     """
     envpool = require("envpool", "envpool")
@@ -227,7 +227,7 @@ def native(env_id: str, count: int, options: dict[str, Any]) -> Native:
     """Build the environment's own vector version.
 
     Raises:
-        UserError: it has none, or one that resets in another way than at the next step.
+        UserError: the environment has no vector version, or one that does not reset in the next step.
     """
     import gymnasium
     from gymnasium.vector import AutoresetMode

@@ -1,4 +1,4 @@
-"""What a rollout in environments leaves behind, put in order: episodes, scaled rewards, columns."""
+"""Statistics of episodes, reward scaling and columns of rollouts in environments."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ Final = tuple[int, int, NDArray[Any]]
 
 
 class Episodes:
-    """Return and length of the episodes that N streams are in, and of those that end."""
+    """Running return and length of the current episodes of N streams."""
 
     def __init__(self, rows: int) -> None:
         self.returns = np.zeros(rows)
         self.lengths = np.zeros(rows, dtype=np.int64)
 
     def take(self, reward: Floats, over: Bools, mask: Bools) -> tuple[Floats, NDArray[np.int64]]:
-        """Go on by T steps, all [T, N]; return the returns and lengths of the episodes that ended, undiscounted.
+        """Add T steps, all arrays [T, N]; return the undiscounted returns and the lengths of the episodes that ended.
 
         Each is a difference of two running sums, so no loop runs over steps.
         """
@@ -39,20 +39,20 @@ class Episodes:
         returns[1:] -= np.where(same, at_end[:-1], 0.0)
         lengths[1:] -= np.where(same, until[:-1], 0)
         self.returns, self.lengths = total[-1].copy(), count[-1].copy()
-        # A row's last end comes last among its ends, so it is the one that stays.
+        # With repeated indices the last assignment holds: that of a row's last end.
         self.returns[row] = total[-1, row] - at_end
         self.lengths[row] = count[-1, row] - until
         return returns, lengths
 
 
 class RewardScale:
-    """Divides rewards by the standard deviation of the running discounted return, without taking a mean away.
+    """Division of rewards by the standard deviation of the running discounted return, without subtraction of a mean.
 
-    The return of stream n is R_t = gamma R_{t-1} + r_t, and starts again from 0 after every end of an episode, time limits
-    included. Its moments take in all streams at every step; each reward is divided by the deviation as it is after its own
-    step (plus 1e-8 under the root), then clipped to +-10. These are the numbers of OpenAI Baselines' and
+    The return of stream n is R_t = gamma R_{t-1} + r_t, reset to 0 after every end of an episode, time limits included. Its
+    moments are updated with all streams at every step; each reward is divided by the standard deviation after its own step
+    (plus 1e-8 under the root), then clipped to +-10. These are the numbers of OpenAI Baselines' and
     Stable-Baselines3's VecNormalize, without a loop over steps. Gymnasium's NormalizeReward differs: it multiplies by
-    (1 - terminated) of the same step and runs on over time limits.
+    (1 - terminated) of the same step and is not reset at time limits.
 
     Args:
         rows: number of streams.
@@ -71,7 +71,7 @@ class RewardScale:
             reward: [T, N].
             over: whether the step ended an episode, by termination or truncation, [T, N].
             mask: steps outside the mask are skipped, [T, N].
-            fresh: the rows are whole episodes of their own, which leave the streams' returns as they are.
+            fresh: the rows are separate whole episodes, which do not change the streams' returns.
         """
         ended = np.zeros_like(over)
         ended[1:] = over[:-1]
@@ -79,7 +79,7 @@ class RewardScale:
         increment = np.where(mask, reward, 0.0).astype(np.float64)
         if not fresh:
             increment[0] += decay[0] * self.returns
-        # Forward in time is backward in the flipped one, where x_t takes in the decay of its own step.
+        # Forward in time is backward in flipped time, where x_t has the decay of its own step.
         flipped = [torch.from_numpy(np.ascontiguousarray(x[::-1].T)) for x in (decay, increment)]
         running = reverse_scan(flipped[0], flipped[1]).numpy()[:, ::-1].T
         shifted = np.where(mask, running - self.mean, 0.0)
@@ -105,12 +105,12 @@ class RewardScale:
 
 
 def rows_first(array: NDArray[Any]) -> torch.Tensor:
-    """Turn [T, N, ...] into a tensor [N, T, ...]."""
+    """Return an array [T, N, ...] as a tensor [N, T, ...]."""
     return torch.from_numpy(array).transpose(0, 1).contiguous()
 
 
 def following(observation: torch.Tensor, mask: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
-    """Return what followed each decision [N, T, ...] of whole episodes, from `observation` and `last` [N, ...], behind the end."""
+    """Return the next observation of each decision [N, T, ...] of whole episodes, the last of which is `last` [N, ...]."""
     ends = mask.clone()
     ends[:, :-1] &= ~mask[:, 1:]
     after = torch.cat([observation[:, 1:], last.unsqueeze(1)], 1)
@@ -118,9 +118,9 @@ def following(observation: torch.Tensor, mask: torch.Tensor, last: torch.Tensor)
 
 
 def final_column(finals: Sequence[Final], rows: int, shape: tuple[int, ...], dtype: Any) -> torch.Tensor:
-    """Lay the observations of cut episodes' ends out as [N, K, *shape], each row's own in order of time, zeros after them.
+    """Return the last observations of truncated episodes as [N, K, *shape], in order of time in each row, padded with zeros.
 
-    K is the largest number that a row has, at least 1, so that batches agree in their columns.
+    K is the largest number in a row, at least 1, so that all batches have the column.
     """
     counts = [0] * rows
     for row, _, _ in finals:

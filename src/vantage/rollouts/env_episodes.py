@@ -34,7 +34,7 @@ def run_episodes(
 
     Returns:
         `observation`, `action`, `outputs` (of the actor), `reward`, `terminated`, `truncated` and `mask`, all [T, N, ...] with
-        zeros after an episode's end, and `last` [N, ...], the observation at that end. An episode of `limit` steps is cut.
+        zeros after an episode's end, and `last` [N, ...], the observation at that end. An episode is truncated after `limit` steps.
     """
     rows, space = len(seeds), policy.observations
     kind = space.dtype if moments is None else np.float64
@@ -86,7 +86,7 @@ def run_episodes(
 
 
 def see(raw: Array, moments: Moments | None, acted_on: Array | None = None) -> Array:
-    """Return observations [n, *shape] as the policy sees them, after the moments are updated by those that it acts on.
+    """Return normalised observations [n, *shape], after the moments are updated by those on which the policy acts.
 
     `acted_on` [n] bool leaves out the observations that end an episode, as OpenAI Baselines' and Stable-Baselines3's
     VecNormalize do; None: the policy acts on all.
@@ -98,7 +98,7 @@ def see(raw: Array, moments: Moments | None, acted_on: Array | None = None) -> A
 
 
 def normalized(raw: Array, moments: Moments) -> Array:
-    """Return observations [n, *shape] normalised by the moments as they are, float32."""
+    """Return observations [n, *shape] normalised by the present moments, float32."""
     seen = np.empty(raw.shape, np.float32)
     moments.normalize(raw, seen)
     return seen

@@ -16,8 +16,8 @@ def make_env(env_id: str, options: Mapping[str, Any]) -> Any:
     """Make a single environment; ids that begin with `ALE/` are Atari games, with the usual preprocessing.
 
     Raises:
-        UserError: there is none of this id (the message has the nearest ones), or it takes no such options.
-        MissingLibrary: a library that it needs is not installed; the message names the extra.
+        UserError: no environment has this id (the message has the nearest ones), or it takes no such options.
+        MissingLibrary: a library that the environment needs is not installed; the message names the extra.
     """
     gymnasium = require("gymnasium", "control")
     if env_id.startswith("ALE/"):
@@ -31,11 +31,11 @@ def make_env(env_id: str, options: Mapping[str, Any]) -> Any:
 
 
 def make_atari(env_id: str, options: Mapping[str, Any]) -> Any:
-    """Make an Atari game as Mnih et al. (2015) play it: up to 30 idle steps, 4 frames a decision of which the last two are
-    joined by their maximum, 84 by 84 grey, 4 decisions stacked.
+    """Make an Atari game with the preprocessing of Mnih et al. (2015).
 
-    Observation: uint8 [4, 84, 84]. The option `terminal_on_life_loss` ends an episode with a life; sticky actions are off
-    unless `repeat_action_probability` turns them on. Rewards are the game's own.
+    An episode begins with up to 30 no-op steps; a decision lasts 4 frames, the maximum of the last two of which is the
+    observation, 84 by 84 grey, stacked over 4 decisions: uint8 [4, 84, 84]. The option `terminal_on_life_loss` ends an episode
+    with a life; `repeat_action_probability` gives sticky actions, by default none. Rewards are the game's own.
     """
     gymnasium = require("gymnasium", "control")
     gymnasium.register_envs(require("ale_py", "atari"))
@@ -64,7 +64,7 @@ def _make(gymnasium: Any, env_id: str, options: Mapping[str, Any]) -> Any:
 
 
 def _hear_mujoco() -> None:
-    """Turn MuJoCo's warnings into Python's; by itself it writes a log file into the working folder."""
+    """Raise MuJoCo's warnings as Python's; by default MuJoCo writes a log file into the working folder."""
     try:
         mujoco: Any = importlib.import_module("mujoco")
     except ModuleNotFoundError:
@@ -74,6 +74,6 @@ def _hear_mujoco() -> None:
 
 
 def _warn(message: str) -> None:
-    # What is deprecated in the model files that Gymnasium ships does not matter here.
+    # Deprecations in the model files that Gymnasium ships are not the user's concern.
     if "deprecated" not in message:
         warnings.warn(f"MuJoCo: {message}", RuntimeWarning, stacklevel=2)

@@ -1,8 +1,8 @@
-"""The state of an environment as tensors and plain values, so that a run can go on bit for bit.
+"""State of an environment as tensors and plain values, so that a run can be resumed bit for bit.
 
-Known are Gymnasium's classic-control and toy-text environments (and their native vector versions), its MuJoCo
-environments, and any environment or wrapper that offers `state_dict` and `load_state_dict` itself. For others `save`
-raises `CannotSave`, which says what stands in the way.
+Supported are Gymnasium's classic-control and toy-text environments (and their native vector versions), its MuJoCo
+environments, and any environment or wrapper that has `state_dict` and `load_state_dict` itself. For others `save`
+raises `CannotSave`, which names the reason.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _MUJOCO_DERIVED = (
     "xpos", "xquat", "xmat", "xipos", "ximat", "geom_xpos", "geom_xmat", "site_xpos", "site_xmat", "subtree_com", "cinert",
     "cvel", "cacc", "cfrc_ext", "cfrc_int", "qfrc_actuator", "qfrc_constraint", "qfrc_passive", "actuator_force", "sensordata",
 )  # fmt: skip
-"""What MuJoCo computes from the state within a step and some environments read before the next one."""
+"""Derived quantities that MuJoCo computes within a step and some environments read before the next one."""
 
 
 class CannotSave(TrainingError):
@@ -43,12 +43,12 @@ def save(env: Any) -> State:
     """Return the state of a single or native vector environment, wrappers included.
 
     Raises:
-        CannotSave: something along the chain of wrappers hides its state.
+        CannotSave: the environment or one of its wrappers does not give its state.
     """
     layers: list[State] = []
     while True:
         if hasattr(type(env), "state_dict") and hasattr(type(env), "load_state_dict"):
-            # Whoever offers this speaks for everything below it.
+            # An object with `state_dict` saves everything below it too.
             return {"layers": layers, "own": encode(dict(env.state_dict()))}
         below = vars(env).get("env")
         if below is None:
@@ -58,10 +58,10 @@ def save(env: Any) -> State:
 
 
 def load(env: Any, state: Mapping[str, Any]) -> None:
-    """Put the environment into a state that `save` returned; it must be of the same make.
+    """Restore a state that `save` returned; the environment must have the same class and wrappers.
 
     Raises:
-        CannotSave: the chain of wrappers is another one.
+        CannotSave: the wrappers differ.
     """
     for layer in state["layers"]:
         if layer["class"] != type(env).__name__:
@@ -80,7 +80,7 @@ def load(env: Any, state: Mapping[str, Any]) -> None:
 def _save_wrapper(env: Any) -> State:
     name = type(env).__name__
     if not type(env).__module__.startswith("gymnasium.wrappers."):
-        raise CannotSave(f"the wrapper {name} offers no state_dict")
+        raise CannotSave(f"the wrapper {name} has no state_dict")
     if name == "TimeLimit":
         return {"class": name, "elapsed": env._elapsed_steps}
     if name == "OrderEnforcing":
@@ -92,7 +92,7 @@ def _save_wrapper(env: Any) -> State:
 
 def _save_core(env: Any) -> State:
     if not type(env).__module__.startswith(_ATTRIBUTES_TELL_ALL):
-        raise CannotSave(f"the environment {type(env).__name__} offers no state_dict")
+        raise CannotSave(f"the environment {type(env).__name__} has no state_dict")
     attributes = {}
     for name, value in vars(env).items():
         if name != "_np_random" and _is_state(value):
@@ -141,7 +141,7 @@ def _load_mujoco(env: Any, state: Mapping[str, Any]) -> None:
 
 
 def _is_state(value: Any) -> bool:
-    """Whether an attribute holds numbers or text; tables of transitions, spaces and windows do not change."""
+    """Return whether an attribute is state: numbers or text; transition tables, spaces and windows do not change."""
     if isinstance(value, np.ndarray):
         return value.dtype.kind in "fiub"
     if isinstance(value, list | tuple):
@@ -150,7 +150,7 @@ def _is_state(value: Any) -> bool:
 
 
 def encode(value: Any) -> Any:
-    """Turn numbers, arrays, text and containers of these into what `torch.load(weights_only=True)` reads back."""
+    """Convert numbers, arrays, text and containers of these to values that `torch.load(weights_only=True)` reads."""
     if isinstance(value, np.ndarray):
         return {"array": torch.from_numpy(np.array(value))}
     if isinstance(value, np.number | np.bool_):
@@ -170,7 +170,7 @@ def encode(value: Any) -> Any:
 
 
 def decode(value: Any) -> Any:
-    """Restore what `encode` made."""
+    """Invert `encode`."""
     if isinstance(value, list):
         return [decode(item) for item in value]
     if not isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""Engine of Gymnasium environments: endless streams of decisions, and whole episodes from given seeds."""
+"""Engine of Gymnasium environments: continuing streams of decisions, and whole episodes from given seeds."""
 
 from __future__ import annotations
 
@@ -30,28 +30,28 @@ BACKENDS = ("auto", "single", "vector", "envpool")
 
 
 class EnvironmentEngine:
-    """Runs a `ControlPolicy` in copies of an environment.
+    """Engine that runs a `ControlPolicy` in copies of an environment.
 
     Batches hold `action`, `mask`, `length`, `logp_old`, `reward`, `terminated`, `truncated`, `group`, `prompt` (the seed) and
-    `observation` (as the policy saw it: normalised, where it normalises). For a component that declares it in `columns` there is
-    also `next_observation` [N, T, ...], of an episode's end the one before the reset; for one that declares `last_observation`
+    `observation` (normalised, where the policy normalises). For a component that declares it in `columns` there is also
+    `next_observation` [N, T, ...], at an episode's end the one before the reset; for one that declares `last_observation`
     that [N, ...] and, unless the environments reset late, `final_observation` [N, K, ...], from which `ControlPolicy.values`
     bootstraps. A late reset is a decision outside the mask.
 
-    The policy acts step by step; the log-probabilities of what it did are computed afterwards, for the whole batch. Its
-    critic is not evaluated. Returns and lengths of finished episodes, in the environment's own reward, are recorded as
-    `episode/return`, `episode/length` and `episode/count`.
+    The policy acts step by step; the log-probabilities are computed afterwards, for the whole batch. The critic is not
+    evaluated. Returns and lengths of finished episodes, in the environment's own reward, are recorded as `episode/return`,
+    `episode/length` and `episode/count`.
 
     Args:
         env: a Gymnasium id, or a function that makes one single environment.
         options: keyword arguments of the environment.
-        seed: from which every copy's seed follows.
+        seed: determines every copy's seed.
         backend: 'single' steps copies one by one; 'vector' takes the environment's own vector version; 'envpool' takes
             EnvPool's; 'auto' takes the vector version from 8 copies on, where there is one.
         normalize_rewards: divide rewards by the standard deviation of the running discounted return (clip +-10).
-        clip_rewards: learn from the rewards' signs, as is usual for Atari; not together with `normalize_rewards`.
-        gamma: discount of that return.
-        max_episode_steps: after which an episode of `sample` is cut, for environments without a limit of their own.
+        clip_rewards: replace rewards by their signs, as is usual for Atari; not together with `normalize_rewards`.
+        gamma: discount of the running return.
+        max_episode_steps: steps after which an episode of `sample` is truncated, for environments without a limit of their own.
 
     Raises:
         UserError: the environment or backend is not known.
@@ -111,7 +111,7 @@ class EnvironmentEngine:
         """Take `steps` more decisions in each of `rows` streams, which reset whenever an episode ends.
 
         Raises:
-            UserError: `rows` is another number than before.
+            UserError: `rows` differs from the number of streams.
         """
         policy = _control(context.policy)
         with ExitStack() as stack:
@@ -218,11 +218,11 @@ class EnvironmentEngine:
     # episodes ------------------------------------------------------------------------------------------------------
 
     def sample(self, prompts: Prompts, count: int, context: Context, *, greedy: bool = False) -> Trajectories:
-        """Run `count` whole episodes from each initial state; an item of `prompts` is the seed that makes it.
+        """Run `count` whole episodes from each initial state; an item of `prompts` is its seed.
 
         `greedy` takes the most likely action at each step.
 
-        Rows of a prompt share its seed, so where an environment is random they share its draws too. They are padded to the
+        Rows of a prompt share its seed, and so the random numbers of a stochastic environment. They are padded to the
         longest, with the mask False after an episode's end; an episode that ended is not stepped further.
         """
         policy = _control(context.policy)
@@ -281,12 +281,12 @@ class EnvironmentEngine:
         envs = [self._make_single() for _ in range(rows)]
         return OneByOne(envs, policy.actions.kind == "discrete")
 
-    # keeping -------------------------------------------------------------------------------------------------------
+    # saving --------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """Return the streams' environments, current observations and running sums, as tensors and plain values.
 
-        Of an environment whose state cannot be saved, the seed with which it will be reset.
+        For an environment whose state cannot be saved, the seed with which it will be reset.
         """
         if self._loaded is not None:
             return dict(self._loaded)
@@ -314,8 +314,8 @@ class EnvironmentEngine:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore from `state_dict()`; the streams open with the next `advance`.
 
-        Environments whose state was not saved are reset then, with seeds that follow from the run's; `resume_notes` and a
-        warning say so.
+        Environments whose state was not saved are reset then, with seeds that the run's determines; `resume_notes` and a
+        warning report it.
         """
         self._streams = None
         self._resets = int(state["resets"])
@@ -340,8 +340,8 @@ class EnvironmentEngine:
                 self._scale.returns[:] = 0.0
             note = (
                 f"{state['reason']}: the {state['rows']} environments begin new episodes, with seeds "
-                f"{', '.join(map(str, self._seeds[:8]))}{', ...' if state['rows'] > 8 else ''}; from here on the run is another "
-                "one than it would have been without the stop"
+                f"{', '.join(map(str, self._seeds[:8]))}{', ...' if state['rows'] > 8 else ''}; from here on the run differs "
+                "from an uninterrupted one"
             )
             self.resume_notes.append(note)
             warnings.warn(note, stacklevel=2)

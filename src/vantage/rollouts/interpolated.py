@@ -1,4 +1,4 @@
-"""Rollout without sampling: points on the lines from noise to data, on which flow models are fitted."""
+"""Rollout without sampling: points on the lines from noise to data, for flow matching."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vantage.core.trajectories import Trajectories
 
 @component
 class Interpolated:
-    """Rollout: `batch` points on lines from noise to the task's data, rows of one decision whose action is the line's direction."""
+    """Rollout: `batch` points on lines from noise to the task's data, as rows of one decision whose action is the velocity."""
 
     batch: Annotated[int, at_least(1)] = 256
     needs = frozenset({"flow"})
@@ -26,7 +26,7 @@ class Interpolated:
         return Cost(self.batch, self.batch, self.batch)
 
     def __call__(self, context: Context) -> Trajectories:
-        """Draw the next pairs."""
+        """Sample the next pairs."""
         data: Any = getattr(context.task, "data", None)
         if not hasattr(data, "draw"):
             raise UserError(

@@ -1,4 +1,4 @@
-"""Difference between the distribution that drew the decisions and the policy that learns from them."""
+"""Metrics of the difference between the sampler's distribution and the policy."""
 
 from __future__ import annotations
 

@@ -15,18 +15,18 @@ from vantage.core.trajectories import Trajectories
 
 
 class StoredEngine(Engine, Protocol):
-    """An engine that also holds stored rows, which another policy or a person produced."""
+    """Interface of an engine that also holds stored rows of another origin than the policy."""
 
     def read(self, ids: Tensor, context: Context) -> Trajectories:
-        """Return the stored rows with these ids [B] (in [0, `task.size`)), as many to an id as the task stores."""
+        """Return all stored rows with these ids [B] (in [0, `task.size`))."""
         ...
 
 
 def stored_engine(context: Context, who: str) -> StoredEngine:
-    """Return the run's engine as one that holds stored rows.
+    """Return the run's engine, which must hold stored rows.
 
     Raises:
-        UserError: it holds none; the message names the component that asked.
+        UserError: the engine holds none; the message names the component.
     """
     engine: Any = context.engine
     if not hasattr(engine, "read"):
@@ -39,7 +39,7 @@ def stored_engine(context: Context, who: str) -> StoredEngine:
 
 @component
 class Transitions:
-    """`rows` stored transitions, drawn uniformly and with replacement; each is a row of one decision.
+    """Rollout of `rows` stored transitions, sampled uniformly with replacement; each is a row of one decision.
 
     Attributes:
         rows: transitions a step, at least 1.
@@ -53,6 +53,6 @@ class Transitions:
         return Cost(self.rows, self.rows, self.rows)
 
     def __call__(self, context: Context) -> Trajectories:
-        """Draw."""
+        """Return a sample."""
         engine = stored_engine(context, "Transitions")
         return engine.read(torch.randint(context.task.size, (self.rows,), generator=context.generator), context)

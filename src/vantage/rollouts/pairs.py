@@ -1,4 +1,4 @@
-"""Preference pairs as rows, alone or with samples of the policy; and comparisons of the policy with a slower copy of itself."""
+"""Rollouts of preference pairs, alone or with samples of the policy, and comparisons of the policy with a frozen one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vantage.rollouts.plans import set_temperature
 
 @component
 class StoredPairs:
-    """The next `prompts` stored pairs, each once per epoch: rows 2 i and 2 i + 1 are the chosen and the rejected answer.
+    """Rollout of the next `prompts` stored pairs, each once per epoch: rows 2 i and 2 i + 1 are the chosen and rejected answers.
 
     Attributes:
         prompts: pairs a step, at least 1.
@@ -34,22 +34,22 @@ class StoredPairs:
         return episodes(2 * self.prompts, episode)
 
     def __call__(self, context: Context) -> Trajectories:
-        """Read them."""
+        """Return the next pairs."""
         return stored_engine(context, "StoredPairs").read(context.next_prompts(self.prompts).ids, context)
 
 
 @component
 class PairsAndFresh:
-    """Stored pairs followed by fresh samples of the policy for further prompts, in one batch.
+    """Rollout of stored pairs and fresh samples of the policy for further prompts, in one batch.
 
     `source` distinguishes them (`STORED`, `FRESH`), their groups are disjoint, and `weight` makes the mean over all rows the
     mean over the pairs' rows plus the mean over the fresh rows, whatever their numbers. Columns that only one side has are dropped.
 
     Attributes:
         pairs: stored pairs a step, at least 1.
-        fresh: prompts that are sampled.
-        samples: of each.
-        temperature: of the samples.
+        fresh: number of prompts that are sampled.
+        samples: number of samples per prompt.
+        temperature: sampling temperature, above 0.
     """
 
     pairs: Annotated[int, at_least(1)] = 64
@@ -72,7 +72,7 @@ class PairsAndFresh:
         set_temperature(context, self.temperature)
 
     def __call__(self, context: Context) -> Trajectories:
-        """Read the pairs, sample the rest."""
+        """Return the next pairs and fresh samples."""
         read = stored_engine(context, "PairsAndFresh").read(context.next_prompts(self.pairs).ids, context)
         drawn = context.engine.sample(context.next_prompts(self.fresh), self.samples, context)
         shared = set(read) & set(drawn)
@@ -89,7 +89,7 @@ class PairsAndFresh:
 
 @contextmanager
 def acting_as(context: Context, name: str) -> Iterator[None]:
-    """Let a named frozen policy act in the engine within the block: its weights replace the policy's."""
+    """Sample from a named frozen policy within the context: its weights replace the policy's."""
     pairs = twins(context.policy, context.named(name))
     own = [live.detach().clone() for live, _ in pairs]
     try:
@@ -103,18 +103,18 @@ def acting_as(context: Context, name: str) -> Iterator[None]:
 
 @component
 class Duels:
-    """Answers of the policy to `prompts` prompts, each compared with an answer of a named frozen policy.
+    """Rollout of the policy's answers to `prompts` prompts, each compared with an answer of a named frozen policy.
 
     `win` [N] is the probability that the policy's answer is preferred: the task's own `prefer(first, second, context)` where
-    it has one, else sigmoid of the difference of the two scores, as the method's rewards make them;
-    where one of these is missing, the row does not enter the loss. Only the policy's rows are returned; metrics of the
+    it has one, else the sigmoid of the difference of the two scores by the method's rewards; where one of these is missing,
+    the row does not enter the loss. Only the policy's rows are returned; metrics of the
     opponent are recorded under `opponent/`.
 
     Attributes:
         prompts: prompts a step, at least 1.
-        size: answers, and duels, of each.
-        temperature: of both policies, above 0.
-        opponent: the named policy.
+        size: answers, each with one comparison, per prompt.
+        temperature: sampling temperature of both policies, above 0.
+        opponent: name of the frozen policy.
     """
 
     prompts: Annotated[int, at_least(1)] = 64
@@ -125,7 +125,7 @@ class Duels:
 
     @property
     def policies(self) -> frozenset[str]:
-        """The opponent."""
+        """Named policies to make: the opponent."""
         return frozenset({self.opponent})
 
     def cost(self, episode: int | None = None) -> Cost:
@@ -140,7 +140,7 @@ class Duels:
         """Sample both sides and compare them."""
         prompts = context.next_prompts(self.prompts)
         own = context.engine.sample(prompts, self.size, context)
-        # The metrics of the step are those of the policy's own answers.
+        # Metrics of the step are of the policy's own answers.
         aside = context.under("opponent")
         with acting_as(context, self.opponent):
             other = context.engine.sample(prompts, self.size, aside)

@@ -24,15 +24,15 @@ UNLIMITED = 1000
 
 @component
 class Shuffled:
-    """Prompts in a new random order each epoch; every prompt comes once before any comes twice.
+    """Prompts in a new random order each epoch, each once per epoch.
 
-    The order follows from the run's seed. A task without a fixed set of prompts (`size` 0) gets fresh ids 0, 1, 2, ...
+    The run's seed determines the order. A task without a fixed set of prompts (`size` 0) gets fresh ids 0, 1, 2, ...
     """
 
     _state: dict[str, int] = memory()
 
     def prepare(self, context: Context) -> None:
-        """Draw the seed of the orders."""
+        """Sample the seed of the orders."""
         seed = int(torch.randint(2**62, (), generator=context.generator))
         self._state.update(seed=seed, epoch=0, cursor=0)
 
@@ -61,12 +61,12 @@ class Shuffled:
 
 @component
 class Groups:
-    """`size` whole episodes from each of `prompts` prompts; the episodes of a prompt are a group.
+    """Rollout of `size` whole episodes from each of `prompts` prompts; the episodes of a prompt are a group.
 
     Attributes:
         prompts: prompts a step, at least 1.
         size: episodes a prompt (G), at least 1.
-        temperature: divides the logits of a policy that has them; the tempered policy is the one that acts and learns.
+        temperature: divides the logits of a policy that has them, above 0, in sampling and in the update.
     """
 
     prompts: Annotated[int, at_least(1)] = 16
@@ -91,7 +91,7 @@ class Groups:
         parts: list[Trajectories] = []
         wanted = self.prompts
         while wanted and (not parts or budget.left):
-            # As many as fit if all their episodes are as long as they can be; the remainder is known afterwards.
+            # As many as fit if all their episodes have the largest length; the actual remainder is known afterwards.
             count = min(wanted, max(budget.left // longest, 1))
             parts.append(context.engine.sample(context.next_prompts(count), self.size, context))
             wanted -= count
@@ -100,7 +100,7 @@ class Groups:
 
 @component
 class Steps:
-    """`length` further decisions in each of `rows` streams, which continue from call to call across ends of episodes."""
+    """Rollout of `length` further decisions in each of `rows` streams, which continue across ends of episodes and calls."""
 
     rows: Annotated[int, at_least(1)] = 4
     length: Annotated[int, at_least(1)] = 128
@@ -118,18 +118,18 @@ class Steps:
 
 @component
 class Refill:
-    """Repeat a plan until `groups` groups have outcomes that differ; groups whose members all score the same are dropped.
+    """Repetition of a plan until `groups` groups have different outcomes; groups whose members all score the same are dropped.
 
     Known as dynamic sampling (DAPO, arXiv 2503.14476, eq. 11). The share kept is recorded as `rollout/informative`, metrics of all
     drawn rows are recorded under `drawn/`. If no group is informative after `rounds` plans, the batch is the last
     plan's, unfiltered.
 
     Attributes:
-        plan: samples more groups; its `prompts` per round.
-        groups: informative groups wanted.
-        rounds: largest number of plans.
-        metric: whose values in a group must differ: a named reward; "total", the score as the first of the method's rewards makes
-            it, their weighted sum; or "score", as all of them leave it.
+        plan: samples `prompts` groups per round.
+        groups: number of informative groups.
+        rounds: largest number of rounds.
+        metric: value that must differ in a group: a named reward; "total", the score after the first of the method's rewards, their
+            weighted sum; or "score", that after all of them.
 
     Raises:
         UserError: no reward has the name `metric`.
@@ -169,9 +169,9 @@ class Refill:
     def _values(self, batch: Trajectories, aside: Context) -> torch.Tensor:
         if self.metric == "total":
             return aside.method.rewards[0](batch, aside).score
-        judged = scored(batch, aside)
+        found = scored(batch, aside)
         if self.metric == "score":
-            return judged.score
+            return found.score
         named = batch.get("rewards", {})
         if self.metric not in named:
             raise UserError(
@@ -182,7 +182,7 @@ class Refill:
 
 
 def joined(parts: Sequence[Trajectories]) -> Trajectories:
-    """Stack batches; groups of different batches stay apart: they are renumbered 0, 1, 2, ..."""
+    """Concatenate batches; groups of different batches remain distinct: they are renumbered 0, 1, 2, ..."""
     numbered, start = [], 0
     for part in parts:
         index, count = group_index(part.group)

@@ -1,4 +1,4 @@
-"""Table of numbers per prompt, kept across steps; it is enlarged for each new prompt."""
+"""Table of numbers per prompt, kept across steps."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vantage.core.errors import UserError
 
 
 class PromptIndex:
-    """Numbers 0, 1, 2, ... for prompt ids as they first appear; ids may be any int64. Found by bisection, no loop."""
+    """Index of prompt ids: numbers 0, 1, 2, ... in the order of first appearance; ids may be any int64. Found by bisection."""
 
     def __init__(self) -> None:
         self.keys = torch.zeros(0, dtype=torch.int64)
@@ -22,7 +22,7 @@ class PromptIndex:
         return len(self.keys)
 
     def find(self, ids: Tensor) -> Tensor:
-        """Return the number of each id [B]; -1 for one that was never added."""
+        """Return the number of each id [B]; -1 for an unknown one."""
         self.to(ids.device)
         if not len(self):
             return torch.full_like(ids, -1)
@@ -30,7 +30,7 @@ class PromptIndex:
         return torch.where(self.keys[at] == ids, self.places[at], -1)
 
     def add(self, ids: Tensor) -> Tensor:
-        """Return the number of each id [B], new ones numbered on."""
+        """Return the number of each id [B]; new ids get the next numbers."""
         new = torch.unique(ids[self.find(ids) < 0])
         if len(new):
             places = torch.arange(len(self), len(self) + len(new), device=ids.device)
@@ -44,7 +44,7 @@ class PromptIndex:
             self.keys, self.places = self.keys.to(device), self.places.to(device)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the two columns."""
+        """Return ids and numbers."""
         return {"keys": self.keys, "places": self.places}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -81,7 +81,7 @@ class Records:
         }
 
     def write(self, ids: Tensor, **values: Tensor) -> None:
-        """Set values [B] of these prompts [B], each of which must occur once; values of names that are not given are kept."""
+        """Set values [B] of these prompts [B], which must be distinct; values of other names are unchanged."""
         odd = set(values) - set(self.values)
         if odd:
             raise UserError(f"these records have {', '.join(self.values)}, not {', '.join(sorted(odd))}")
@@ -100,7 +100,7 @@ class Records:
         self.values = {name: held.to(device) for name, held in self.values.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """The table."""
+        """Return the table."""
         return {"index": self.index.state_dict(), "values": dict(self.values)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -1,7 +1,7 @@
-"""Rows of earlier steps together with fresh ones: queues per prompt, and a window of the latest rollouts.
+"""Replay of rows of earlier steps with fresh ones: queues per prompt, and a window of the latest rollouts.
 
-Rows are kept as the rollout returned them, with the log-probabilities of the policy that acted (`logp_old`) and its rewards. Kept
-rows stay on the CPU; they move to the batch's device when they are read.
+Rows are stored as the rollout returned them, with the log-probabilities of the policy that sampled them (`logp_old`) and their
+rewards. Stored rows are on the CPU; they are copied to the batch's device when they are read.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ def to_state(batch: Trajectories | None) -> dict[str, Any] | None:
 
 
 def from_state(state: Mapping[str, Any] | None) -> Trajectories | None:
-    """Restore what `to_state` returned."""
+    """Invert `to_state`."""
     return None if state is None else Trajectories(state)
 
 
 class RowTable:
-    """Rows of trajectories in numbered slots: written in place, read by gather, widened for longer rows."""
+    """Table of trajectory rows in numbered slots: written in place, read by gather, widened for longer rows."""
 
     def __init__(self) -> None:
         self.rows: Trajectories | None = None
@@ -48,7 +48,7 @@ class RowTable:
         held = batch[:0] if self.rows is None else self.rows
         room = int(slots.max()) + 1
         if room > len(held):
-            # Twice the size each time: the copies cost no more than the rows themselves.
+            # Doubling the size bounds the total cost of copies by that of the rows.
             held = Trajectories(_extended(held, max(room, 2 * len(held))))
         self.rows = _written(held, batch, slots)
 
@@ -58,7 +58,7 @@ class RowTable:
         return self.rows.select(slots.cpu()).to(slots.device)
 
     def state_dict(self) -> dict[str, Any]:
-        """The slots."""
+        """Return the slots."""
         return {"rows": to_state(self.rows)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -77,7 +77,7 @@ def _extended(table: Table, rows: int) -> dict[str, Any]:
 
 
 def _written(held: TableT, fresh: Table, slots: Tensor) -> TableT:
-    """Write rows into the slots of a table, in place where they are no longer than its own; return the table."""
+    """Write rows into the slots of a table, in place unless they are longer than its own; return the table."""
 
     def one(old: Any, new: Any) -> Any:
         if isinstance(old, Table):
@@ -93,7 +93,7 @@ class PromptQueues:
     """First-in-first-out queues of rows, at most `capacity` for each prompt.
 
     Args:
-        capacity: records a prompt, at least 1.
+        capacity: rows per prompt, at least 1.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -102,7 +102,7 @@ class PromptQueues:
         self.capacity = capacity
         self.index = PromptIndex()
         self.pushed = torch.zeros(0, dtype=torch.int64)
-        """[P] rows that were ever pushed, by the prompt's number."""
+        """[P] total number of rows pushed, by the prompt's number."""
         self.table = RowTable()
 
     def push(self, batch: Trajectories) -> None:
@@ -147,18 +147,18 @@ def _takes_prompts(plan: Any) -> None:
 
 @component
 class RecentReplay:
-    """A plan in which each group is, with probability `share`, one of the `window` rollouts before this one.
+    """Plan in which each group is, with probability `share`, a group of one of the last `window` rollouts.
 
-    For each of the plan's prompts a draw says fresh or old, and for an old one how many steps back, uniform in 1 to `window`;
+    Each of the plan's prompts is at random fresh or old, and an old one's number of steps back is uniform in 1 to `window`;
     where the run has fewer steps, or that rollout has no further group, it is fresh. Groups are replayed whole, with the
-    log-probabilities of the policy that generated them in `logp_old`, and `age` [N] says how many steps ago that was.
-    At least one group is fresh. With share 0 no rows are kept and the plan is unchanged.
+    log-probabilities of the policy that generated them in `logp_old`, and `age` [N] is the number of steps since then.
+    At least one group is fresh. With share 0 no rows are stored and the plan is unchanged.
 
     Attributes:
         plan: samples fresh groups; has `prompts`.
         share: probability of an old group, 0 to below 1; a function of the context where it changes in the run.
-        window: rollouts that are kept.
-        current: fill `logp_current` too, by one more forward pass over the old rows; of fresh ones it is `logp_old`.
+        window: number of rollouts that are stored.
+        current: also fill `logp_current`, by one more forward pass over the old rows; for fresh ones it is `logp_old`.
     """
 
     plan: Annotated[Any, checked_by(_takes_prompts)] = field(default_factory=Groups)
@@ -168,7 +168,7 @@ class RecentReplay:
     _memory: dict[str, Any] = memory()
 
     def cost(self, episode: int | None = None) -> Cost:
-        """Return the cost of a step; where groups are replayed, the number of fresh ones is drawn in the step."""
+        """Return the cost of a step; where groups are replayed, the number of fresh ones is random."""
         whole = cost(self.plan, episode)
         return whole if self.share == 0 else Cost(rows=whole.rows)
 
@@ -197,7 +197,7 @@ class RecentReplay:
         return batch.replace(logp_current=logp)
 
     def _draw(self, share: float, kept: list[Trajectories], context: Context) -> list[Trajectories]:
-        """Choose old groups: for each snapshot that a draw falls on, as many of its groups, without repetition."""
+        """Choose old groups: from each stored rollout as many distinct ones as were drawn from it."""
         size = self.plan.prompts
         drawn = torch.rand(size, generator=context.generator) < share
         back = torch.randint(self.window, (size,), generator=context.generator)
@@ -214,7 +214,7 @@ class RecentReplay:
         return old
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the rollouts that are kept, newest first."""
+        """Return the stored rollouts, newest first."""
         return {"kept": [to_state(batch) for batch in self._memory.get("kept", [])]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

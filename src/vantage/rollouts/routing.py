@@ -1,4 +1,4 @@
-"""Tours gathered from a routing policy: all instances, starts and decoders at once, one node at a time."""
+"""Rollouts of routing policies: tours of all instances, starts and decoders at once, one node at a time."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ BELOW_ONE = 1 - 2.0**-20
 
 @component
 class MultiStart:
-    """Tours from `starts` first nodes of each of `prompts` instances (POMO, arXiv 2010.16011).
+    """Rollout of tours from `starts` first nodes of each of `prompts` instances (POMO, arXiv 2010.16011).
 
-    The first decision is forced: it stands in the row and outside its mask. The first n nodes serve as starts; customers, where
-    there is a depot. A population builds each of them with every decoder.
+    The first decision is forced: it is in the row but outside its mask. Starts are the first nodes, customers where there is a
+    depot. A population builds each of them with every decoder.
 
     Attributes:
         prompts: instances a step, at least 1.
-        starts: tours of each, 0 for one from every node that a tour can begin with.
-        temperature: divides the logits; the tempered policy is the one that acts and learns.
+        starts: tours per instance, 0 for one from every possible start.
+        temperature: divides the logits, above 0, in sampling and in the update.
     """
 
     prompts: Annotated[int, at_least(1)] = 64
@@ -41,11 +41,11 @@ class MultiStart:
     needs = frozenset({"tours"})
 
     def cost(self, episode: int | None = None) -> Cost:
-        """What a step takes, with one decoder; unknown where the instance decides how many tours it has."""
+        """Return the cost of a step, with one decoder; unknown where the instance determines the number of tours."""
         return episodes(self.prompts * self.starts, episode) if self.starts else Cost()
 
     def prepare(self, context: Context) -> None:
-        """Give the policy its temperature.
+        """Set the temperature of the policy.
 
         Raises:
             UserError: the task has no tours.
@@ -71,13 +71,13 @@ class MultiStart:
 
 @dataclass(frozen=True)
 class Built:
-    """Tours of C pairs of an instance and a decoder, R each.
+    """Tours of C pairs of an instance and a decoder, R of each.
 
     Attributes:
-        action: [C, R, T] nodes; a CVRP tour that is shorter than the longest stays at the depot.
-        length: decisions of each tour [C, R].
-        logp: of each decision [C, R, T]; 0 where it was forced.
-        value: of the situation before it, [C, R, T]; None unless asked for.
+        action: [C, R, T] nodes; a CVRP tour that is shorter than the longest is padded with the depot.
+        length: number of decisions of each tour [C, R].
+        logp: log-probability of each decision [C, R, T]; 0 where it was forced.
+        value: value of the state before it, [C, R, T]; None unless requested.
         nodes: [C, n, F].
     """
 
@@ -88,7 +88,7 @@ class Built:
     nodes: Tensor
 
     def costs(self, problem: str) -> Tensor:
-        """Return the length of each tour in the unit of the coordinates, way home included, [C, R]."""
+        """Return the length [C, R] of each tour in the unit of the coordinates, closing edge included."""
         return edges(problem, self.nodes, self.action, self.length).sum(-1)
 
 
@@ -103,16 +103,16 @@ def construct(
     generator: torch.Generator | None = None,
     value: bool = False,
 ) -> Built:
-    """Build `rows` tours of each instance with each decoder; C = B * agents, an instance's decoders side by side.
+    """Build `rows` tours of each instance with each decoder; C = B * agents, an instance's decoders adjacent.
 
     Args:
-        policy: whose encoder runs once.
+        policy: its encoder runs once.
         nodes: [B, n, F], on the policy's device.
-        rows: tours of each pair.
-        agents: the first so many decoders; None for all.
-        forced: tour r begins at the r-th node that a tour can begin with, instead of one that the policy chooses.
-        generator: of the draws, on the policy's device; None takes the likeliest node each time.
-        value: record the policy's value of each situation.
+        rows: tours per pair.
+        agents: number of decoders, the first ones; None for all.
+        forced: tour r begins at the r-th possible start, instead of one that the policy chooses.
+        generator: generator of the samples, on the policy's device; None takes the most likely node each time.
+        value: record the policy's value of each state.
     """
     agents = agents or policy.agents
     memory = policy.remember(nodes, agents)
@@ -126,7 +126,7 @@ def construct(
     values: list[Tensor] = []
     length = torch.zeros_like(tours.last)
     blank = torch.zeros(len(cells), rows, device=nodes.device)
-    # Asking whether all tours are finished waits for the device: not before any can be.
+    # The test whether all tours are finished synchronises with the device, so it begins when the first can be.
     while len(actions) < least or not bool(finished.all()):
         if forced and not actions:
             node = start_nodes(policy.problem, rows, size, nodes.device).expand(len(cells), rows)
@@ -158,8 +158,8 @@ def _choose(
     if generator is None:
         logp, node = logs.max(-1)
         return node, logp, glimpse
-    # The node in whose share of the cumulated probability a uniform draw falls. Only a share above 0 can hold it, and the
-    # draw stays below the whole, so that no rounding leads to a node that is not allowed.
+    # Inverse of the cumulative distribution at a uniform number. A node of probability 0 is never chosen, and the number
+    # stays below the total, so that rounding cannot lead to a node that is not allowed.
     cumulated = logs.exp().cumsum(-1)
     drawn = torch.rand(logs.shape[:-1], generator=generator, device=logs.device) * BELOW_ONE
     node = (cumulated <= (drawn * cumulated[..., -1]).unsqueeze(-1)).sum(-1)
@@ -167,23 +167,23 @@ def _choose(
 
 
 class RoutingEngine:
-    """Builds tours of random instances, or of given ones, and hands them out as rows.
+    """Engine that builds tours of random or given instances, as rows.
 
-    A row is one tour: `action` the nodes, `reward` minus the way that each decision added (the way home with the last one),
+    A row is one tour: `action` the nodes, `reward` minus the edge that each decision added (with the last one the closing edge),
     `observation` [n, F] its instance, `prompt` the instance's id, `agent` the decoder, `start` its number among the decoder's
-    tours of the instance, `group` the pair of instance and decoder. Rows of an instance stand side by side, decoder by decoder.
-    A method whose loss reads values finds the column `value` filled too. The mean length of the tours is recorded as
-    `tour/length`, that of the best of each instance as `tour/best`.
+    tours of the instance, `group` the pair of instance and decoder. Rows of an instance are adjacent, ordered by decoder.
+    For a method whose loss reads values the column `value` is filled too. The mean length of the tours is recorded as
+    `tour/length`, that of the shortest of each instance as `tour/best`.
 
     Args:
-        policy: decides on the device.
+        policy: gives the device.
     """
 
     def __init__(self, policy: RoutingPolicy) -> None:
         self.problem = policy.problem
 
     def starts(self, prompts: Prompts) -> int:
-        """Return how many nodes a tour of these instances can begin with."""
+        """Return the number of possible first nodes of a tour of these instances."""
         return int(prompts.items[0].shape[0]) - (1 if self.problem == "cvrp" else 0)
 
     def sample(
@@ -196,19 +196,19 @@ class RoutingEngine:
         forced: bool = False,
         agents: int | None = None,
     ) -> Trajectories:
-        """Build `count` tours of each instance, equally many with each of the first `agents` decoders (all when None).
+        """Build `count` tours of each instance, the same number with each of the first `agents` decoders (all when None).
 
         Args:
             prompts: items are instances [n, F] of one size.
-            count: rows of each; a multiple of the number of decoders.
-            context: its policy decides.
-            greedy: take the likeliest node each time.
-            forced: the first node of a decoder's r-th tour is the r-th possible one, and no decision; the reward that it
-                brought belongs to the decision after it.
-            agents: decoders in use.
+            count: rows per instance; a multiple of the number of decoders.
+            context: gives the policy.
+            greedy: take the most likely node each time.
+            forced: the first node of a decoder's r-th tour is the r-th possible one, and no decision; its reward is added to
+                the next decision's.
+            agents: number of decoders.
 
         Raises:
-            UserError: `count` is no multiple of the number of decoders.
+            UserError: `count` is not a multiple of the number of decoders.
         """
         policy: Any = context.policy
         decoders = agents or policy.agents
@@ -266,20 +266,20 @@ class RoutingEngine:
         return Trajectories(columns)
 
     def advance(self, rows: int, steps: int, context: Context) -> Trajectories:
-        """Build one tour of each of `rows` further instances with every decoder; a tour is never cut, whatever `steps`."""
+        """Build one tour of each of `rows` further instances with every decoder, complete whatever `steps`."""
         return self.sample(context.next_prompts(rows), int(getattr(context.policy, "agents", 1)), context)
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: instances follow from their ids."""
+        """Return no state: an instance is a function of its id."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take nothing back."""
+        """Restore nothing: there is no state."""
 
 
 @component
 class SharedTours(Groups):
-    """`size` tours of each of `prompts` instances, which choose their first node too.
+    """Rollout of `size` tours of each of `prompts` instances, in which the first node is a decision too.
 
     Attributes:
         cached: whether an instance is encoded once for all decisions, or once for each.
@@ -289,10 +289,10 @@ class SharedTours(Groups):
     needs = frozenset({"tours"})
 
     def prepare(self, context: Context) -> None:
-        """Tell the policy.
+        """Set the policy's cache.
 
         Raises:
-            UserError: the policy has no encoder to be cached.
+            UserError: the policy has no encoder.
         """
         super().prepare(context)
         policy: Any = context.policy

@@ -29,7 +29,7 @@ _CLOSED = (".$", ".$$", ".\\)", ".\\]")
 
 @component
 class Steps:
-    """Number of the step that each decision belongs to, from the text of its row.
+    """Assignment of each decision to a step, by the text of its row.
 
     A token belongs to the step of its first character, and the token that terminates a row to the last step. Steps in which no
     token begins are not counted.
@@ -49,11 +49,11 @@ class Steps:
 
     def __post_init__(self) -> None:
         if self.by == "lines" and not self.separator:
-            raise UserError("Steps.separator='' separates nothing: by='tokens' makes each token a step")
+            raise UserError("Steps.separator='' is empty: give one, or by='tokens', which makes each token a step")
 
     @property
     def needs(self) -> frozenset[str]:
-        """Name a tokenizer, where the text says where steps begin."""
+        """Need of a language model, unless `ids` or tokens define the steps."""
         return frozenset() if self.by == "tokens" or self.ids else frozenset({"text"})
 
     def __call__(self, batch: Trajectories, context: Context) -> Tensor:
@@ -85,8 +85,8 @@ class Steps:
         return (torch.searchsorted(bounds, size.cumsum(1) - size, right=True) - 1).to(batch.device)
 
     def line_starts(self, text: str) -> list[int]:
-        """Return where steps begin, in characters: 0, and each separator but those of the blank lines at the start and,
-        where the answer follows, at the end."""
+        """Return the start positions of steps, in characters: 0, and each separator except those of blank lines at the start
+        and before the answer."""
         head, answer, _ = text.partition(self.answer) if self.answer else (text, "", "")
         lines = head.split(self.separator)
         filled = [number for number, line in enumerate(lines) if line.strip()] or [0]
@@ -96,10 +96,10 @@ class Steps:
 
 
 def sentence_starts(text: str) -> list[int]:
-    r"""Return where sentences of a solution begin, in characters, 0 first.
+    r"""Return the start positions of a solution's sentences, in characters, 0 first.
 
     A sentence ends at a period before white space and a capital, at a line break, or with a formula that ends with a
-    period; white space is at the front of the next. A formula (between $, \( \), \[ \], in an environment) is not divided, and a
+    period; white space belongs to the next. A formula (between $, \( \), \[ \], in an environment) is not divided, and a
     sentence below 20 characters is joined to the next, the last one to the one before. A formula that closes a sentence may be
     shorter.
     """

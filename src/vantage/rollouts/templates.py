@@ -1,4 +1,4 @@
-"""Prompt templates: a text around or after the original prompt."""
+"""Templates that rewrite prompts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vantage.core.errors import UserError
 
 @dataclass(frozen=True)
 class Template:
-    """Rewrites a prompt, given as text or as chat messages (their last one of the user is rewritten).
+    """Template that rewrites a prompt of text, or the user's last message of a chat.
 
     Attributes:
         text: with {prompt} for the original prompt and {NAME} for each further field.
@@ -45,7 +45,7 @@ class Template:
         """Raise a UserError unless the text names exactly the given fields.
 
         Raises:
-            UserError: it does not, or is not a template; the message begins with `where`.
+            UserError: the text does not, or is not a template; the message begins with `where`.
         """
         try:
             names = {re.split(r"[.\[]", name)[0] for _, name, _, _ in Formatter().parse(self.text) if name is not None}
@@ -53,7 +53,7 @@ class Template:
             raise UserError(f"{where}: text={self.text!r} cannot be filled ({error})") from error
         listed = ", ".join(f"{{{name}}}" for name in given)
         for name in (*(name for name in given if name not in names), *sorted(names - set(given))):
-            what = "lacks" if name in given else "names what is not given,"
+            what = "lacks" if name in given else "names a field that is not given,"
             raise UserError(f"{where}: text={self.text!r} {what} {{{name}}}; it must have {listed}")
 
     def _fill(self, prompt: str, fields: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Search with a routing policy at test time: greedy tours choose the starts from which many are drawn (arXiv 2210.03475)."""
+"""Test-time search with a routing policy: greedy tours select the starts of sampled ones (arXiv 2210.03475)."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from vantage.rollouts.routing import construct
 def search(
     policy: RoutingPolicy, nodes: Tensor, *, rollouts: int = 200, pairs: int = 0, generator: torch.Generator | None = None
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Return (greedy, best), each [B]: the shortest greedy tour of each instance, and the shortest that the search finds.
+    """Return the lengths (greedy, best), each [B], of the shortest greedy tour of each instance and of the shortest tour found.
 
-    Every agent builds a greedy tour from every start. The best `pairs` of an agent and a start then draw `rollouts` tours each.
+    Every agent builds a greedy tour from every start. The best `pairs` of an agent and a start then sample `rollouts` tours each.
     The number of tours of an instance is agents * starts + pairs * rollouts.
 
     Args:
-        policy: of K agents.
+        policy: policy with K agents.
         nodes: instances [B, n, F].
-        rollouts: at least 0.
-        pairs: at most agents * starts; 0 for K.
-        generator: of the draws, on the policy's device.
+        rollouts: sampled tours per pair, at least 0.
+        pairs: number of pairs, at most agents * starts; 0 for K.
+        generator: generator of the samples, on the policy's device.
 
     Raises:
         UserError: `rollouts` or `pairs` is out of range.

@@ -1,6 +1,6 @@
-"""Replay of transitions for off-policy control: what streams of decisions gave is kept, and a draw of it is learnt from.
+"""Replay of transitions for off-policy control: a buffer of the streams' decisions, and uniform samples of it.
 
-Kept transitions live on the CPU; a draw moves to the device of what is gathered.
+Stored transitions are on the CPU; a sample is copied to the device of the fresh ones.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ KEPT = ("observation", "action", "reward", "next_observation", "terminated", "tr
 
 
 class TransitionBuffer:
-    """The newest transitions, as rows of one decision in a ring of slots."""
+    """Ring buffer of the newest transitions, as rows of one decision."""
 
     def __init__(self) -> None:
         self.table = RowTable()
         self.pushed = 0
-        """Transitions that were ever pushed."""
+        """Total number of transitions pushed."""
 
     def push(self, batch: Trajectories, capacity: int) -> None:
-        """Keep the decisions of the mask, in their order; of more than `capacity` the newest stay."""
+        """Store the decisions in the mask, in their order; beyond `capacity` the oldest are overwritten."""
         held = Trajectories({name: batch[name] for name in (*KEPT, "mask")}, rows=len(batch)).flatten()
         held = held.select(held.mask.any(-1))
         count = len(held)
@@ -41,11 +41,11 @@ class TransitionBuffer:
         self.pushed += count
 
     def draw(self, rows: int, capacity: int, generator: torch.Generator) -> Trajectories:
-        """Return so many transitions, uniformly and with replacement."""
+        """Return `rows` transitions, sampled uniformly with replacement."""
         return self.table.get(torch.randint(min(self.pushed, capacity), (rows,), generator=generator))
 
     def state_dict(self) -> dict[str, Any]:
-        """The ring."""
+        """Return the buffer."""
         return {"table": self.table.state_dict(), "pushed": self.pushed}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -56,17 +56,17 @@ class TransitionBuffer:
 
 @component
 class ReplayedTransitions:
-    """A plan that keeps the transitions which another plan gathers and returns a uniform draw of those that it keeps.
+    """Plan that stores another plan's transitions in a buffer and returns a uniform sample of the buffer.
 
     A row is one decision: `observation`, `action`, `reward`, `next_observation`, `terminated`, `truncated` and `logp_old`
-    [rows, 1, ...], as they were when the decision was taken; `group` numbers the rows. Observations should not be
-    normalised by running moments, nor rewards scaled: what is kept would be in units of different times.
+    [rows, 1, ...], of the time of the decision; `group` numbers the rows. Observations should not be normalised by running
+    moments, nor rewards scaled: stored ones would differ in their scale.
 
     Attributes:
-        plan: gathers fresh decisions, such as `Steps`.
-        rows: transitions a draw.
-        capacity: transitions that are kept; the oldest make room.
-        warmup: transitions before the first draw: the first step gathers so many.
+        plan: samples fresh decisions, such as `Steps`.
+        rows: transitions per sample.
+        capacity: size of the buffer; beyond it the oldest transitions are overwritten.
+        warmup: number of transitions before the first sample, which the first step gathers.
     """
 
     plan: Any = field(default_factory=Steps)
@@ -77,12 +77,12 @@ class ReplayedTransitions:
     _buffer: TransitionBuffer = memory(TransitionBuffer)
 
     def cost(self, episode: int | None = None) -> Cost:
-        """What a step takes, the first one excepted: the plan's environment steps, and rows of one decision."""
+        """Return the cost of a step after the first: the plan's environment steps, and rows of one decision."""
         fresh = cost(self.plan, episode)
         return Cost(self.rows, fresh.samples, self.rows, fresh.environment_steps)
 
     def __call__(self, context: Context) -> Trajectories:
-        """Gather, keep and draw."""
+        """Run the plan, store its transitions and return a sample."""
         device = self._gather(context)
         while self._buffer.pushed < self.warmup and (context.budget is None or context.budget.left):
             self._gather(context)

@@ -23,51 +23,51 @@ CUTS = ("random", "least_likely", "block", "inverse_block")
 
 def _ascending(bounds: tuple[int, int]) -> None:
     if bounds[0] > bounds[1]:
-        raise ValueError("the least comes first, the largest second")
+        raise ValueError("the smaller comes first")
 
 
 def _not_zero(value: float) -> None:
     if not abs(value) > 0:
-        raise ValueError("any number but 0 divides")
+        raise ValueError("any number but 0")
 
 
 @component
 class Trees(Groups):
-    """`size` answers to each of `prompts` prompts, the leaves of a tree whose branches are segments of `segment` tokens.
+    """Rollout of `size` answers to each of `prompts` prompts, the leaves of a tree whose branches are segments of `segment` tokens.
 
-    From the prompt a random number of branches start. After each segment the branches of a prompt that have not ended are
-    continued in as many copies as there is room, at most `branching` for each that was there, shared equally, the rest to the
-    last. When none lives and leaves are missing, those that ended by themselves are taken once each in random order, cut back to
-    a random multiple of `segment`, and continued in `branching` copies, until there is no room; the leaf itself stays. Leaves that
-    were cut at the limit are not taken; where a prompt has no others, it is continued itself. Should leaves be missing still, the
-    next round does the same. All tokens of a row are in its mask, including those that it shares with others.
+    A random number of branches start at the prompt. After each segment the unfinished branches of a prompt are continued in as
+    many copies as remain, at most `branching` per branch, divided equally, with the remainder for the last. When all have ended
+    and leaves are missing, those that ended by themselves are taken once each in random order, cut back to a random multiple of
+    `segment` and continued in `branching` copies, until there are `size`; the leaf itself remains. Truncated leaves are not taken;
+    where a prompt has no others, the prompt itself is continued. Where leaves are still missing, the next round does the same.
+    All tokens of a row are in its mask, including those that it shares with others.
 
-    Fills `path` [N, K] int64: the numbers of the branches that lead to a row, from 1, 0 where it has fewer than K. Rows of a
-    `group` (the prompt) whose paths begin alike share a branch. A continuation of a leaf that was cut back has the branches
-    whose text was kept before its own number, or without `cut_path` the leaf's whole path.
+    Fills `path` [N, K] int64: the numbers of the branches from the root to a row, from 1, padded with 0. Rows of a
+    `group` (the prompt) whose paths have a common beginning share a branch. A continuation of a leaf that was cut back has the
+    branches whose text was kept before its own number, or without `cut_path` the leaf's whole path.
 
-    Copies may be allotted, and cuts may be placed, by the log-probabilities `logp_old` that the rows were sampled with:
+    Copies and cuts may depend on the log-probabilities `logp_old` with which the rows were sampled:
 
         share "logp"        weights softmax(-s / share_temperature) over the branches of a prompt, s the log-probability of all
                               of a branch's tokens: unlikely branches get more copies; a temperature below 0 favours likely ones
         share "mean_logp"   the same with the mean over its tokens
-        cut "least_likely"  before a leaf's least likely token, which is then drawn again
-        cut "block"         before a block of `block` tokens, drawn by softmax of minus the blocks' mean log-probability: an
-                              unlikely block is drawn more often; "inverse_block" of plus that
+        cut "least_likely"  before a leaf's least likely token, which is then sampled again
+        cut "block"         before a block of `block` tokens, sampled by softmax of minus the blocks' mean log-probability, so that
+                              an unlikely block is cut more often; "inverse_block" by softmax of plus that
 
-    Each branch has one copy; the remaining copies are shared in proportion to the weights, by largest remainder.
+    Each branch has one copy; the remaining copies are divided in proportion to the weights, by largest remainder.
 
     Attributes:
-        segment: tokens a branch, at least 1.
-        depth: branches in a row at most, by its length; at least 1. A row that was cut elsewhere than at a multiple of `segment`
+        segment: tokens per branch, at least 1.
+        depth: largest number of branches in a row, at least 1. A row that was cut elsewhere than at a multiple of `segment`
             may be longer by less than a segment.
-        branching: at least 1.
-        first: least and largest number of branches at the prompt; no more than `size`.
+        branching: largest number of copies of a branch, at least 1.
+        first: smallest and largest number of branches at the prompt; at most `size`.
         cut_path: see above.
         share: "equal", "logp" or "mean_logp".
         share_temperature: not 0.
         cut: "random" (a multiple of `segment`), "least_likely", "block" or "inverse_block".
-        block: at least 1.
+        block: tokens per block, at least 1.
     """
 
     segment: Annotated[int, at_least(1)] = 512
@@ -147,7 +147,7 @@ class Trees(Groups):
         return copies, torch.where(over, torch.where(itself, self._cut(rows, lot[1]), 0), rows.length)
 
     def _shared(self, rows: Trajectories, total: Tensor, alive: Tensor) -> Tensor:
-        """Return the copies of each living row [N], where each tree gives `total` [trees] to its `alive` rows."""
+        """Return the number of copies of each row [N], where each tree divides `total` [trees] among its `alive` rows."""
         tree, trees = rows.group, len(total)
         if self.share == "equal":
             each, rest = total // alive.clamp(min=1), total % alive.clamp(min=1)
@@ -175,7 +175,7 @@ class Trees(Groups):
 def largest_remainder(score: Tensor, group: Tensor, total: Tensor) -> Tensor:
     """Divide `total` [K] copies of each group among its rows by the softmax of their scores; return the number for each row [N].
 
-    A row gets its exact share rounded down; the rest goes one each to the largest remainders, on ties to the first.
+    A row gets its exact share rounded down; the rest is given one each to the largest remainders, on ties to the first.
 
     Args:
         score: [N] float.
@@ -186,7 +186,7 @@ def largest_remainder(score: Tensor, group: Tensor, total: Tensor) -> Tensor:
     weight = (score - top.scatter_reduce(0, group, score, "amax")[group]).exp()
     sums = torch.zeros_like(top).index_add_(0, group, weight)
     exact = weight / sums[group] * total[group]
-    # A share that is whole up to rounding is taken as whole.
+    # A share that is a whole number up to rounding counts as whole.
     whole = (exact + 1e-9).floor().long()
     left = total - torch.zeros_like(total).index_add_(0, group, whole)
     order = torch.argsort(whole - exact, stable=True)
@@ -196,20 +196,20 @@ def largest_remainder(score: Tensor, group: Tensor, total: Tensor) -> Tensor:
 
 
 def branches_kept(reach: Tensor, place: Tensor) -> Tensor:
-    """Return which branches of a path [N, K], whose last tokens are `reach` [N, K], are whole in the first `place` [N] tokens."""
+    """Return whether each branch of a path [N, K], which ends at `reach` [N, K], is complete in the first `place` [N] tokens."""
     return reach <= place.unsqueeze(-1)
 
 
 def block_chances(logp: Tensor, length: Tensor, size: int, sign: float) -> Tensor:
-    """Return the softmax of `sign` times the blocks' mean log-probability [N, B]: the chance that a row is cut before a block."""
+    """Return the softmax of `sign` times the blocks' mean log-probabilities [N, B]: the probability of a cut before a block."""
     mean = block_means(logp, length, size)
     return (sign * mean).masked_fill(mean.isinf(), -torch.inf).softmax(-1)
 
 
 def block_means(values: Tensor, length: Tensor, size: int) -> Tensor:
-    """Return the means of `values` [N, T] over blocks of `size` places within each row's `length` [N]: [N, ceil(T / size)].
+    """Return the means of `values` [N, T] over blocks of `size` positions within each row's `length` [N]: [N, ceil(T / size)].
 
-    The last block of a row may be shorter; blocks behind it are -inf.
+    The last block of a row may be shorter; blocks after it are -inf.
     """
     rows, steps = values.shape
     inside = torch.arange(steps, device=values.device) < length.unsqueeze(-1)
@@ -225,7 +225,7 @@ def _inside(rows: Trajectories) -> Tensor:
 
 
 def _numbered(rows: Trajectories, tree: Tensor, path: Tensor, reach: Tensor, before: int) -> Trajectories:
-    """Return rows that have just got a segment: all tokens in the mask, a number above `before` at the end of each path.
+    """Return rows with a new segment: all tokens in the mask, and a number above `before` at the end of each path.
 
     `reach` [N, K] is the length of the row at the end of each branch of its path.
     """

@@ -1,4 +1,4 @@
-"""Answers of a masked diffusion model: all positions masked at first, the most probable filled in step by step."""
+"""Rollouts of masked diffusion models: all positions masked at first, the most probable ones filled in step by step."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def unmask(
 ) -> Tensor:
     """Return answers [N, T] to prompts [N, P].
 
-    In each pass a token is drawn for every masked position (the likeliest without `generator`), and the `per_step` positions whose
-    token is the most probable keep it; the others stay masked (low-confidence remasking, LLaDA, arXiv 2502.09992).
+    In each pass a token is sampled for every masked position (the most likely without `generator`), and the `per_step` positions
+    with the most probable tokens keep them; the others remain masked (low-confidence remasking, LLaDA, arXiv 2502.09992).
     """
     answer = torch.full((len(prompt), policy.length), MASK, device=prompt.device)
     for start in range(0, policy.length, per_step):
@@ -67,22 +67,22 @@ class Unmask:
         return episodes(self.prompts * self.size, episode)
 
     def __call__(self, context: Context) -> Trajectories:
-        """Answer the next prompts."""
+        """Sample answers to the next prompts."""
         engine: Any = context.engine
         if not hasattr(engine, "per_step"):
             raise UserError(
                 f"Unmask fills in masked answers, which {type(engine).__name__} does not: give a task of a masked diffusion"
                 " model (masked:addition:digits=2)"
             )
-        found: Trajectories = engine.sample(context.next_prompts(self.prompts), self.size, context, judged=False)
+        found: Trajectories = engine.sample(context.next_prompts(self.prompts), self.size, context, logp=False)
         return found
 
 
 class UnmaskingEngine:
-    """Samples answers of a masked diffusion policy. A prompt's item is its text.
+    """Engine that samples answers of a masked diffusion policy. A prompt's item is its text.
 
     Args:
-        policy: the policy that answers.
+        policy: masked diffusion policy.
         per_step: tokens filled in per pass, at least 1.
     """
 
@@ -94,14 +94,14 @@ class UnmaskingEngine:
 
     @property
     def max_length(self) -> int:
-        """Tokens of an answer."""
+        """Number of tokens of an answer."""
         return self.policy.length
 
     @torch.no_grad()
     def sample(
-        self, prompts: Prompts, count: int, context: Context, *, greedy: bool = False, judged: bool = True
+        self, prompts: Prompts, count: int, context: Context, *, greedy: bool = False, logp: bool = True
     ) -> Trajectories:
-        """Draw `count` answers to each prompt; `judged` adds `logp_old`, the policy's own one-pass estimate."""
+        """Sample `count` answers to each prompt; `logp` adds `logp_old`, the policy's one-pass estimate."""
         device = context.device
         seed = int(torch.randint(2**62, (), generator=context.generator))
         generator = None if greedy else torch.Generator(device).manual_seed(seed)
@@ -121,7 +121,7 @@ class UnmaskingEngine:
                 "truncated": torch.zeros_like(last),
             }
         )
-        return batch.replace(logp_old=context.evaluate(batch)) if judged else batch
+        return batch.replace(logp_old=context.evaluate(batch)) if logp else batch
 
     def advance(self, rows: int, steps: int, context: Context) -> Trajectories:
         """Raise a UserError: an answer is filled in as a whole, so there are no streams."""
@@ -134,12 +134,12 @@ class UnmaskingEngine:
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Nothing."""
+        """Restore nothing: there is no state."""
 
 
 @component
 class WorkedAnswers:
-    """Rollout: the worked answers of the next `batch` training problems; nothing is sampled."""
+    """Rollout that reads the worked answers of the next `batch` training problems; nothing is sampled."""
 
     batch: Annotated[int, at_least(1)] = 64
     needs = frozenset({"masked"})

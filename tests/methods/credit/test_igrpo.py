@@ -130,8 +130,8 @@ def test_metrics_are_those_of_the_answers_and_those_of_the_drafts_stand_apart() 
     [
         ("{prompt} Again.", "lacks {draft}"),
         ("{draft}", "lacks {prompt}"),
-        ("{prompt} {draft} {hint[0]}", "names what is not given, {hint}"),
-        ("{prompt} {draft} {}", "names what is not given, {}"),
+        ("{prompt} {draft} {hint[0]}", "names a field that is not given, {hint}"),
+        ("{prompt} {draft} {}", "names a field that is not given, {}"),
         ("{prompt} {draft", "cannot be filled"),
     ],
 )

@@ -15,7 +15,7 @@ from vantage.rollouts.tokens.sampling import Sampling, draw, invert, mix, row_se
     [
         (
             {"temperature": 0.0},
-            "temperature=0.0 is out of range: above 0, below inf; for the most probable token set greedy=True",
+            "temperature=0.0 is out of range: above 0, below inf; set greedy=True for the most probable token",
         ),
         ({"temperature": math.inf}, "temperature=inf is out of range"),
         ({"top_p": 0.0}, "top_p=0.0 is out of range: above 0, at most 1; 1 keeps every token"),

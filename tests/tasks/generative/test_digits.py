@@ -38,7 +38,7 @@ def test_real_digits_score_high_and_lie_in_the_data() -> None:
     task = Digits()
     assert float(task.rewards(images, labels)["class"].mean()) > 0.95
     assert float(task.rewards(images, (labels + 1) % 10)["class"].mean()) < 0.05
-    judged = task.judge(images, labels)
+    judged = task.measure(images, labels)
     assert judged["gold"] > 0.95
     assert judged["distance"] == pytest.approx(0, abs=1e-2)
     assert float(Digits("ink").rewards(torch.ones(1, 64), None)["ink"]) == 1.0

@@ -29,7 +29,7 @@ def test_draws_fall_on_the_modes(shape: str, modes: int, count: int) -> None:
     assert len(data.means()) == count
     x, label = data.draw(4000, torch.Generator().manual_seed(1))
     assert label is None
-    judged = data.judge(x, None)
+    judged = data.measure(x, None)
     # 1 - exp(-9/2) of a normal in the plane lies within three standard deviations.
     assert judged["kept"] == pytest.approx(1 - math.exp(-4.5), abs=0.006)
     share = torch.cdist(x, data.means()).argmin(1).bincount(minlength=count) / 4000

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Cache(Protocol):
-    """Live rows of a backend. Each row's last token is pending: known, and not in the cache yet."""
+    """Interface of the cache of the rows in generation. Each row's last token is pending: known, but not in the cache yet."""
 
     capturable: bool
     """Whether `graph.replayed` supports it."""
@@ -32,7 +32,7 @@ class Cache(Protocol):
         ...
 
     def retain(self, index: Tensor) -> Tensor:
-        """Keep these rows [k] (host, no row twice) in an order of the cache's choice, which is returned."""
+        """Keep these distinct rows [k] (host) in an order that the cache chooses and returns."""
         ...
 
     def take(self, index: Tensor) -> Any:

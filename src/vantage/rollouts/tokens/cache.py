@@ -1,4 +1,4 @@
-"""The cache of the lean path: each row's own tokens, right aligned, and prompts that groups share."""
+"""Cache of the lean backend: each row's own tokens, right aligned, and prompts that groups share."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from vantage.rollouts.tokens.weights import Weights
 
 
 class Storage:
-    """Live rows: keys and values [2, R, Hkv, C, d] of each layer for each row's own tokens.
+    """Storage of the rows in generation: keys and values [2, R, Hkv, C, d] of each layer for each row's own tokens.
 
-    All rows write the same column next, whatever their position, so a write is a slice. Columns `low` to `end` are in
-    use, by the first `rows` rows of the storage. A row that has no token in a column of these masks it.
+    All rows write the same column next, whatever their position, so that a write is a slice. Columns `low` to `end` are in
+    use, by the first `rows` rows of the storage. A row without a token in such a column masks it.
     """
 
     capturable = True
@@ -67,11 +67,11 @@ class Storage:
         return weights.logits(hidden)
 
     def spread(self, bias: Tensor) -> Tensor:
-        """A mask of rows [n, T] for their key heads [n * Hkv, 1, T]."""
+        """Expand a mask of rows [n, T] to their key heads [n * Hkv, 1, T]."""
         return bias[:, None, None].expand(-1, self.weights.kv_heads, -1, -1).flatten(0, 1)
 
     def plan(self) -> Plan | None:
-        """How the rows read their shared prompts; None where each holds its own."""
+        """Plan of the attention to shared prompts; None where each row holds its own."""
         if self._plan is None and self.blocks:
             self._plan = Plan(self.blocks, self.member, self.weights.device)
         return self._plan
@@ -79,7 +79,7 @@ class Storage:
     # ------------------------------------------------------------------------------------------------ storage
 
     def reserve(self, end: int) -> None:
-        """Let the columns reach `end`: move them to the left when there is free space before them, else enlarge the storage."""
+        """Make room for columns up to `end`: move them to the left into free space, or enlarge the storage."""
         have = self.kv[0].shape[3]
         if end <= have:
             return
@@ -97,7 +97,7 @@ class Storage:
         self._store(self.rows, 0, columns)
 
     def _store(self, capacity: int, first: int, columns: int) -> None:
-        """New storage [2, capacity, Hkv, columns, d], where the columns in use begin at `first`, between zeros."""
+        """Allocate storage [2, capacity, Hkv, columns, d], in which the columns in use begin at `first`, between zeros."""
         self.version += 1
         low, end, rows, last = self.low, self.end, self.rows, first + self.end - self.low
 
@@ -126,7 +126,7 @@ class Storage:
             self.bias = self.explicit()
 
     def explicit(self) -> Tensor:
-        """The mask [R, C]; while none is kept, rows have no holes behind their first column."""
+        """Return the mask [R, C]; while none is stored, rows have no gaps after their first column."""
         if self.bias is not None:
             return self.bias
         full, columns = self.kv[0].shape[1], self.kv[0].shape[3]
@@ -134,9 +134,9 @@ class Storage:
         return torch.zeros(before.shape).masked_fill_(before, NEVER).to(self.weights.device)
 
     def retain(self, index: Tensor) -> Tensor:
-        """Keep these rows [k] (host, no row twice) in an order of the cache's choice, which is returned.
+        """Keep these distinct rows [k] (host) in an order that the cache chooses and returns.
 
-        Rows behind the first k move into the places of those that leave, so only they are copied.
+        Rows after the first k move to the positions of removed ones, so that only they are copied.
         """
         self._settle()
         keep = torch.zeros(self.rows, dtype=torch.bool)
@@ -227,7 +227,7 @@ class Storage:
         self._mask()
 
     def _join_blocks(self, other: Storage) -> None:
-        """Take over the other's prompts; a prompt that both have is held once."""
+        """Append the other cache's prompts; a prompt that both have is stored once."""
         if self.blocks or other.blocks:
             for cache in (self, other):
                 if not cache.blocks:  # rows that hold their prompt themselves read an empty one

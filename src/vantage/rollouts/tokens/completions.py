@@ -43,7 +43,7 @@ class Completions:
 
     @property
     def mask(self) -> Tensor:
-        """[N, T] bool: tokens that were drawn from the policy."""
+        """Tokens that were sampled from the policy, [N, T] bool."""
         width = self.tokens.shape[1]
         inside = torch.arange(width, device=self.tokens.device) < self.length[:, None]
         return inside & ~self.forced

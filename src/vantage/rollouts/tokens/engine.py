@@ -1,4 +1,4 @@
-"""The token engine: completions of token prefixes from a causal language model."""
+"""Token engine: completions of token prefixes by a causal language model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vantage.rollouts.tokens.strings import StopStrings
 
 
 class TokenEngine:
-    """Generates from a Hugging Face causal language model: groups that share their prompt, rows of their own length.
+    """Engine that generates from a Hugging Face causal language model, with prompts shared by groups and rows of any length.
 
     The weights are read at each call, so training the model between calls needs no call of the engine.
 
@@ -91,7 +91,7 @@ class TokenEngine:
 
     @property
     def strings(self) -> StopStrings:
-        """The finder of stop strings.
+        """Detector of stop strings.
 
         Raises:
             UserError: the engine has no tokenizer.
@@ -132,10 +132,10 @@ class TokenEngine:
             prefixes: token ids of each prefix, 1 or more; a prompt, or a prompt with the beginning of a completion.
                 A prefix that occurs twice is computed once.
             n: completions of each prefix, one number for all or one for each.
-            sampling: how tokens are drawn (default: `Sampling()`).
-            seed: 64-bit seed; row i of the result draws from a stream that follows from it and i alone.
-            seeds: [N] int64, the rows' streams instead. The stream is indexed by the token's place in prefix and
-                completion, so a row cut short and resumed from its tokens, with its seed, continues identically.
+            sampling: settings of sampling (default: `Sampling()`).
+            seed: 64-bit seed; the random stream of row i of the result depends on it and i alone.
+            seeds: [N] int64, the rows' streams instead. The stream is indexed by the token's position in prefix and
+                completion, so that a truncated row that is resumed from its tokens, with its seed, continues identically.
             generator: draw `seed` from this CPU generator.
             max_new_tokens: limit of each row, N of them, instead of the sampling's.
 
@@ -158,9 +158,9 @@ class TokenEngine:
         generator: torch.Generator | None = None,
         max_new_tokens: Sequence[int] | None = None,
     ) -> Session:
-        """Prefill like `generate` and return the live rows, for stepping, forking and inserting tokens.
+        """Prefill like `generate` and return a session, for stepping, forking and inserting tokens.
 
-        All rows are alive at once, whatever `max_batch_tokens` says, and rows that have ended keep their cache until closed.
+        All rows are in the cache at once, whatever `max_batch_tokens`, and rows that have ended keep their cache until closed.
         """
         session, rows = self._start(prefixes, n, sampling, seed, seeds, generator, max_new_tokens, keep=True)
         with self.running():
@@ -223,10 +223,10 @@ class TokenEngine:
         return list(groups.values())
 
     def _schedule(self, session: Session, rows: Tensor) -> None:
-        """Run all rows, as many at a time as the budget holds, in the order of their groups.
+        """Run all rows, as many at a time as the budget allows, in the order of their groups.
 
         A group is admitted whole, so that its prompt is computed once, unless it fills an eighth of the budget. Groups wait
-        until a quarter of the budget is free: admitting rows costs more than unused places.
+        until a quarter of the budget is free: admitting rows costs more than unused capacity.
         """
         budget = self.max_batch_tokens if self.max_batch_tokens is not None else self._budget()
         base, limit = session.base, session.limit

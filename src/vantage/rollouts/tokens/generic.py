@@ -1,4 +1,4 @@
-"""Decoding through transformers' own cache: any causal language model, at that library's speed."""
+"""Backend on transformers' own cache, for any causal language model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vantage.core.errors import require
 
 
 class GenericBackend:
-    """Runs the module's own forward on a `DynamicCache`. Rows are right aligned; `mask` marks real tokens."""
+    """Backend that runs the module's own forward on a `DynamicCache`. Rows are right aligned; `mask` marks real tokens."""
 
     name = "transformers"
 
@@ -30,7 +30,7 @@ class GenericBackend:
         """Return None: this backend keeps no copy of the weights."""
 
     def forward(self, ids: Tensor, mask: Tensor | None, positions: Tensor, cache: Any) -> Tensor:
-        """Logits of the last column [n, V] for ids [n, m] appended to the cache."""
+        """Return the logits of the last column [n, V] for ids [n, m], which are appended to the cache."""
         extra: dict[str, Any] = {"position_ids": positions, "logits_to_keep": 1}
         extra = {name: extra[name] for name in self.options}
         found = self.model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **extra)
@@ -46,7 +46,7 @@ class GenericBackend:
 
 
 class GenericCache:
-    """The live rows of a `GenericBackend`."""
+    """Cache of the rows in generation of a `GenericBackend`."""
 
     capturable = False
 
@@ -55,7 +55,7 @@ class GenericCache:
         self._fill(histories)
 
     def _fill(self, histories: Sequence[Sequence[int]]) -> None:
-        """Compute the cache of these token rows anew."""
+        """Recompute the cache of these token rows."""
         device, pad = self.backend.device, self.backend.pad
         self.ids, self.mask = _right_aligned(histories, pad, device)
         self.position = self.mask.sum(-1)
@@ -66,7 +66,7 @@ class GenericCache:
             self.backend.forward(self.ids, self.mask if self.ragged else None, positions, self.kv)
         else:
             self.ragged = False
-        # Sliding and recurrent layers allow neither holes nor concatenation; rows are computed anew.
+        # Sliding and recurrent layers allow neither gaps nor concatenation; rows are recomputed.
         self.plain = all(type(layer).__name__ == "DynamicLayer" for layer in self.kv.layers)
 
     @property
@@ -108,7 +108,7 @@ class GenericCache:
         self.ragged = True
 
     def retain(self, index: Tensor) -> Tensor:
-        """Keep these rows [k] (host, no row twice) in an order of the cache's choice, which is returned."""
+        """Keep these distinct rows [k] (host) in an order that the cache chooses and returns."""
         self._select(index)
         return index
 
@@ -150,7 +150,7 @@ class GenericCache:
 
 
 def _right_aligned(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Token rows padded on the left [n, m] and the mask of real tokens [n, m], both int64."""
+    """Return token rows padded on the left [n, m] and the mask of real tokens [n, m], both int64."""
     width = max((len(row) for row in rows), default=0)
     ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows], dtype=torch.int64, device=device)
     lengths = torch.tensor([len(row) for row in rows], device=device)
@@ -159,6 +159,6 @@ def _right_aligned(rows: Sequence[Sequence[int]], pad: int, device: torch.device
 
 
 def _padded(x: Tensor, width: int, dim: int) -> Tensor:
-    """Zeros put before x along `dim` until it is `width` wide."""
+    """Return x with zeros before it along `dim`, so that it is `width` wide."""
     lack = width - x.shape[dim]
     return F.pad(x, (0,) * (2 * (x.dim() - 1 - dim)) + (lack, 0)) if lack else x

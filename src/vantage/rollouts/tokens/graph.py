@@ -1,4 +1,4 @@
-"""Many decode steps without the host: one step captured as a CUDA graph and replayed."""
+"""Decode steps by a captured CUDA graph, replayed without work on the host."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WINDOW = 32
 
 
 class DecodeGraph:
-    """One decode step of a lean cache, from token to token, on tensors that keep their addresses.
+    """Decode step of a lean cache, from token to token, on tensors that keep their addresses.
 
     The values that change from step to step (the tokens, the column that is written, the step's number) are in tensors that the
     step itself advances, so a replay needs nothing from the host. The attention runs over all columns that the storage
@@ -26,7 +26,7 @@ class DecodeGraph:
 
     Args:
         cache: the rows; its storage must not be replaced while the graph is used.
-        sampling: how tokens are drawn.
+        sampling: settings of sampling.
         capture: capture a CUDA graph; False runs the same step operation by operation (any device).
     """
 
@@ -47,12 +47,12 @@ class DecodeGraph:
         self.capture = capture
 
     def fits(self, cache: Storage, sampling: Sampling, steps: int) -> bool:
-        """Whether the graph can run so many steps of this cache as it is now."""
+        """Return whether the graph can run this many steps of the cache in its present state."""
         same = cache is self.cache and cache.version == self.version and sampling == self.sampling
         return same and cache.end + steps <= self.columns
 
     def run(self, pending: Tensor, stream: Tensor | None, steps: int) -> Draw:
-        """Decode `steps` tokens a row [n, steps] from the pending ones [n] with uniform numbers [steps, n]."""
+        """Decode `steps` tokens per row [n, steps] from the pending ones [n] with uniform numbers [steps, n]."""
         cache = self.cache
         self.tokens.copy_(pending)
         self.position.copy_(cache.position)
@@ -119,7 +119,7 @@ class DecodeGraph:
 
 
 def replayed(cache: Storage, pending: Tensor, stream: Tensor | None, steps: int, sampling: Sampling) -> Draw:
-    """Decode up to `WINDOW` tokens a row [n, k] with the cache's graph, captured anew when the cache has changed."""
+    """Decode up to `WINDOW` tokens per row [n, k] with the cache's graph, captured again when the cache has changed."""
     steps = min(steps, WINDOW)
     cache.reserve(cache.end + steps)
     if cache.graph is None or not cache.graph.fits(cache, sampling, steps):

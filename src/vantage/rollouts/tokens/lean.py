@@ -1,4 +1,4 @@
-"""Llama, Qwen2 and Qwen3 run on the module's own parameters, without the module's forward."""
+"""Backend of Llama, Qwen2 and Qwen3 on the module's own parameters, without the module's forward."""
 
 from __future__ import annotations
 
@@ -52,19 +52,19 @@ def unsupported(model: Any) -> str | None:
     if len({m.weight.dtype for m in model.modules() if type(m) in (nn.Linear, nn.Embedding)}) != 1:
         return "its parameters are of several types"
     if any(_changed(module) for module in model.modules()):
-        return "a module of it carries a hook"
+        return "one of its modules has a hook"
     return None
 
 
 def _changed(module: Any) -> bool:
-    """Whether a module's forward is hooked or replaced, other than by transformers to record outputs."""
+    """Return whether a module's forward has hooks or is replaced, except by transformers' own recording of outputs."""
     hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
     own = "transformers.utils.output_capturing"
     return "forward" in module.__dict__ or any(getattr(hook, "__module__", "") != own for hook in hooks)
 
 
 def weights_of(model: Any, layer: type | None = None) -> Weights:
-    """Read a model's parameters as they are now, with the compiled path where there is one; `layer` as in `Weights`."""
+    """Read a model's present parameters, with the compiled path where there is one; `layer` as in `Weights`."""
     found = Weights(model, layer)
     found.native = native(found)
     return found
@@ -73,10 +73,10 @@ def weights_of(model: Any, layer: type | None = None) -> Weights:
 def sharing_pays(
     lengths: Sequence[int], counts: Sequence[int], width: int, device: torch.device, native: bool = False
 ) -> bool:
-    """Whether groups should read a shared prompt instead of a copy a row; `width` is Hkv x d.
+    """Return whether groups should read a shared prompt instead of a copy per row; `width` is Hkv x d.
 
-    Sharing saves reading (and holding) the copies and costs a dozen small operations a layer, nothing on the `native` path.
-    The thresholds are where the two took the same time, measured in elements of keys that a step does not read again.
+    Sharing saves reading (and storing) the copies and costs a dozen small operations per layer, none on the `native` path.
+    The thresholds are where the two took the same time, in elements of keys that a step does not read again.
     """
     copies = max(lengths, default=0) * sum(counts) - sum(lengths)
     if native:
@@ -85,7 +85,7 @@ def sharing_pays(
 
 
 class LeanCache(Storage):
-    """Live rows of the lean path: prompts computed once, tokens inserted and removed. (`backend.Cache`)"""
+    """Cache of the lean backend: prompts are computed once, tokens can be inserted and removed. (`backend.Cache`)"""
 
     @classmethod
     def open(cls, weights: Weights, prompts: Sequence[Sequence[int]], counts: Sequence[int], room: int) -> LeanCache:
@@ -127,7 +127,7 @@ class LeanCache(Storage):
 
 
 class LeanBackend:
-    """Makes caches that run Llama, Qwen2 and Qwen3 on the module's own parameters."""
+    """Backend whose caches run Llama, Qwen2 and Qwen3 on the module's own parameters."""
 
     name = "lean"
 
@@ -136,7 +136,7 @@ class LeanBackend:
         self.device = self.model.model.embed_tokens.weight.device
 
     def weights(self) -> Weights:
-        """Read the parameters as they are now."""
+        """Read the present parameters."""
         return weights_of(self.model)
 
     def open(self, weights: Weights, prefixes: Sequence[Sequence[int]], counts: Sequence[int], room: int) -> LeanCache:

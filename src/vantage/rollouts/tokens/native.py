@@ -1,7 +1,7 @@
-"""The decode steps of small float32 models on the CPU in C (`decode.c`), compiled at first use, where a compiler is installed.
+"""Decode steps of small float32 models on the CPU in C (`decode.c`), compiled at first use, where a compiler is installed.
 
-Without one the same steps run operation by operation, some two times slower for models of a few million parameters and
-with the same draws but for rounding. `VANTAGE_NATIVE=0` turns the compiled path off.
+Without one the same steps run operation by operation, about two times slower for models of a few million parameters, with
+the same samples up to rounding. `VANTAGE_NATIVE=0` disables the compiled path.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 SOURCE = Path(__file__).with_name("decode.c")
 DIGEST = "74ec5f9d102748b751313321a5ea2d9ece577de1a7adefca7ed6ba2eed28369e"
-"""SHA-256 of `decode.c`. Fingerprints of results read Python sources alone (`study/fingerprint.py`), so it is kept in one;
+"""SHA-256 of `decode.c`, in a Python source because fingerprints of results read these alone (`study/fingerprint.py`);
 a test checks it."""
 FLAGS = ("-O3", "-march=native", "-std=gnu11", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared", "-pthread")
 
@@ -75,7 +75,7 @@ class _Call(ctypes.Structure):
 
 @functools.cache
 def library() -> Any:
-    """Return the compiled library, or None where it is turned off or cannot be compiled."""
+    """Return the compiled library, or None where it is disabled or cannot be compiled."""
     if os.environ.get("VANTAGE_NATIVE", "1") == "0":
         return None
     try:
@@ -89,11 +89,11 @@ def library() -> Any:
 
 
 def compiled() -> Path:
-    """Compile `decode.c` for this processor unless that was done before; return the library's path.
+    """Compile `decode.c` for this processor, unless that was done before, and return the library's path.
 
     Raises:
-        OSError: there is no compiler, or nowhere to write.
-        subprocess.SubprocessError: the compiler refused.
+        OSError: there is no compiler, or no writable folder.
+        subprocess.SubprocessError: the compilation failed.
     """
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
@@ -114,7 +114,7 @@ def compiled() -> Path:
 
 
 def _processor() -> str:
-    """Return a name of this kind of processor: code for one may not run on another that shares the cache folder."""
+    """Return a name of the processor's type: code for one may not run on another that shares the cache folder."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -126,7 +126,7 @@ def _processor() -> str:
 
 
 def panels(weight: Tensor, panel: int) -> Tensor:
-    """A matrix [out, in] as [out / panel, in, panel], zeros behind the last output."""
+    """Return a matrix [out, in] as [out / panel, in, panel], with zeros after the last output."""
     padded = F.pad(weight, (0, 0, 0, -len(weight) % panel))
     return padded.unflatten(0, (-1, panel)).transpose(1, 2).contiguous()
 
@@ -136,7 +136,7 @@ def _padded(bias: Tensor | None, panel: int) -> Tensor | None:
 
 
 class Native:
-    """A model's folded weights as `decode.c` reads them, for as long as a `Weights` lives."""
+    """Folded weights of a model as `decode.c` reads them, for the lifetime of a `Weights`."""
 
     def __init__(self, weights: Weights, found: Any) -> None:
         self.weights, self.library = weights, found
@@ -173,14 +173,14 @@ class Native:
         }
 
     def _keep(self, x: Tensor | None) -> int | None:
-        """Return the address of a tensor, which is kept alive by this object."""
+        """Return the address of a tensor, to which this object keeps a reference."""
         if x is None:
             return None
         self._held.append(x := x.detach().contiguous())
         return x.data_ptr()
 
     def _call(self, cache: Storage, tokens: Tensor, steps: int) -> tuple[_Call, list[Any]]:
-        """Return the arguments of `decode.c` for a cache that has room for `steps` columns, and the objects to keep alive."""
+        """Return the arguments of `decode.c` for a cache with room for `steps` columns, and the objects that it refers to."""
         for mine, kv in zip(self.layers, cache.kv):
             assert kv.is_contiguous()
             mine.kv = kv.data_ptr()
@@ -251,14 +251,14 @@ class Native:
         ended: Tensor,
         enough: int,
     ) -> Draw:
-        """Decode up to `steps` tokens a row [n, k] from the pending ones [n], with `sampling` that truncates nothing.
+        """Decode up to `steps` tokens per row [n, k] from the pending ones [n], with `sampling` without truncation.
 
         Args:
             cache: the rows.
             pending: the last token of each row.
             stream: uniform numbers [steps, n] of double precision; None for the most probable token.
             steps: largest number of tokens.
-            sampling: how tokens are drawn.
+            sampling: settings of sampling.
             stop: [S] tokens that end a row.
             ended: [n] bool, rows that have already ended.
             enough: end early when this many rows have ended, where there are stop tokens.

@@ -1,4 +1,4 @@
-"""Prompts computed together without padding: products over packed tokens, attention over buckets of like length."""
+"""Prefill of prompts without padding: matrix products over packed tokens, attention over buckets of similar length."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 
 def buckets(lengths: Sequence[int], slack: float = 0.15, least: int = 64) -> list[tuple[int, int]]:
-    """Split lengths in descending order into runs [first, end) in which padding stays small.
+    """Divide lengths in descending order into runs [first, end) with little padding.
 
-    A run ends where padding it to its longest would add more than `slack` of its tokens and more than `least` tokens.
+    A run ends where padding to its longest would add more than `slack` of its tokens and more than `least` tokens.
     """
     runs: list[tuple[int, int]] = []
     first = padding = held = 0
@@ -32,10 +32,10 @@ def buckets(lengths: Sequence[int], slack: float = 0.15, least: int = 64) -> lis
 
 
 def prefill(weights: Weights, prompts: Sequence[Sequence[int]], limit: int) -> list[tuple[list[int], list[Tensor]]]:
-    """Keys and values of prompts, bucket by bucket: the prompts' indices and the keys and values of each layer.
+    """Return the keys and values of prompts by bucket: the prompts' indices and the keys and values of each layer.
 
-    Keys and values [2, G, Hkv, L, d] are right aligned, zeros before them. About `limit` tokens are computed at
-    once, or one prompt that is longer. Empty prompts are a bucket with L = 0. The common start of all prompts (instructions,
+    Keys and values [2, G, Hkv, L, d] are right aligned, padded with zeros. About `limit` tokens are computed at
+    once, or one prompt that is longer. Empty prompts are a bucket with L = 0. The common prefix of all prompts (instructions,
     worked examples) is computed once.
     """
     start = common_start(prompts)
@@ -62,14 +62,14 @@ def prefill(weights: Weights, prompts: Sequence[Sequence[int]], limit: int) -> l
 
 
 def common_start(prompts: Sequence[Sequence[int]]) -> int:
-    """Return the number of tokens that all prompts begin with."""
+    """Return the length of the common prefix of all prompts."""
     texts = [tuple(prompt) for prompt in prompts]
     low, high = min(texts, default=()), max(texts, default=())  # the two that differ first
     return next((i for i, (a, b) in enumerate(zip(low, high)) if a != b), min(len(low), len(high)))
 
 
 class _Bucket:
-    """Prompts of like length among the packed tokens, from `first` on, after a start that all share."""
+    """Prompts of similar length among the packed tokens, from `first` on, after a shared prefix."""
 
     def __init__(
         self, weights: Weights, members: list[int], lengths: list[int], first: int, common: list[Tensor] | None
@@ -79,8 +79,8 @@ class _Bucket:
         self.rows, self.width = len(members), max(lengths)
         self.first, self.end = first, first + sum(lengths)
         self.kv: list[Tensor] = []
-        self.left: Tensor | None = None  # places of the packed tokens in [rows, width]
-        self.mask: Tensor | None = None  # prompts attend to all of the common start
+        self.left: Tensor | None = None  # positions of the packed tokens in [rows, width]
+        self.mask: Tensor | None = None  # prompts attend to all of the common prefix
         start = 0 if common is None else common[0].shape[3]
         if min(lengths) < self.width:
             length = torch.tensor(lengths)
@@ -98,16 +98,16 @@ class _Bucket:
             )
 
     def _padded(self, x: Tensor) -> Tensor:
-        """Packed [m, ...] as [rows, width, ...], zeros where no token is."""
+        """Return packed [m, ...] as [rows, width, ...], padded with zeros."""
         if self.left is not None:
             x = x.new_zeros(self.rows * self.width, *x.shape[1:]).index_copy_(0, self.left, x)
         return x.unflatten(0, (self.rows, self.width))
 
     def attend(self, q: Tensor, kv: Tensor, scale: float) -> Tensor:
-        """Keep the keys and values; return the heads' outputs, packed [m, Hq * d].
+        """Store the keys and values; return the heads' outputs, packed [m, Hq * d].
 
-        Prompts stand at the left for the attention: padding at the right needs no mask, for causal attention does not
-        look there. They are kept at the right, where further tokens are appended.
+        Prompts are left aligned for the attention: padding on the right needs no mask in causal attention. They are stored
+        right aligned, where further tokens are appended.
         """
         asked = self._padded(q[self.first : self.end]).transpose(1, 2)
         laid = self._padded(kv[self.first : self.end]).permute(2, 0, 3, 1, 4)

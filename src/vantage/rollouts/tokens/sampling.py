@@ -31,7 +31,7 @@ class Sampling:
         UserError: a value is out of its range.
     """
 
-    temperature: Annotated[float, above(0), below(math.inf), hint("for the most probable token set greedy=True")] = 1.0
+    temperature: Annotated[float, above(0), below(math.inf), hint("set greedy=True for the most probable token")] = 1.0
     top_p: Annotated[float, above(0), at_most(1), hint("1 keeps every token")] = 1.0
     top_k: Annotated[int, at_least(0), hint("0 keeps every token")] = 0
     min_p: Annotated[float, between(0, 1), hint("0 keeps every token")] = 0.0
@@ -42,14 +42,14 @@ class Sampling:
 
     @property
     def truncates(self) -> bool:
-        """Whether tokens are left out, so that the sampling distribution is not the policy's."""
+        """Whether tokens are truncated, so that the sampling distribution is not the policy's."""
         return self.top_p < 1 or self.top_k > 0 or self.min_p > 0
 
 
 def mix(bits: Tensor) -> Tensor:
-    """Scramble 64-bit integers one to one (the finaliser of SplitMix64, Steele et al. 2014); wraps around.
+    """Hash 64-bit integers one to one (the finaliser of SplitMix64, Steele et al. 2014), with wrap-around.
 
-    `torch` shifts signed integers arithmetically, so the bits that the sign drags in are masked off.
+    `torch` shifts signed integers arithmetically, so the copies of the sign bit are masked off.
     """
     bits = (bits ^ ((bits >> 30) & 0x3FFFFFFFF)) * -0x40A7B892E31B1A47
     bits = (bits ^ ((bits >> 27) & 0x1FFFFFFFFF)) * -0x6B2FB644ECCEEE15
@@ -57,26 +57,26 @@ def mix(bits: Tensor) -> Tensor:
 
 
 _GOLDEN = -0x61C8864680B583EB  # 2^64 / golden ratio, as a signed integer: SplitMix64's increment
-_BELOW_ONE = 1 - 2.0**-50  # so far below one that a product with a total stays below it after rounding
+_BELOW_ONE = 1 - 2.0**-50  # so far below 1 that a product with a total stays below the total after rounding
 
 
 def row_seeds(seed: int, rows: Tensor) -> Tensor:
-    """Seeds of rows [N] (int64) for a run's `seed` and the rows' indices [N] (int64); equal on every device."""
+    """Return the seeds of rows [N] (int64) from a run's `seed` and the rows' indices [N] (int64); equal on every device."""
     start = mix(torch.tensor(_signed(seed), dtype=torch.int64, device=rows.device))
     return mix(start + (rows + 1) * _GOLDEN)
 
 
 def uniforms(seeds: Tensor, positions: Tensor) -> Tensor:
-    """Uniform numbers in [0, 1 - 2^-50] of double precision for row seeds and token positions (int64, broadcast together).
+    """Return uniform numbers in [0, 1 - 2^-50], float64, for row seeds and token positions (int64, broadcast together).
 
-    Counter based: a number depends on its own row's seed and position alone, never on the batch around it.
+    Counter based: a number depends on its row's seed and position alone, not on the batch.
     """
     bits = mix(seeds + (positions + 1) * _GOLDEN)
     return ((bits >> 11) & 0x1FFFFFFFFFFFFF).double() * (2.0**-53 * _BELOW_ONE)
 
 
 def truncate(logits: Tensor, sampling: Sampling) -> Tensor:
-    """Logits [N, V] (float32, tempered) with -inf for the tokens that top-k, top-p and min-p leave out.
+    """Return logits [N, V] (float32, tempered) with -inf for the tokens that top-k, top-p and min-p remove.
 
     Top-p keeps a token when the tokens more probable than it hold less than `top_p`: the smallest set that reaches it.
     """
@@ -94,8 +94,8 @@ def truncate(logits: Tensor, sampling: Sampling) -> Tensor:
 def _nucleus(logits: Tensor, top_p: float) -> Tensor:
     size = logits.shape[-1]
     norm = logits.logsumexp(-1, keepdim=True)
-    # A language model's nucleus is nearly always a small part of a large vocabulary: look among the best 1024 before
-    # sorting all. Only off CUDA, where the test does not make the host wait for the device.
+    # A language model's nucleus is nearly always a small part of a large vocabulary: search the best 1024 before
+    # sorting all. Not on CUDA, where the test would synchronise host and device.
     for count in (1024, size) if size > 4096 and logits.device.type == "cpu" else (size,):
         ordered = logits.topk(count, dim=-1).values if count < size else logits.sort(dim=-1, descending=True).values
         mass = (ordered - norm).exp_().cumsum(-1, dtype=torch.float64)
@@ -106,7 +106,7 @@ def _nucleus(logits: Tensor, top_p: float) -> Tensor:
 
 
 class Draw(NamedTuple):
-    """One token a row: id [N] (int64), log-probabilities [N] and entropy [N] (float32); see `Completions`."""
+    """One token per row: id [N] (int64), log-probabilities [N] and entropy [N] (float32); see `Completions`."""
 
     token: Tensor
     logp: Tensor
@@ -116,10 +116,10 @@ class Draw(NamedTuple):
 
 
 def draw(logits: Tensor, uniform: Tensor | None, sampling: Sampling) -> Draw:
-    """Draw one token a row from finite logits [N, V] with uniform numbers [N]; None only where `sampling.greedy`.
+    """Sample one token per row from finite logits [N, V] with uniform numbers [N]; None only where `sampling.greedy`.
 
-    The draw inverts the cumulative distribution, so a row costs one random number whatever the vocabulary. All in
-    float32, whatever the model's precision. Where nothing truncates, `logp_sampling` is the same object as `logp`;
+    Inverts the cumulative distribution, so that a row needs one random number whatever the vocabulary. Computed in
+    float32, whatever the model's precision. Without truncation, `logp_sampling` is the same object as `logp`;
     where the temperature is 1, so is `logp_raw`.
     """
     logits = logits.float()
@@ -150,9 +150,9 @@ _BLOCK = 256
 
 
 def invert(probs: Tensor, uniform: Tensor) -> Tensor:
-    """The token [N, 1] at which the cumulative probability [N, V] passes uniform x total; never one of probability 0.
+    """Return the token [N, 1] at which the cumulative probability [N, V] passes uniform x total; never one of probability 0.
 
-    A large vocabulary is searched in two steps, the block and then the place in it: two short scans in double
+    A large vocabulary is searched in two steps, the block and then the position in it: two short scans in double
     precision instead of a long one.
     """
     if probs.shape[-1] <= 4 * _BLOCK:
@@ -173,5 +173,5 @@ def _search(probs: Tensor, uniform: Tensor) -> Tensor:
 
 
 def _signed(seed: int) -> int:
-    """The 64 low bits of `seed` as the signed integer with the same bits."""
+    """Return the 64 low bits of `seed` as the signed integer with the same bits."""
     return (seed + 2**63) % 2**64 - 2**63

@@ -34,7 +34,7 @@ class Host(Protocol):
 
     @property
     def strings(self) -> StopStrings:
-        """The finder of stop strings."""
+        """Detector of stop strings."""
         ...
 
     def running(self) -> AbstractContextManager[None]:
@@ -47,10 +47,10 @@ class Host(Protocol):
 
 
 class Session:
-    """Rows being generated, with a live cache. Made by `TokenEngine.open`; row indices are those of the result.
+    """Rows in generation, with their cache. Made by `TokenEngine.open`; row indices are those of the result.
 
-    Rows 0 .. N-1 are those requested at the start; `fork` adds rows behind them. The model's weights must not change
-    while a session lives: its cache holds what the old weights computed.
+    Rows 0 .. N-1 are those requested at the start; `fork` appends rows. The model's weights must not change during a
+    session: its cache was computed with them.
     """
 
     def __init__(self, engine: Host, sampling: Sampling, *, seed: int, keep: bool) -> None:
@@ -127,7 +127,7 @@ class Session:
     # ------------------------------------------------------------------------------------------------ decoding
 
     def run(self, steps: int | None, until: Callable[[], bool] = lambda: False) -> None:
-        """Decode until every live row has ended, has got `steps` more tokens, or `until` holds after a compaction."""
+        """Decode until every row of the batch has ended, has `steps` more tokens, or `until` holds after a compaction."""
         while len(self.live) and steps != 0:
             ended = self._ended()
             most = self._most(ended, steps)
@@ -140,7 +140,7 @@ class Session:
         return self.finished[self.live] | (self.length[self.live] >= self.limit[self.live])
 
     def _enough(self) -> int:
-        """Return how many rows may have ended before the batch is compacted."""
+        """Return the number of ended rows at which the batch is compacted."""
         return 1 if self.keep else max(1, len(self.live) // self.engine.patience)
 
     def _most(self, ended: Tensor, steps: int | None) -> int:
@@ -151,7 +151,7 @@ class Session:
         return most if steps is None else min(most, steps)
 
     def _decode(self, most: int, ended: Tensor) -> Draw:
-        """Decode up to `most` tokens a live row [n, k], fewer when enough rows have drawn a stop token."""
+        """Decode up to `most` tokens per row of the batch [n, k], fewer when enough rows have sampled a stop token."""
         live, device, greedy = self.live, self.device, self.sampling.greedy
         start = (self.base + self.length)[live].to(device)
         stream = None
@@ -187,7 +187,7 @@ class Session:
         return tokens == self.stop if len(self.stop) == 1 else torch.isin(tokens, self.stop)
 
     def _record(self, drawn: Draw, ended: Tensor) -> Tensor:
-        """Store the tokens of rows that had not `ended` [n, k], up to their stops; return the number drawn beyond them [live]."""
+        """Store the tokens [n, k] of rows that had not `ended`, up to their stops; return the number sampled beyond them [live]."""
         got, alive = drawn.token.shape[1], ~ended
         rows, pick = self.live[alive], alive.to(self.device)
         tokens = drawn.token[pick]
@@ -260,12 +260,12 @@ class Session:
     def fork(
         self, rows: Sequence[int], lengths: Sequence[int] | None = None, *, seeds: Tensor | None = None
     ) -> list[int]:
-        """Copy rows with their live cache and return the indices of the copies; a row may occur more than once.
+        """Copy rows with their cache and return the indices of the copies; a row may occur more than once.
 
         Args:
             rows: rows of this session that are not closed.
-            lengths: tokens of each completion that the copy keeps (default: all); the copy samples the rest anew.
-            seeds: [F] random streams of the copies; by default they follow from the session's seed and the new index.
+            lengths: tokens of each completion that the copy keeps (default: all); the copy samples the rest again.
+            seeds: [F] random streams of the copies; by default the session's seed and the new index determine them.
         """
         index = self._known(rows)
         keep = self.length[index] if lengths is None else torch.tensor(list(lengths))
@@ -307,8 +307,8 @@ class Session:
         Args:
             rows: rows of this session that are not closed, each at most once.
             tokens: the tokens of each row; none resumes a row that its limit or a stop had ended.
-            max_new_tokens: tokens that the rows may still draw; by default their limit, which counts forced
-                tokens too, stays.
+            max_new_tokens: tokens that the rows may still sample; by default their limit, which counts forced
+                tokens too, is unchanged.
         """
         index = self._known(rows)
         if len(set(rows)) != len(rows) or len(tokens) != len(rows):
@@ -340,7 +340,7 @@ class Session:
             self._compact(torch.zeros(len(self.live), dtype=torch.int64))
 
     def close(self, rows: Sequence[int]) -> None:
-        """Drop these rows' cache; what they generated stays in the result."""
+        """Free these rows' cache; their tokens remain in the result."""
         index = self._known(rows)
         with self.engine.running():
             self.closed[index] = True
@@ -378,7 +378,7 @@ class Session:
         return index
 
     def _unpark(self, rows: Tensor) -> list[tuple[Cache, Tensor]]:
-        """Take rows out of the parked caches and return them."""
+        """Remove rows from the parked caches and return them."""
         found, left = [], []
         for cache, held in self.parked:
             out = torch.isin(held, rows)

@@ -1,4 +1,4 @@
-"""Attention to a prompt that several rows share: its keys are read once for the group, not once for every row."""
+"""Attention to prompts that several rows share: keys are read once per group instead of once per row."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 NEVER = -1e30
-"""Added to the score of masked keys. Finite, so that a row whose keys are all masked gives numbers."""
+"""Added to the score of masked keys. Finite, so that a row whose keys are all masked has finite results."""
 
 
 @dataclass(eq=False)
 class Block:
-    """Prompts of G groups, never written again, so that caches may share it.
+    """Prompts of G groups, immutable, so that caches may share them.
 
     Keys and values [2, G, Hkv, L, d] of each layer are right aligned; `bias` [G, L] is NEVER before them, or None where
     all prompts fill their row.
@@ -27,7 +27,7 @@ class Block:
 
     @classmethod
     def of(cls, kv: list[Tensor], lengths: Sequence[int]) -> Block:
-        """Make the mask that goes with the lengths; a block of empty prompts gets one masked column."""
+        """Make a block with the mask of these lengths; a block of empty prompts gets one masked column."""
         if not kv[0].shape[3]:
             kv = [F.pad(x, (0, 0, 1, 0)) for x in kv]
         width = kv[0].shape[3]
@@ -40,18 +40,18 @@ class Block:
 
     @classmethod
     def blank(cls, layers: int, heads: int, dim: int, dtype: torch.dtype, device: torch.device) -> Block:
-        """One group whose prompt is empty."""
+        """Return a block of one group whose prompt is empty."""
         return cls.of([torch.zeros(2, 1, heads, 0, dim, dtype=dtype, device=device)] * layers, [0])
 
     def select(self, groups: Tensor) -> Block:
-        """These groups (host indices), copied."""
+        """Return a copy of these groups (host indices)."""
         at = groups.to(self.kv[0].device)
         kv = [x.index_select(1, at) for x in self.kv]
         return Block(kv, self.lengths[groups], None if self.bias is None else self.bias.index_select(0, at))
 
 
 def scores(q: Tensor, keys: Tensor, bias: Tensor | None, scale: float) -> Tensor:
-    """Scaled scores [b, r, T] in float32 of queries [b, r, d] on keys [b, T, d], with `bias` [b, 1, T] added."""
+    """Return scaled scores [b, r, T] in float32 of queries [b, r, d] on keys [b, T, d], plus `bias` [b, 1, T]."""
     keys = keys.transpose(1, 2)
     if q.dtype != torch.float32 and q.device.type == "cuda":
         if bias is None:
@@ -66,7 +66,7 @@ def scores(q: Tensor, keys: Tensor, bias: Tensor | None, scale: float) -> Tensor
 
 
 def log_normaliser(found: Tensor, weights: Tensor) -> Tensor:
-    """Log of the sum of exponentials [...] of scores [..., T] from their softmax; its largest entry is at least 1 / T."""
+    """Return the log-sum-exp [...] of scores [..., T] from their softmax, whose largest entry is at least 1 / T."""
     return found.amax(-1) - weights.amax(-1).log_()
 
 
@@ -75,8 +75,8 @@ def attended(
 ) -> Tensor:
     """Return the attention outputs [n, Hq * d] of queries [n, Hq, d] over their rows' keys and values [n * Hkv, T, d] and prompts.
 
-    `bias` [n * Hkv, 1, T] is added to the scores on the own keys. The softmax runs over both parts: each part's own
-    softmax, weighed by the part's share of the normaliser.
+    `bias` [n * Hkv, 1, T] is added to the scores on the own keys. The softmax over both parts is each part's own softmax,
+    weighted by the part's share of the normaliser.
     """
     rows, _, dim = q.shape
     found = scores(q.reshape(len(keys), -1, dim), keys, bias, scale)
@@ -90,13 +90,13 @@ def attended(
 
 
 class Plan:
-    """Which rows read which block: queries are gathered by group, and outputs are scattered back.
+    """Assignment of rows to blocks: queries are gathered by group, and outputs are scattered back.
 
-    Groups need not be of one size: a group smaller than its block's largest repeats a row, whose result is not used.
+    Groups may differ in size: a group smaller than its block's largest repeats a row, whose result is not used.
     """
 
     def __init__(self, blocks: Sequence[Block], member: Tensor, device: torch.device) -> None:
-        """`member` [n, 2] (host): block of each row, and group in it."""
+        """Make the index tensors; `member` [n, 2] (host) is the block of each row, and the group in it."""
         self.blocks = blocks
         count = len(member)
         self.parts: list[tuple[Block, int, int, Tensor | None, Tensor | None]] = []

@@ -1,4 +1,4 @@
-"""Stop strings: position of a text in the tokens of a completion."""
+"""Detection of stop strings in the tokens of a completion."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from torch import Tensor
 
 
 class StopStrings:
-    """Finds stop strings in what a tokenizer decodes, looking only where a token could end one."""
+    """Detector of stop strings in decoded text, which decodes only where a token could end one."""
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
         self._closing: dict[tuple[str, ...], Tensor | None] = {}
 
     def closing(self, stops: tuple[str, ...]) -> Tensor | None:
-        """[V] bool: tokens whose text may hold the last character of a stop string; None: any may.
+        """Return the tokens, [V] bool, whose text may contain the last character of a stop string; None: any may.
 
-        A token of part of a character decodes to the replacement character and may complete anything. White space at
-        the end of a stop string may be invisible in a token decoded alone, so then every token is looked at.
+        A token of part of a character decodes to the replacement character and may complete any text. White space at
+        the end of a stop string may be missing in a token decoded alone, so that every token is checked then.
         """
         if stops not in self._closing:
             found = None
@@ -32,9 +32,9 @@ class StopStrings:
         return self._closing[stops]
 
     def ends(self, stops: tuple[str, ...], before: Sequence[Tensor], tokens: Tensor) -> Tensor:
-        """[n, k] bool: a stop string ends in this token of `tokens` [n, k], which follow the tokens `before` of each row.
+        """Return whether a stop string ends in each token, [n, k] bool, of `tokens` [n, k], which follow `before` of each row.
 
-        Of `before` the tail is enough that could hold a stop string: a token is at least a byte.
+        Of `before` the last tokens that could contain a stop string suffice: a token is at least a byte.
         """
         tokens = tokens.cpu()
         found = torch.zeros(tokens.shape, dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""Insertion and removal of tokens in rows of the lean cache."""
+"""Insertion and removal of tokens in rows of the lean backend's cache."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def extend(cache: Storage, tokens: Sequence[Sequence[int]]) -> None:
     target, place = given[row].to(device), (first + column).to(device)
     positions = cache.position[target] + within.to(device)
 
-    # Rows are taken together by block, as many as the gathered keys allow.
+    # Rows of a block are computed together, as many as the gathered keys allow.
     chunks: list[tuple[Tensor, Tensor, int]] = []
     for number in range(max(1, len(cache.blocks))):
         of = (cache.member[given, 0] == number).nonzero().squeeze(1) if cache.blocks else torch.arange(len(given))
@@ -53,8 +53,8 @@ def extend(cache: Storage, tokens: Sequence[Sequence[int]]) -> None:
 
     def attend(layer: int, q: Tensor, kv: Tensor) -> Tensor:
         held = cache.kv[layer]
-        held[:, : cache.rows, :, first:end] = 0.0  # where a row gets nothing: masked, but finite
-        held[:, target, :, place] = kv  # [m, 2, Hkv, d]: indices apart put their axis first
+        held[:, : cache.rows, :, first:end] = 0.0  # where a row gets no token: masked, but finite
+        held[:, target, :, place] = kv  # [m, 2, Hkv, d]: separated index arrays put their axis first
         read = torch.empty(len(q), q.shape[1] * dim, dtype=q.dtype, device=device)
         for part, at, number in chunks:
             rows = given[part].to(device)
@@ -102,7 +102,7 @@ def forget(cache: Storage, counts: Tensor) -> None:
     if bool((counts > cache.filled).any()):
         raise ValueError("tokens of a shared prompt cannot be removed")
     if bool((counts == counts[0]).all()) and cache.bias is None:
-        cache.end -= int(counts[0])  # the same number from all rows, and no holes: remove the columns
+        cache.end -= int(counts[0])  # the same number from all rows, and no gaps: remove the columns
     else:
         bias = cache.explicit()
         mine = bias[: cache.rows, cache.low : cache.end]
@@ -116,7 +116,7 @@ def forget(cache: Storage, counts: Tensor) -> None:
 
 
 def tighten(cache: Storage) -> None:
-    """Close the holes when they make up much of what a step reads: every row right aligned without gaps."""
+    """Remove the gaps when they are a large part of what a step reads, so that every row is right aligned."""
     used, need = cache.end - cache.low, int(cache.filled.max()) if cache.rows else 0
     if used <= need + max(16, need // 4):
         return

@@ -1,4 +1,4 @@
-"""The weights of Llama, Qwen2 and Qwen3 for the lean path: layers on the module's own parameters."""
+"""Weights of Llama, Qwen2 and Qwen3 for the lean backend: layers on the module's own parameters."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 Attend = Callable[[int, Tensor, Tensor], Tensor]
-"""(layer, queries [m, Hq, d], keys and values [m, 2, Hkv, d]), rotated, to the heads' outputs [m, Hq * d]."""
+"""Function from (layer, queries [m, Hq, d], keys and values [m, 2, Hkv, d]), rotated, to the heads' outputs [m, Hq * d]."""
 
 
 class _Norm:
-    """Root-mean-square norm by a module's weight."""
+    """Root-mean-square normalisation with a module's weight."""
 
     def __init__(self, module: Any) -> None:
         self.weight, self.eps = module.weight, module.variance_epsilon
@@ -25,7 +25,7 @@ class _Norm:
 
 
 class _Direct:
-    """A decoder layer on the module's own maps; one that is wrapped (LoRA, quantised) is called, not read."""
+    """Decoder layer on the module's own linear maps; a wrapped one (LoRA, quantised) is called instead of read."""
 
     def __init__(self, layer: Any) -> None:
         attention, mlp = layer.self_attn, layer.mlp
@@ -36,7 +36,7 @@ class _Direct:
         self.gate, self.up, self.down, self.act = mlp.gate_proj, mlp.up_proj, mlp.down_proj, mlp.act_fn
 
     def heads(self, x: Tensor, rope: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-        """Queries [m, Hq, d] and keys with values [m, 2, Hkv, d] of the residual stream [m, D], rotated."""
+        """Return rotated queries [m, Hq, d] and keys with values [m, 2, Hkv, d] of the residual stream [m, D]."""
         x = self.before(x)
         q, k, v = (p(x).unflatten(-1, (-1, self.dim)) for p in (self.q, self.k, self.v))
         if self.norms is not None:
@@ -44,20 +44,20 @@ class _Direct:
         return _rotated(q, rope), torch.stack((_rotated(k, rope), v), 1)
 
     def after(self, x: Tensor, read: Tensor) -> Tensor:
-        """The stream [m, D] after the heads' outputs [m, Hq * d] and the feed-forward block."""
+        """Return the residual stream [m, D] after the heads' outputs [m, Hq * d] and the feed-forward block."""
         x = x + self.o(read)
         y = self.between(x)
         return x + self.down(self.act(self.gate(y)) * self.up(y))
 
 
 def _rotated(x: Tensor, rope: tuple[Tensor, ...]) -> Tensor:
-    """Rotary embedding of heads [m, H, d]; the sine's first half carries the sign, so that a roll does the rest."""
+    """Return the rotary embedding of heads [m, H, d]; the sign is in the sine's first half, so that a roll suffices."""
     cos, sin = rope
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
 
 
 class _Joined(_Direct):
-    """A decoder layer whose query, key and value maps are one matrix, and gate and up another, for CUDA.
+    """Decoder layer whose query, key and value maps are one matrix, and gate and up another, for CUDA.
 
     Fewer and larger products and one rotation for queries and keys. The two matrices are temporary, as in `_Folded`.
     """
@@ -75,7 +75,7 @@ class _Joined(_Direct):
             self.norm = torch.cat([n.weight.expand(h, -1) for n, h in zip(self.norms, (self.queries, self.kv))])
 
     def heads(self, x: Tensor, rope: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-        """Queries [m, Hq, d] and keys with values [m, 2, Hkv, d] of the residual stream [m, D], rotated."""
+        """Return rotated queries [m, Hq, d] and keys with values [m, 2, Hkv, d] of the residual stream [m, D]."""
         y = F.linear(self.before(x), self.qkv, self.bias).view(len(x), -1, self.dim)
         turned = y[:, : self.queries + self.kv]
         qk = turned
@@ -86,18 +86,18 @@ class _Joined(_Direct):
         return y[:, : self.queries], y[:, self.queries :].unflatten(1, (2, self.kv))
 
     def after(self, x: Tensor, read: Tensor) -> Tensor:
-        """The stream [m, D] after the heads' outputs [m, Hq * d] and the feed-forward block."""
+        """Return the residual stream [m, D] after the heads' outputs [m, Hq * d] and the feed-forward block."""
         x = x + self.o(read)
         y = F.linear(self.between(x), self.gate_up, self.gate_bias)
         return x + self.down(self.act(y[:, : len(self.gate_up) // 2]) * y[:, len(self.gate_up) // 2 :])
 
 
 class _Folded:
-    """A decoder layer in few operations, for small float32 models on the CPU, where operations cost more than products.
+    """Decoder layer in few operations, for small float32 models on the CPU, where operations cost more than products.
 
     Query, key and value maps are one matrix, gate and up another; the norms' weights and the scale of the scores are
     multiplied into them, and the two halves of a head are interleaved, so that the rotation is one complex product. The
-    scores do not change when queries and keys are permuted alike. These matrices are temporary: they live as long as
+    same permutation of queries and keys does not change the scores. These matrices are temporary: they exist during
     one call of the engine.
     """
 
@@ -140,7 +140,7 @@ class _Folded:
         self.down, self.down_bias = mlp.down_proj.weight.t(), mlp.down_proj.bias
 
     def heads(self, x: Tensor, rope: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-        """Queries [m, Hq, d], scaled, and keys with values [m, 2, Hkv, d] of the residual stream [m, D], rotated."""
+        """Return rotated, scaled queries [m, Hq, d] and keys with values [m, 2, Hkv, d] of the residual stream [m, D]."""
         y = x * torch.linalg.vecdot(x, x).add_(self.eps[0]).rsqrt_().unsqueeze(1)
         y = F.linear(y, self.qkv, self.bias).view(len(x), -1, self.dim)
         qk = y[:, : self.turned]
@@ -150,7 +150,7 @@ class _Folded:
         return y[:, : self.queries], y[:, self.queries :].unflatten(1, (2, self.kv))
 
     def after(self, x: Tensor, read: Tensor) -> Tensor:
-        """The stream [m, D] after the heads' outputs [m, Hq * d] and the feed-forward block."""
+        """Return the residual stream [m, D] after the heads' outputs [m, Hq * d] and the feed-forward block."""
         x = torch.addmm(x, read, self.o)
         if self.o_bias is not None:
             x.add_(self.o_bias)
@@ -161,10 +161,10 @@ class _Folded:
 
 
 class Weights:
-    """The model's weights for one call of the engine of the lean path; invalid after the weights change."""
+    """Model's weights for one call of the lean backend; invalid after the weights change."""
 
     def __init__(self, model: Any, layer: type | None = None) -> None:
-        """`layer` is one of the classes above, or None to choose it by model and device."""
+        """Read the model's parameters; `layer` is one of the classes above, or None to choose it by model and device."""
         body, config = model.model, model.config
         self.embedding, self.head, self.norm = body.embed_tokens, model.lm_head, _Norm(body.norm)
         self.rotary = body.rotary_emb
@@ -176,10 +176,10 @@ class Weights:
         self.layers: list[Any] = [kind(x) for x in body.layers]
         self.scale = 1.0 if self.folded else body.layers[0].self_attn.scaling
         self._table: tuple[Tensor, ...] | None = None
-        self.native: Any = None  # the compiled path (`native.Native`) where there is one; who opens the weights sets it
+        self.native: Any = None  # the compiled path (`native.Native`) where there is one; set by `weights_of`
 
     def table(self, length: int) -> tuple[Tensor, ...]:
-        """Rotations of at least `length` positions, [P, 1, ..] each."""
+        """Return the rotations of at least `length` positions, [P, 1, ..] each."""
         if self._table is None or self._table[0].shape[0] < length:
             have = 0 if self._table is None else self._table[0].shape[0]
             place = torch.arange(max(length, 2 * have, 256), device=self.device, dtype=torch.float32)
@@ -193,7 +193,7 @@ class Weights:
         return self._table
 
     def trunk(self, ids: Tensor, positions: Tensor, length: int, attend: Attend) -> Tensor:
-        """Hidden states [m, D] before the last norm, of tokens [m] at these positions [m], all below `length`."""
+        """Return the hidden states [m, D] before the last norm, of tokens [m] at these positions [m], all below `length`."""
         rope = tuple(table.index_select(0, positions) for table in self.table(length))
         x = F.embedding(ids, self.embedding.weight) if type(self.embedding) is nn.Embedding else self.embedding(ids)
         for index, layer in enumerate(self.layers):
@@ -201,15 +201,15 @@ class Weights:
         return x
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Logits [m, V] of hidden states [m, D]."""
+        """Return the logits [m, V] of hidden states [m, D]."""
         return self.head(self.norm(hidden))
 
 
 def suited(model: Any) -> type:
-    """Return the kind of layer to use: with joined matrices where the maps are plain and there is little to copy at each call.
+    """Return the kind of layer to use: with joined matrices where the maps are plain and the copies at each call are cheap.
 
-    On the CPU that is up to 64 million parameters in float32, about a fifth of a second's worth of products; on CUDA,
-    up to 2 GB, a millisecond's worth of copying.
+    On the CPU that is up to 64 million parameters in float32, the time of about a fifth of a second of products; on CUDA,
+    up to 2 GB, a millisecond of copying.
     """
     layers = model.model.layers
     weight = model.model.embed_tokens.weight

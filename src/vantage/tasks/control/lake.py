@@ -212,16 +212,16 @@ class LakeTask(ControlTask):
 
         `success` and `gap` are of sampled moves; `success_greedy` is of the most likely ones.
         """
-        judged = super().evaluate(policy, samples=samples, seed=seed)
+        metrics = super().evaluate(policy, samples=samples, seed=seed)
         distribution = policy.distribution_of(torch.arange(self.ice.size**2, device=policy.device))
         drawn = distribution.log_probs.exp().cpu()
         greedy = torch.nn.functional.one_hot(distribution.mode.cpu(), 4)
         best = float(self.ice.best(LIMIT)[0])
-        judged["success"], judged["success_greedy"] = (
+        metrics["success"], metrics["success_greedy"] = (
             float(self.ice.value(each, LIMIT)[0]) for each in (drawn, greedy)
         )
-        judged["gap"] = best - judged["success"]
-        return judged
+        metrics["gap"] = best - metrics["success"]
+        return metrics
 
 
 def task_from_spec(spec: str, options: Mapping[str, Any] | None = None) -> LakeTask:

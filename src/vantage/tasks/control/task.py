@@ -184,16 +184,16 @@ class ControlTask:
         """
         tally: Counter[str] = Counter()
         returns, lengths = self._play(policy, samples, seed, None, tally)
-        judged = {"return": float(returns.mean()), "return_std": float(returns.std()), "length": float(lengths.mean())}
+        metrics = {"return": float(returns.mean()), "return_std": float(returns.std()), "length": float(lengths.mean())}
         if self.stochastic_evaluation:
             generator = torch.Generator(next(policy.parameters()).device).manual_seed(seed)
             tally.clear()
-            judged["return_sampled"] = float(self._play(policy, samples, seed, generator, tally)[0].mean())
+            metrics["return_sampled"] = float(self._play(policy, samples, seed, generator, tally)[0].mean())
         for name in sorted(set(tally) - {"episodes"}):
-            judged[f"share/{name}"] = tally[name] / tally["episodes"]
+            metrics[f"share/{name}"] = tally[name] / tally["episodes"]
         if self.alternatives:
-            judged["rarest"] = min(tally[name] for name in self.alternatives) / tally["episodes"]
-        return judged
+            metrics["rarest"] = min(tally[name] for name in self.alternatives) / tally["episodes"]
+        return metrics
 
     def _play(
         self, policy: Any, samples: int, seed: int, generator: torch.Generator | None, tally: Counter[str] | None = None

@@ -83,10 +83,10 @@ class Digits:
         if self.reward == "ink":
             return {"ink": (x.clamp(-1, 1).mean(-1) + 1) / 2}
         assert label is not None
-        judge = classifier(0).to(x.device)
-        return {"class": judge(x).softmax(-1).gather(-1, label.unsqueeze(-1)).squeeze(-1)}
+        network = classifier(0).to(x.device)
+        return {"class": network(x).softmax(-1).gather(-1, label.unsqueeze(-1)).squeeze(-1)}
 
-    def judge(self, x: Tensor, label: Tensor | None) -> dict[str, float]:
+    def measure(self, x: Tensor, label: Tensor | None) -> dict[str, float]:
         """Return `gold`, the share that the second classifier assigns to the requested digit, and `distance` to the data.
 
         The distance is the root mean square per pixel to the nearest of all digits.

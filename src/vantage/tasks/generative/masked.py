@@ -63,13 +63,13 @@ class MaskedTask:
     def score(self, batch: Trajectories, context: Context) -> dict[str, Tensor]:
         """Return the named rewards [N] of answers."""
         policy: Any = context.policy
-        scored = self._judge("train", batch.prompt.tolist(), policy.decode(batch.action))
+        scored = self._score("train", batch.prompt.tolist(), policy.decode(batch.action))
         return {
             name: torch.tensor([each[name] for each in scored], dtype=torch.float32, device=batch.device)
             for name in scored[0]
         }
 
-    def _judge(self, split: str, numbers: list[int], texts: list[str]) -> list[dict[str, float]]:
+    def _score(self, split: str, numbers: list[int], texts: list[str]) -> list[dict[str, float]]:
         found = {number: self.set.problem(split, number) for number in set(numbers)}
         return [self.set.score(found[number], text) for number, text in zip(numbers, texts, strict=True)]
 
@@ -80,11 +80,11 @@ class MaskedTask:
         tokens = policy.encode([_prompt(self.set.problem("test", number)) for number in numbers]).to(device)
         generator = torch.Generator(device).manual_seed(seed)
         drawn = unmask(policy, tokens.repeat_interleave(samples, 0), generator, self.per_step)
-        judged = {
-            "pass@1": self._judge("test", [n for n in numbers for _ in range(samples)], policy.decode(drawn)),
-            "greedy": self._judge("test", numbers, policy.decode(unmask(policy, tokens, None, self.per_step))),
+        scored = {
+            "pass@1": self._score("test", [n for n in numbers for _ in range(samples)], policy.decode(drawn)),
+            "greedy": self._score("test", numbers, policy.decode(unmask(policy, tokens, None, self.per_step))),
         }
-        return {name: sum(each["correct"] for each in rows) / max(len(rows), 1) for name, rows in judged.items()}
+        return {name: sum(each["correct"] for each in rows) / max(len(rows), 1) for name, rows in scored.items()}
 
     def make_policy(self, model: str | Path = "", seed: int = 0) -> MaskedDiffusionPolicy:
         """Return a policy with random weights, or the saved one in the folder `model`."""

@@ -82,7 +82,7 @@ class Mixture:
             return {"mode": near}
         return {"proxy": near + self.bonus * (x.norm(dim=-1) / self.radius - 1).clamp(min=0)}
 
-    def judge(self, x: Tensor, label: Tensor | None) -> dict[str, float]:
+    def measure(self, x: Tensor, label: Tensor | None) -> dict[str, float]:
         """Return `gold`, the mean log-density under the data, and `kept`, the share within three std of some mode."""
         nearest = torch.cdist(x, self.means().to(x)).amin(1)
         return {

@@ -40,7 +40,7 @@ class Data(Protocol):
         """Return the named rewards [n] of generated samples."""
         ...
 
-    def judge(self, x: Tensor, label: Tensor | None) -> dict[str, float]:
+    def measure(self, x: Tensor, label: Tensor | None) -> dict[str, float]:
         """Return further metrics of generated samples, for the evaluation."""
         ...
 
@@ -99,7 +99,7 @@ class FlowTask:
         label = torch.arange(samples, device=device) % self.size if self.size else None
         drawn = policy.generate(noise, label, self.evaluation_steps)
         rewards = {name: float(value.double().mean()) for name, value in self.data.rewards(drawn, label).items()}
-        return {"score": sum(rewards.values()), **rewards, **self.data.judge(drawn, label)}
+        return {"score": sum(rewards.values()), **rewards, **self.data.measure(drawn, label)}
 
     def make_policy(self, model: str | Path = "", seed: int = 0) -> FlowPolicy:
         """Return a policy with random weights, or the saved one in the folder `model`.

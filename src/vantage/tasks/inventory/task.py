@@ -191,14 +191,14 @@ class InventoryTask:
         start, demand = scenarios(system, ids, self.evaluated, EVALUATION + seed)
         start = start.round()
         cost = simulate(system, act, start, demand)["cost"][:, self.burn_in :].double().mean()
-        judged = {"cost": float(cost), "return": -float(cost) * (self.evaluated - self.burn_in)}
+        metrics = {"cost": float(cost), "return": -float(cost) * (self.evaluated - self.burn_in)}
         if self.best is not None:
             best, left = self.best, iter(range(self.evaluated, 0, -1))
             ideal = simulate(best.system, lambda seen, state: best.act(state, next(left)), start, demand)["cost"]
-            judged["gap"] = float(cost - ideal[:, self.burn_in :].double().mean()) / best.cost
+            metrics["gap"] = float(cost - ideal[:, self.burn_in :].double().mean()) / best.cost
         if self.bound is not None:
-            judged["over_bound"] = float(cost) / self.bound - 1
-        return judged
+            metrics["over_bound"] = float(cost) / self.bound - 1
+        return metrics
 
 
 def task_from_spec(spec: str, options: Mapping[str, Any] | None = None) -> InventoryTask:

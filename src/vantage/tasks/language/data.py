@@ -86,17 +86,17 @@ def load_problems(
         UserError: something cannot be read; the message says what, where (file and line), and why.
     """
     check_value("load_problems: held_out", held_out, Annotated[float, between(0, 1)])
-    judge = verifiers.verifier(verifier) if isinstance(verifier, str) else verifier
+    scorer = verifiers.verifier(verifier) if isinstance(verifier, str) else verifier
     rows, columns = _read(path, dict(fields or {}), answer_after, split, limit)
     if test is not None:
         tested, _ = _read(test, dict(fields or {}), answer_after, None, None)
         known = {prompt_key(problem) for problem in tested}
         train = [problem for problem in rows if prompt_key(problem) not in known]
-        return ProblemTable(Path(path).name, train, tested, judge, columns, len(rows) - len(train))
+        return ProblemTable(Path(path).name, train, tested, scorer, columns, len(rows) - len(train))
     sides: tuple[list[Problem], list[Problem]] = ([], [])
     for problem in rows:
         sides[falls_out(prompt_key(problem), held_out)].append(problem)
-    return ProblemTable(Path(path).name, *sides, judge, columns)
+    return ProblemTable(Path(path).name, *sides, scorer, columns)
 
 
 def prompt_key(problem: Problem) -> str:

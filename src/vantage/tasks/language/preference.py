@@ -32,7 +32,7 @@ from vantage.tasks.language.sft import encoded_answer
 from vantage.tasks.language.space import held_out as falls_out
 from vantage.tasks.language.task import LanguageTask
 
-JUDGED = 64
+ROWS = 64
 """Rows per forward pass of an evaluation."""
 
 
@@ -167,18 +167,16 @@ class PairTask(LanguageTask):
             mean difference of these, in nats; and of samples the task's metrics. For padded sorting also
             `length_drift`: the absolute difference between the share of padded answers and one half, the share in the data.
         """
-        judged = dict(super().evaluate(policy, samples=samples, seed=seed)) if self.graded else {}
-        if "reward/padded" in judged:
-            judged["length_drift"] = abs(judged["reward/padded"] - 0.5)
+        metrics = dict(super().evaluate(policy, samples=samples, seed=seed)) if self.graded else {}
+        if "reward/padded" in metrics:
+            metrics["length_drift"] = abs(metrics["reward/padded"] - 0.5)
         count = min(self.evaluated, self.problems.size("test"))
         if count:
             pairs = [self.problems.problem("test", index) for index in range(count)]
-            margin = torch.cat(
-                [self._margins(policy, pairs[at : at + JUDGED // 2]) for at in range(0, count, JUDGED // 2)]
-            )
-            judged["accuracy"] = float((margin > 0).double().mean())
-            judged["margin"] = float(margin.double().mean())
-        return judged
+            margin = torch.cat([self._margins(policy, pairs[at : at + ROWS // 2]) for at in range(0, count, ROWS // 2)])
+            metrics["accuracy"] = float((margin > 0).double().mean())
+            metrics["margin"] = float(margin.double().mean())
+        return metrics
 
     def _margins(self, policy: Any, pairs: Sequence[Problem]) -> Tensor:
         """Return the mean log-probability per token of the chosen answers, less that of the rejected ones [B]."""

@@ -177,11 +177,11 @@ class OfflineTask:
         finally:
             for env in envs:
                 env.close()
-        judged = {"return": float(returns.mean()), "length": float(lengths.mean())}
+        metrics = {"return": float(returns.mean()), "length": float(lengths.mean())}
         low, high = (self.data.metadata.get(name) for name in ("ref_min_score", "ref_max_score"))
         if low is not None and high is not None:
-            judged["score"] = 100 * (judged["return"] - low) / (high - low)
-        return judged
+            metrics["score"] = 100 * (metrics["return"] - low) / (high - low)
+        return metrics
 
 
 class OfflineEngine:

@@ -235,15 +235,15 @@ class ArmTask:
         logp = policy.logits().log_softmax(-1).double().cpu()
         uniform = torch.full_like(logp, 1.0 / self.arms).log()
         matrix = self.matrix.double()
-        judged = {}
+        metrics = {}
         if self.rewards is not None:
             mean = (logp.exp() * self.rewards.double()).sum(-1)
-            judged["reward"] = float(mean.mean())
-            judged["regret"] = float((self.rewards.double().amax(-1) - mean).mean())
-        judged["kl"] = max(0.0, float(game.divergence(logp, uniform).mean()))
-        judged["exploitability"] = float(game.exploitability(matrix, logp, uniform, self.beta).mean())
-        judged["win"] = float((logp.exp() * game.win_rate(matrix, uniform)).sum(-1).mean())
-        return judged
+            metrics["reward"] = float(mean.mean())
+            metrics["regret"] = float((self.rewards.double().amax(-1) - mean).mean())
+        metrics["kl"] = max(0.0, float(game.divergence(logp, uniform).mean()))
+        metrics["exploitability"] = float(game.exploitability(matrix, logp, uniform, self.beta).mean())
+        metrics["win"] = float((logp.exp() * game.win_rate(matrix, uniform)).sum(-1).mean())
+        return metrics
 
     def make_policy(self, model: str | Path = "", seed: int = 0) -> ArmPolicy:
         """Return the uniform policy, or the saved one in the folder `model`.

@@ -159,34 +159,34 @@ class RoutingTask:
         rounds = math.ceil(samples / policy.agents)
         with torch.no_grad():
             greedy, best = best_costs(policy, nodes, rounds=rounds, symmetric=self.symmetric, generator=generator)
-        judged: dict[str, float] = {}
+        metrics: dict[str, float] = {}
         reference = None
         if self.reference == "pyvrp" or (self.reference == "auto" and references.available()):
             reference = references.references(self.problem, nodes)
         for name, costs in (("", greedy), ("best_", best)):
             length = costs.amin(1).cpu().double()
-            judged[f"{name}length"] = float(length.mean())
+            metrics[f"{name}length"] = float(length.mean())
             if reference is not None:
-                judged[f"{name}gap"] = float(100 * (length / reference - 1).mean())
+                metrics[f"{name}gap"] = float(100 * (length / reference - 1).mean())
         if policy.agents > 1:
-            judged["least_share"] = float(wins(best).amin())
-            judged["least_contribution"] = float(contributions(best).amin())
-        return judged
+            metrics["least_share"] = float(wins(best).amin())
+            metrics["least_contribution"] = float(contributions(best).amin())
+        return metrics
 
     def _evaluate_files(self, policy: RoutingPolicy) -> dict[str, float]:
-        judged: dict[str, float] = {}
+        metrics: dict[str, float] = {}
         gaps = []
         with torch.no_grad():
             for instance, optimum in self.files:
                 length = solve_instance(policy, instance)
-                judged[f"length/{instance.name}"] = float(length)
+                metrics[f"length/{instance.name}"] = float(length)
                 if optimum is not None:
-                    judged[f"optimum/{instance.name}"] = float(optimum)
-                    judged[f"gap/{instance.name}"] = 100 * (length / optimum - 1)
-                    gaps.append(judged[f"gap/{instance.name}"])
+                    metrics[f"optimum/{instance.name}"] = float(optimum)
+                    metrics[f"gap/{instance.name}"] = 100 * (length / optimum - 1)
+                    gaps.append(metrics[f"gap/{instance.name}"])
         if gaps:
-            judged["gap"] = sum(gaps) / len(gaps)
-        return judged
+            metrics["gap"] = sum(gaps) / len(gaps)
+        return metrics
 
 
 def _files(file: str, optimum: int | None) -> list[tuple[tsplib.Instance, int | None]]:
