@@ -10,11 +10,13 @@ import torch
 
 import vantage
 from tests.harness import assert_resumes, context
+from tests.reference import Case, cases
 from vantage.core import Evaluation, Trajectories
 from vantage.core.errors import UserError
+from vantage.methods import registry
 from vantage.methods.control.fpo import ClipDraws, target_advantage
 from vantage.objectives.surrogates import Clip
-from vantage.policies.flow_control import LOSSES
+from vantage.policies.flow_control import LOSSES, Flow
 
 
 def batch_of(losses: torch.Tensor, advantage: float) -> Trajectories:
@@ -141,3 +143,60 @@ def test_another_policy_is_refused() -> None:
     with pytest.raises(UserError, match="continuous actions"):
         vantage.train("fpo", "cartpole", steps=10, evaluate_samples=0)
     assert vantage.method("fpo").policy_options["policy"] == "flow"
+
+
+class Linear(torch.nn.Module):
+    """A flow policy with a network of one layer and a linear value; it is `networks` of itself."""
+
+    memoryless = True
+
+    def __init__(self, case: Case, weights: str, process: Flow) -> None:
+        super().__init__()
+        self.weights, self.worth = torch.nn.Parameter(case.tensor(weights)), torch.nn.Parameter(case.tensor("V"))
+        self.seen = case.tensor("U")
+        self.process = process
+
+    def actor(self, x: torch.Tensor, time: torch.Tensor, observation: torch.Tensor) -> torch.Tensor:
+        return 0.25 * torch.tanh(observation @ self.seen + x @ self.weights)
+
+    def evaluate(self, batch: Trajectories, want: frozenset[str]) -> Evaluation:
+        found = self.process.evaluate(self, batch.observation, batch, want)
+        found.value = batch.observation @ self.worth
+        return found
+
+    def values(self, batch: Trajectories) -> tuple[torch.Tensor, torch.Tensor]:
+        value, last = batch.observation @ self.worth, batch["last_observation"] @ self.worth
+        return value.detach(), torch.cat([value[:, 1:], last.unsqueeze(1)], 1).detach()
+
+
+@cases("fpo")
+def test_the_step_is_the_authors(case: Case) -> None:
+    """From rewards and draws to both gradients, with an episode that ends and one that a time limit cuts."""
+    theirs = case.settings
+    names = {"clipping_epsilon": "eps", "value_loss_coeff": "value_coefficient", "discounting": "gamma"}
+    names |= {"gae_lambda": "lam", "n_samples_per_action": "draws", "reward_scaling": "reward_scale"}
+    settings = {names[name]: value for name, value in theirs.items() if name in names}
+    target = "velocity" if theirs["output_mode"] == "u" else "noise"
+    per_draw = not theirs["average_losses_before_exp"]
+    method = registry.page("fpo").build({**settings, "per_draw": per_draw, "target": target})
+    process = Flow(draws=settings["draws"], target=target)
+    decision = torch.cat([case.tensor("eps").flatten(2), case.tensor("t"), case.tensor("action")], -1)
+    columns = {name: case.tensor(name) for name in ("observation", "last_observation", "reward")}
+    columns |= {name: case.tensor(name) for name in ("terminated", "truncated")}
+    mask = torch.ones_like(columns["terminated"])
+    batch = Trajectories(
+        {**columns, "action": decision, "mask": mask, "advantage": torch.zeros_like(columns["reward"])}
+    )
+    old = Linear(case, "W_old", process).evaluate(batch, frozenset({LOSSES}))
+    case.check("losses_old", old.extras[LOSSES])
+    batch = batch.replace(logp_old=old.logp.detach(), losses_old=old.extras[LOSSES].detach())
+    policy = Linear(case, "W", process)
+    where = context(method=method, policy=policy)
+    method.update.prepare(where)
+    method.update.step(batch, where)
+    assert policy.weights.grad is not None
+    assert policy.worth.grad is not None
+    case.check("W_grad", policy.weights.grad)
+    case.check("V_grad", policy.worth.grad)
+    recorded = where.metrics.collect()
+    assert recorded["loss/policy"] + recorded["loss/value"] == pytest.approx(case.outputs["loss"], rel=1e-5)

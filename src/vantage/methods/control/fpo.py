@@ -15,8 +15,8 @@ acc <- delta + gamma lam acc, V_target = V + acc and A = r + gamma V_target' - V
 Observations keep the normalisation of the rollout, so that the first ratio is 1; in the authors' code the
 statistics change in between. There 2048 environments run 480 steps each, which are cut into 32 minibatches of 1024 unrolls of 30
 steps; here each unroll of a batch has its own environment (`rows`), and with fewer of them `minibatches` should be reduced
-alike. There rewards are multiplied by 10; here they are not. As advantages are standardised, this affects only the critic: its
-values are a tenth of theirs, and it reaches them in fewer steps.
+alike. Rewards are multiplied by `reward_scale` and not divided by the return's running std. As advantages are standardised, the
+scale affects the critic alone: at 10 its values are ten times as large, and take it more steps to reach.
 
 Nothing keeps the entropy up: from a saddle between two equal goals the flow went to one of them in the runs that this page was
 written with, at each of three learning rates; with 64 rows a batch a Gaussian policy trained by PPO kept both for longer.
@@ -126,12 +126,14 @@ class Refreshed(GradientUpdate):
     unit: str = "row"
     gamma: float = 0.995
     lam: float = 0.95
+    reward_scale: float = 10.0
     engine_options = DISCOUNT
 
     def step(self, part: Trajectories, context: Context) -> None:
         """Compute the advantages, then take the step."""
         value, next_value = context.policy.values(part)
         part = part.replace(value=value, next_value=next_value, last_observation=None, final_observation=None)
+        part = part.replace(reward=self.reward_scale * part.reward)
         advantage, target = target_advantage(part, self.gamma, self.lam)
         super().step(part.replace(advantage=whiten(advantage, part.mask, ddof=0), returns=target), context)
 
@@ -159,7 +161,10 @@ class FlowRollout(Steps):
             raise UserError("fpo trains a policy that acts by a flow: give the task the option policy=flow")
 
 
-@method(id="S091", papers=PAPER, needs=("streams", "continuous", "critic"))
+@method(
+    id="S091", papers=PAPER, needs=("streams", "continuous", "critic"),
+    source="akanazawa/fpo@418c255 playground/scripts/train_fpo.py",
+)  # fmt: skip
 def fpo(
     rows: int = 32_768,
     length: int = 30,
@@ -170,6 +175,7 @@ def fpo(
     lam: float = 0.95,
     eps: float = 0.05,
     value_coefficient: float = 0.25,
+    reward_scale: float = 10.0,
     per_draw: bool = False,
     draws: int = 8,
     solver_steps: int = 10,
@@ -177,9 +183,9 @@ def fpo(
 ) -> Method:
     """rows: parallel environments; length: steps of each before an update; epochs: passes over a batch;
     minibatches: optimiser steps a pass; lr: Adam's; gamma: discount; lam: lambda of GAE; eps: clip range of the
-    ratio; value_coefficient: c_v; per_draw: a ratio for each draw in place of one for their mean; draws: J, noise
-    draws of a decision's loss; solver_steps: of the flow that acts; target: what the network predicts, `noise` or
-    `velocity`."""
+    ratio; value_coefficient: c_v; reward_scale: factor on the rewards; per_draw: a ratio for each draw in place of one for
+    their mean; draws: J, noise draws of a decision's loss; solver_steps: of the flow that acts; target: what the network
+    predicts, `noise` or `velocity`."""
     return Method(
         prompts=Shuffled(),
         rollout=FlowRollout(rows, length, draws, solver_steps, target),
@@ -189,7 +195,13 @@ def fpo(
         objective=ClipDraws(eps) if per_draw else Clip(eps),
         averaging="token-mean",
         update=Refreshed(
-            optimizer=Adam(lr), epochs=epochs, minibatches=minibatches, max_grad_norm=None, gamma=gamma, lam=lam
+            optimizer=Adam(lr),
+            epochs=epochs,
+            minibatches=minibatches,
+            max_grad_norm=None,
+            gamma=gamma,
+            lam=lam,
+            reward_scale=reward_scale,
         ),
     )
 
