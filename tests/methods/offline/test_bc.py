@@ -9,8 +9,12 @@ from typing import Any
 import torch
 
 import vantage
-from tests.harness import loss_of
+from tests.harness import context, loss_of
+from tests.methods.offline.theirs import policy_of
 from tests.methods.offline.worlds import assert_resumes, batch_of, runner
+from tests.reference import Case, cases
+from vantage.core import Trajectories
+from vantage.methods import registry
 
 
 def test_loss_is_half_the_squared_distance() -> None:
@@ -40,3 +44,20 @@ def test_rewards_are_not_read_and_it_learns_the_action() -> None:
 
 def test_a_resumed_run_is_the_run(tmp_path: Path) -> None:
     assert_resumes(tmp_path, vantage.method("bc", rows=16))
+
+
+@cases("bc")
+def test_steps_are_those_of_corl(case: Case) -> None:
+    """Adam hides that the gradient is half as many times as large as an action has coordinates."""
+    method = registry.page("bc").build()
+    policy = policy_of(case, 4)
+    where = context(policy=policy, method=method)
+    method.update.prepare(where)
+    ratio = case.settings["actions"] / 2
+    for state, action in zip(case.tensor("state", torch.float32), case.tensor("action", torch.float32), strict=True):
+        columns = {"observation": state.unsqueeze(1), "action": action.unsqueeze(1)}
+        method.update.step(Trajectories({**columns, "mask": torch.ones(len(state), 1, dtype=torch.bool)}), where)
+    for i, parameter in enumerate(policy.actor.pairs):
+        assert parameter.grad is not None
+        case.check(f"grad_{i}", parameter.grad / ratio)
+        case.check(f"actor_{i}", parameter)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,12 @@ from torch import Tensor, nn
 
 import vantage
 from tests.harness import context
+from tests.methods.offline.theirs import copied, policy_of
 from tests.methods.offline.worlds import assert_resumes, batch_of, runner
+from tests.reference import Case, cases
 from vantage.core import Trajectories, UserError
 from vantage.functions.parameters import inner, project_out
+from vantage.methods import registry
 from vantage.methods.offline.odice import DiceValue, ResidualWeight, conjugate
 
 
@@ -211,3 +215,45 @@ def test_settings_out_of_range_are_refused() -> None:
     for settings in ({"lam": 1.5}, {"eta": -1.0}, {"gradient": "full"}, {"gamma": 2.0}):
         with pytest.raises(UserError, match=str(next(iter(settings.values())))):
             vantage.method("odice", **settings)
+
+
+def of(network: Any) -> list[torch.Tensor]:
+    """Parameters in the authors' order: of each hidden layer weight, bias, then scale and shift of its normalisation."""
+    layers = [module for pair in zip_longest(network.linears, network.norms) for module in pair if module is not None]
+    return [parameter for layer in layers for parameter in (layer.weight, layer.bias)]
+
+
+@cases("odice")
+def test_a_step_is_the_authors(case: Case) -> None:
+    """Gradients of values, policy and spread, and the targets, with a residual beyond 100 and episodes that end."""
+    names = {"Lambda": "lam"}
+    method = registry.page("odice").build({names.get(name, name): value for name, value in case.settings.items()})
+    policy = policy_of(case, 3)
+    where = context(policy=policy, method=method, step=0, total_steps=1, now=lambda value: value)
+    values: Any = method.values
+    policy.add_values()
+    for network, target, name in zip(policy.value_nets, policy.target_values, ("v1", "v2"), strict=True):
+        copied(case, name, of(network))
+        copied(case, f"target_{name}", of(target))
+    values.prepare(where)
+    method.update.prepare(where)
+    assert policy.log_std is not None
+    policy.log_std.data.copy_(case.tensor("log_std"))
+    columns = {"observation": "state", "next_observation": "next_state", "action": "action"}
+    rows = {name: case.tensor(theirs, torch.float32).unsqueeze(1) for name, theirs in columns.items()}
+    over = case.tensor("over")
+    rows |= {"reward": case.tensor("reward", torch.float32), "terminated": over, "mask": torch.ones_like(over)}
+    batch = values(Trajectories({**rows, "length": torch.ones(len(over), dtype=torch.long)}), where)
+    method.update(batch.replace(advantage=method.advantage(batch, where)), where)
+    values.fit(batch, where)
+    for controller in method.controllers:
+        controller(where)
+    slopes = {"actor": policy.actor.pairs}
+    for name, network, target in zip(("v1", "v2"), policy.value_nets, policy.target_values, strict=True):
+        slopes[name] = of(network)
+        for i, parameter in enumerate(of(target) if "target_v1_0" in case.outputs else []):
+            case.check(f"target_{name}_{i}", parameter)
+    for name, parameters in slopes.items():
+        for i, parameter in enumerate(parameters):
+            case.check(f"{name}_grad_{i}", parameter.grad)
+    case.check("log_std_grad", policy.log_std.grad)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,8 +11,11 @@ import torch
 
 import vantage
 from tests.harness import context
+from tests.methods.offline.theirs import check_twin
 from tests.methods.offline.worlds import assert_resumes, batch_of, runner
+from tests.reference import Case, cases
 from vantage.core import Trajectories, UserError
+from vantage.methods import registry
 from vantage.methods.composition import differences
 from vantage.methods.offline.prdc import Neighbour
 from vantage.objectives.deterministic import AnchoredGradient, DataAction
@@ -84,3 +88,14 @@ def test_a_resumed_run_is_the_run(tmp_path: Path) -> None:
 def test_settings_out_of_range_are_refused() -> None:
     with pytest.raises(UserError, match="beta=-1"):
         vantage.method("prdc", beta=-1.0)
+
+
+@cases("prdc")
+def test_steps_are_the_authors_with_the_critic_first(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neighbours searched in the data; all targets and the last gradients after two and four steps."""
+    data = {
+        "observation": case.tensor("data_state", torch.float32),
+        "action": case.tensor("data_action", torch.float32),
+    }
+    table = Trajectories({name: column.unsqueeze(1) for name, column in data.items()})
+    check_twin(case, registry.page("prdc").build(case.settings), SimpleNamespace(table=table), monkeypatch)

@@ -10,9 +10,12 @@ import torch
 
 import vantage
 from tests.harness import context
+from tests.methods.offline.theirs import check_twin
 from tests.methods.offline.worlds import assert_resumes, batch_of, runner
+from tests.reference import Case, cases
 from vantage.advantages.twin_q import TwinQ
 from vantage.core import Evaluation, UserError
+from vantage.methods import registry
 from vantage.objectives.deterministic import AnchoredGradient
 from vantage.updates.optimizers import Adam
 
@@ -112,3 +115,11 @@ def test_settings_and_tasks_that_do_not_fit_are_refused() -> None:
     with pytest.raises(UserError, match=r"which the task .offline:steps=200. does not offer"):
         vantage.train("ppo", "offline:steps=200", steps=1, evaluate_samples=0)
     assert TwinQ(optimizer=Adam()).gamma == 0.99
+
+
+@cases("td3-bc")
+def test_steps_are_the_authors_with_the_critic_first(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All targets and the last gradients after two and four steps, episodes that end among them."""
+    names = {"discount": "gamma", "policy_noise": "noise"}
+    settings = {names.get(name, name): value for name, value in case.settings.items()}
+    check_twin(case, registry.page("td3-bc").build(settings), None, monkeypatch)

@@ -3,8 +3,9 @@
     loss = -mean log N(a; pi(s), 1)   =   mean |pi(s) - a|^2 / 2 + const
 
 on recorded transitions, without their rewards: the baseline of every method for offline reinforcement learning. A
-deterministic actor whose mean is pi(s) has unit variance in the loss. Pomerleau 1989; the settings are those of TD3+BC's
-appendix (arXiv 2106.06860).
+deterministic actor whose mean is pi(s) has unit variance in the loss. Pomerleau 1989; the settings are those of CORL's runs on all
+data (its class's default clones the best tenth of the episodes, its other set of runs). Its loss is the mean over coordinates too:
+for A of them the gradient here is A / 2 times as large, which Adam does not see.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ PAPER = Paper(
 )  # fmt: skip
 
 
-@method(papers=PAPER, needs="transitions")
+@method(
+    papers=PAPER, needs="transitions",
+    source="tinkoff-ai/CORL@6afec90 configs/offline/bc/hopper/medium_v2.yaml",
+)  # fmt: skip
 def bc(rows: int = 256, lr: float = 3e-4) -> Method:
     """rows: transitions a step; lr: Adam's."""
     return Method(

@@ -12,7 +12,12 @@ is the conjugate of Pearson's chi-square: f*(y) = y + y^2 / 4 from -2 on, -1 bel
 mean over both networks of min(max(e_f, 0), 100), e_f of this step before V is updated (theory says max(e_f / 2 + 1, 0); the
 authors' code, and this page, do not). Its weight decay is added to the gradient (L2). `gradient="semi"` leaves g_b out; "true"
 differentiates one residual, with each network's own V in both places, through both, and the weight is computed from that one.
-arXiv 2402.00348.
+
+The surroundings are the task's and the policy's, and differ from the authors': the policy's mean is tanh of its network (there
+`use_tanh: False`, an unbounded mean whose actions are cut at 1); states are standardised (`normalize=false` for theirs); rewards
+are the data's (there times 1000 / (highest - lowest return) for locomotion, and -3 or 0 a step in antmaze: the task's
+`reward_scale` and `reward_shift`); all networks have two layers of 256 (there the policy of 1024, the values of 256). There
+antmaze has no layer normalisation, and on some sets one V. lam and eta are given per data set. arXiv 2402.00348.
 """
 
 from __future__ import annotations
@@ -151,7 +156,7 @@ class ResidualWeight:
         return weight
 
 
-@method(id="S204", papers=PAPER, needs="transitions")
+@method(id="S204", papers=PAPER, needs="transitions", source="maoliyuan/ODICE-Pytorch@1692507 main_odice_rl.py")
 def odice(
     rows: int = 256,
     lr: float = 2e-4,

@@ -6,8 +6,9 @@ action of the nearest neighbour of (beta s, pi(s)) among all keys (beta s_i, a_i
     lam  = alpha / mean |Q1(s, pi(s))|         loss = -lam * mean Q1(s, pi(s)) + mean (pi(s) - a_nn)^2
 
 The search carries no gradient. beta -> infinity is TD3+BC (of which this page replaces one component); beta = 0 ignores the
-state. The authors' alpha / beta are 40 / 2, 2.5 / 2 and 7.5 / 7.5 by data set; the defaults are their script's. States are
-standardised before the tree is built. On equal distances any neighbour may be taken. arXiv 2306.06569, equations 5 to 8.
+state. The authors' alpha / beta are 40 / 2 (half-cheetah), 2.5 / 2 (hopper, walker) and 7.5 / 7.5 (antmaze, where rewards are
+10000 r - 1), given in each command; the defaults are their parser's. States are standardised before the tree is built. On equal
+distances any neighbour may be taken. Order of steps and start as in TD3+BC here. arXiv 2306.06569, equations 5 to 8.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ class Neighbour:
         return actions[torch.from_numpy(nearest).to(actions.device)].unsqueeze(1)
 
 
-@method(id="S098", papers=PAPER, base=td3_bc, without=("pull",))
+@method(id="S098", papers=PAPER, base=td3_bc, without=("pull",), source="LAMDA-RL/PRDC@9f38464 README.md")
 def prdc(base: Method, alpha: float = 2.5, beta: float = 1.0) -> Method:
     """beta: weight of the state in the distance, 0 ignores it."""
     return base.replace(objective=AnchoredGradient(alpha, Neighbour(beta)))

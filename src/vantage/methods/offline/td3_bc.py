@@ -6,9 +6,12 @@ loss, and a scale for the value, prevents that:
     lam  = alpha / mean |Q1(s, pi(s))|         loss = -lam * mean Q1(s, pi(s)) + mean (pi(s) - a)^2
 
 every second step; the twin action values take a step in each, towards r + gamma min Q'(s', noisy pi'(s')), and targets are
-updated after the actor. States are standardised by the data's moments (the task's `normalize`). The actor's step here precedes
-the critic's of the same minibatch instead of following it. `pull=0` is TD3 on the data without any regulariser. arXiv 2106.06860,
-equations 3 and 5 and table of appendix C.
+updated after the actor. States are standardised by the data's moments (the task's `normalize`). `pull=0` is TD3 on the data
+without any regulariser. arXiv 2106.06860, equations 3 and 5 and table of appendix C.
+
+Against the authors' code: the actor's step precedes the critic's of the same minibatch instead of following it; weights start
+orthogonal, the actor's last layer at 0.01, so that first actions are near 0, where theirs have torch's start; the scale
+mean |Q1| is at least 1e-8.
 """
 
 from __future__ import annotations
@@ -39,7 +42,7 @@ TD3_PAPER = Paper(
 )
 
 
-@method(papers=(PAPER, TD3_PAPER), needs="transitions")
+@method(papers=(PAPER, TD3_PAPER), needs="transitions", source="sfujim/TD3_BC@8791ad7 main.py")
 def td3_bc(
     rows: int = 256,
     lr: float = 3e-4,
