@@ -9,11 +9,17 @@ import pytest
 import torch
 
 from vantage.core import UserError
-from vantage.updates.optimizers import Constant, Cosine, Linear
+from vantage.updates.optimizers import Constant, Cosine, Drop, Linear
 
 
 def factors(schedule: Constant | Cosine | Linear, horizon: int) -> list[float]:
     return [schedule(step, horizon) for step in range(horizon)]
+
+
+def test_a_drop_is_one_step_down() -> None:
+    assert [Drop(0.6, 0.1)(step, 5) for step in range(5)] == [1.0, 1.0, 1.0, 0.1, 0.1]
+    with pytest.raises(UserError, match=r"after=1\.5"):
+        Drop(1.5)
 
 
 @pytest.mark.parametrize("after", [False, True])

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import torch
 
-from vantage.core import above, at_least, below, between, component
+from vantage.core import above, at_least, at_most, below, between, component
 
 
 @component
@@ -44,7 +44,7 @@ class CoupledAdam:
 
     def build(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
         """Return the optimiser of these parameters."""
-        return torch.optim.Adam(list(parameters), lr=self.lr, weight_decay=self.weight_decay)
+        return torch.optim.Adam(list(parameters), lr=self.lr, weight_decay=self.weight_decay, fused=True)
 
 
 @component
@@ -89,6 +89,23 @@ class Constant:
     def __call__(self, step: int, total_steps: int) -> float:
         """Return the factor on the learning rate in the step after `step` steps of `total_steps`."""
         return min(1.0, (step + 1) / start) if (start := _warm(self.warmup, total_steps)) else 1.0
+
+
+@component
+class Drop:
+    """Constant learning rate, `factor` times it from the share `after` of the run on.
+
+    Attributes:
+        after: share of the run, from 0 to 1.
+        factor: at least 0.
+    """
+
+    after: Annotated[float, at_least(0), at_most(1)] = 0.5
+    factor: Annotated[float, at_least(0)] = 0.1
+
+    def __call__(self, step: int, total_steps: int) -> float:
+        """Return the factor on the learning rate."""
+        return self.factor if step >= self.after * total_steps else 1.0
 
 
 @component

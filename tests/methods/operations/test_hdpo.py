@@ -9,14 +9,17 @@ import pytest
 import torch
 
 import vantage
-from tests.harness import assert_resumes
+from tests.harness import assert_resumes, context
+from tests.reference import Case, cases
 from vantage.cli import main
-from vantage.core import Trajectories
+from vantage.core import Evaluation, Trajectories
 from vantage.core.errors import UserError
+from vantage.core.loss import method_loss, weighted
+from vantage.methods import registry
 from vantage.policies.base_stock import BaseStockPolicy
 from vantage.policies.distributions import Gaussian
 from vantage.tasks.inventory.engine import scenarios
-from vantage.updates.pathwise import ReplayedCost
+from vantage.updates.pathwise import REPLAYED, ReplayedCost
 
 
 class Exact(torch.nn.Module):
@@ -61,6 +64,25 @@ def test_the_gradient_is_the_finite_difference_on_the_same_scenarios(lost: str) 
     step = 1e-7
     assert slope == pytest.approx((moved(step) - moved(-step)) / (2 * step), rel=1e-4, abs=1e-6)
     assert abs(slope) > 1e-3
+
+
+@cases("hdpo")
+def test_cost_and_slope_of_a_base_stock_level_are_the_authors(case: Case) -> None:
+    settings = {name: str(value).lower() for name, value in case.settings.items()}
+    spec = ",".join(f"{name}={settings[name]}" for name in ("lead_time", "lost", "level", "holding", "penalty"))
+    task = vantage.task(f"inventory:policy=base-stock,{spec}")
+    policy = task.make_policy().double()
+    demand = case.tensor("demand").unsqueeze(-1)
+    no = torch.zeros(demand.shape[:2], dtype=torch.bool)
+    batch = Trajectories(
+        {"start": case.tensor("start"), "demand": demand, "mask": ~no, "truncated": no, "length": (~no).sum(1)}
+    )
+    method = registry.page("hdpo").make()
+    evaluation = Evaluation(extras={REPLAYED: task.replay(policy, batch)})
+    ready = weighted(batch, method.averaging)
+    loss = method_loss(evaluation, ready, context(method=method), ready) * task.system.cost_unit
+    case.check("loss", loss)
+    case.check("gradient", torch.autograd.grad(loss, policy.level)[0].squeeze())
 
 
 def test_a_stationary_level_has_the_newsvendor_gradient() -> None:

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 import vantage
-from tests.harness import assert_resumes, loss_of
+from tests.harness import assert_resumes, context, loss_of
+from tests.reference import Case, cases
 from vantage.core import Schedule, Trainer, Trajectories
+from vantage.methods import registry
 
 SMALL: dict[str, Any] = {"width": 16, "layers": 1, "heads": 2, "feedforward": 32, "reference": None}
 
@@ -49,6 +51,32 @@ def test_the_loss_is_the_formula_and_the_forced_node_is_no_part_of_it(spec: str)
     stops = nodes[..., :2].gather(1, order.unsqueeze(-1).expand(-1, -1, 2))
     way = (stops - stops.roll(-1, 1)).norm(dim=-1).sum(1)
     assert torch.allclose(batch.score, -way, atol=1e-5)
+
+
+@cases("pomo")
+def test_the_loss_is_the_authors(case: Case) -> None:
+    logp, score = case.tensor("logp").flatten(0, 1).requires_grad_(), case.tensor("score")
+    mask = (torch.arange(logp.shape[1]) > 0).expand(logp.shape)
+    batch = Trajectories(
+        {
+            "score": score.flatten(),
+            "group": torch.arange(len(score)).repeat_interleave(score.shape[1]),
+            "mask": mask,
+            "length": torch.full((len(mask),), mask.shape[1]),
+        }
+    )
+    method = registry.page("pomo").make()
+    loss = loss_of(method, batch.replace(advantage=method.advantage(batch, context())), logp=logp)
+    case.check("loss", loss)
+    case.check("gradient", torch.autograd.grad(loss, logp)[0].view_as(case.tensor("logp"))[..., 1:])
+
+
+def test_the_decay_is_in_the_gradient_and_the_rate_falls_to_a_tenth_at_the_end() -> None:
+    update = vantage.method("pomo").update
+    made = update.optimizer.build([torch.nn.Parameter(torch.ones(1))])
+    assert type(made) is torch.optim.Adam
+    assert made.defaults["weight_decay"] == 1e-6
+    assert [update.schedule(step, 3100) for step in (0, 2999, 3000, 3099)] == [1.0, 1.0, 0.1, 0.1]
 
 
 @pytest.mark.parametrize("spec", ["tsp:nodes=8", "cvrp:nodes=8,capacity=15"])

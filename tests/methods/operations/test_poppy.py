@@ -12,7 +12,9 @@ from torch import Tensor
 import vantage
 from tests.harness import context, loss_of
 from tests.methods.operations.test_pomo import SMALL, tours
+from tests.reference import Case, cases
 from vantage.core import Schedule, Trainer, Trajectories, UserError
+from vantage.methods import registry
 from vantage.methods.operations.poppy import WinnerTakesAll, winners
 from vantage.policies.routing import RoutingPolicy
 from vantage.rollouts.routing import construct
@@ -55,6 +57,23 @@ def test_the_winner_is_weighed_by_its_margin_over_the_runner_up() -> None:
     assert float(loss_of(method, kept, logp=logp).detach()) == pytest.approx(
         -float((torch.tensor([1.0, 0.0, 0.5, 1.0]) * logp.detach().sum(1)).mean()), rel=1e-6
     )
+
+
+@cases("poppy")
+def test_the_loss_is_the_authors(case: Case) -> None:
+    returns, logp = case.tensor("returns"), case.tensor("logp").flatten(0, 2)
+    batch = made(returns).replace(length=torch.full((len(logp),), 2))
+    method = registry.page("poppy").make({"credit": case.settings["credit"]})
+    credit = method.advantage(batch, context())
+    batch = credit if isinstance(credit, Trajectories) else batch.replace(advantage=credit)
+    # A column of positions: what is selected knows where it was.
+    batch = batch.replace(place=torch.arange(len(logp)))
+    for part in method.selection:
+        batch = part(batch, context())
+    logp.requires_grad_()
+    loss = loss_of(method, batch, logp=logp[batch["place"]])
+    case.check("loss", loss)
+    case.check("gradient", torch.autograd.grad(loss, logp)[0].view_as(case.tensor("logp")))
 
 
 def test_the_rows_order_means_nothing() -> None:

@@ -10,8 +10,11 @@ import torch
 import vantage
 from tests.harness import assert_resumes, context, loss_of
 from tests.methods.operations.test_pomo import SMALL
+from tests.reference import Case, cases
 from vantage.core import Schedule, Trainer, Trajectories, UserError
 from vantage.core.loss import weighted
+from vantage.functions.whitening import whiten
+from vantage.methods import registry
 
 
 def trainer(spec: str = "tsp:nodes=6", **settings: float) -> Trainer:
@@ -96,6 +99,38 @@ def test_one_epoch_of_one_minibatch_is_reinforce_with_the_normalised_advantage()
     assert torch.allclose(*gradients, atol=1e-5)
     whole = loss_of(method, normal, logp=judged.logp, value=judged.value, entropy=judged.entropy)
     assert float(whole) == pytest.approx(float(-normal.advantage.mean()), abs=1e-5)
+
+
+@cases("rlor")
+def test_advantages_and_loss_are_the_authors(case: Case) -> None:
+    method = registry.page("rlor").make({"gamma": case.settings["gamma"]})
+    reward = case.tensor("reward")
+    last = torch.zeros_like(reward, dtype=torch.bool)
+    last[:, -1] = True
+    value = case.tensor("value_old")
+    batch = Trajectories(
+        {
+            "reward": reward,
+            "value": value,
+            "next_value": torch.cat([value[:, 1:], torch.zeros_like(value[:, :1])], 1),
+            "logp_old": case.tensor("logp_old"),
+            "group": torch.tensor(case.inputs["group"]),
+            "mask": torch.ones_like(last),
+            "length": torch.full((len(reward),), reward.shape[1]),
+            "terminated": last,
+            "truncated": torch.zeros_like(last),
+        }
+    )
+    batch = method.advantage(batch, context(method=method))
+    case.check("advantage", batch.advantage)
+    case.check("returns", batch.returns)
+    assert method.update.normalize_advantage is True
+    normal = batch.replace(advantage=whiten(batch.advantage, batch.mask))
+    outputs = {name: case.tensor(name).requires_grad_() for name in ("logp", "value", "entropy")}
+    loss = loss_of(method, normal, **outputs)
+    case.check("loss", loss)
+    for name, gradient in zip(outputs, torch.autograd.grad(loss, list(outputs.values())), strict=True):
+        case.check(f"{name}_gradient", gradient)
 
 
 def test_with_gamma_and_lambda_one_the_first_return_is_minus_the_tour_and_below_one_it_is_not() -> None:

@@ -5,8 +5,8 @@ on the realised demand, and its cost differentiated through every period: no sco
 
     loss = 1 / (N T) * sum over scenarios and periods of cost(state_t, order_t, demand_t),      order_t = policy(state_t)
 
-with full gradient through orders and inventories; max and min have subgradient 0 or 1. The orders of a network are
-softplus(output + 1); a base-stock policy (the task's option `policy=base-stock`) orders max(S - position, 0).
+with full gradient through orders and inventories; where stock and demand are equal, cost has the slope h - p. The orders of a
+network are softplus(output + 1); a base-stock policy (the task's option `policy=base-stock`) orders max(S - position, 0).
 
 With one warehouse and K stores (`inventory:stores=5,lost=true`) cost is summed over all, and the warehouse's stock limits its
 shipments: in proportion to the orders, or by a softmax over the stores and the remainder. `policy=network` is the paper's
@@ -14,7 +14,9 @@ vanilla network (one perceptron of all stocks and pipelines, softmax); `policy=s
 stores, with a context (proportional). See `tasks/inventory/warehouse.py` and `policies/store_network.py`.
 
 Rewards here are -cost over the cost of a period without stock, a constant without effect under Adam. The paper trains on a fixed
-set of scenarios with early stopping; here every step draws new ones, which the known demand allows. The defaults are the paper's
+set of 32,768 scenarios (4 steps an epoch) with early stopping; here every step draws new ones, which the known demand allows. Its
+stock and pipeline begin uniform between 0 and the mean demand, over at least 4 places; here between 0 and twice the mean, over
+the lead time's. An order of exactly 0 has no gradient there. The defaults are the paper's
 for a store: 8192 scenarios a step, Adam at 3e-3, no clipping; for the vanilla network of a warehouse it takes 3e-4 and 1024
 scenarios, for the symmetry-aware one 1e-3. Initial weights are orthogonal, the last layer's small, instead of torch's default.
 
@@ -44,7 +46,10 @@ PAPER = Paper(
 )
 
 
-@method(id="S025", papers=PAPER, needs=("episodes", "simulator"))
+@method(
+    id="S025", papers=PAPER, needs=("episodes", "simulator"),
+    source="MatiasAlvo/Neural_inventory_control@4d77c14 config_files/policies_and_hyperparams/vanilla_one_store.yml",
+)  # fmt: skip
 def hdpo(
     scenarios: int = 8192,
     lr: float = 3e-3,

@@ -19,7 +19,8 @@ run (`warm`, the share of the first phase; the optimiser is reset before the sec
 `credit="own"` has no competition: each decoder has POMO's loss, an independent population. With one agent all are
 POMO. The losers' rows are dropped before the update: their gradient is exactly 0. Encoder and decoders have the learning rate
 1e-4, in both phases; weight decay (decoupled, 1e-6) is the encoder's alone. The released settings keep training the encoder in
-the second phase; `freeze_encoder` keeps the encoder of the first phase, as the repository's text says.
+the second phase; `freeze_encoder` keeps the encoder of the first phase, as the repository's text says. There 50 starts are
+drawn with replacement from the 100 nodes, the same for all agents; here every node is a start, or the first `starts`.
 
 At test time the population's greedy tours from all starts compete. `rollouts/tour_search.py` has the longer search:
 the greedy tours choose, for each instance, the K best pairs of an agent and a start, each pair draws 200 tours, and
@@ -166,7 +167,10 @@ class EncoderDecay:
                 parameter.mul_(1 - lr * self.rate)
 
 
-@method(id="S042", papers=PAPER, base=pomo, without=("weight_decay",), weight_decay=0.0)
+@method(
+    id="S042", papers=PAPER, base=pomo, without=("weight_decay", "drop"), weight_decay=0.0, drop=1.0,
+    source="instadeepai/poppy@c0a95c9 experiments/config/config_exp.yaml",
+)  # fmt: skip
 def poppy(
     base: Method,
     agents: int = 16,

@@ -4,13 +4,15 @@ Routing models used to be trained by REINFORCE, and a generic trainer encodes th
 model: the encoder's keys and values are computed once for an instance, all its tours read them, and
 minibatches hold whole instances, so that an update costs 1 + epochs * minibatches encodings, whatever the number of steps.
 
-    A by GAE(gamma, lambda) on rewards of minus each edge, standardised in the minibatch
+    A by GAE(gamma, lambda) on rewards of minus each edge, standardised in the minibatch (sample std)
     loss = mean max(-A ratio, -A clip(ratio, 0.8, 1.2)) + 0.5 * 0.5 * max((v - R)^2, (v_clip - R)^2) - 0.01 * entropy
 
 arXiv 2303.13117. Two things differ from the released code. The return to the first node belongs to the last decision instead of
 being one more, which has a single option and no gradient: a tour has n decisions, not n + 1. And the encoder normalises within an
 instance instead of over the batch, so that the value of a tour does not depend on other rows. The actor and the critic share all
-layers up to the glimpse, as there. `gamma` below 1 discounts later edges; 1 gives the tour's exact length.
+layers up to the glimpse, as there. There the encoder sees 1024 instances in the rollout and 128 in a minibatch, so that the first
+ratio is not 1, and for CVRP the steps after a tour's end count in every mean; neither is so here. `gamma` below 1 discounts later
+edges; 1 gives the tour's exact length.
 
 At test time tours are built greedily from every start (`vantage eval`). `cached=false` is the baseline of its claim: the same
 model, encoding at every decision in the rollout and in the update.
@@ -36,7 +38,7 @@ PAPER = Paper(
 
 @method(
     id="S067", papers=PAPER, needs=("tours", "critic"), base=ppo, without=("rows", "length", "clip_value", "target_kl"),
-    epochs=2, minibatches=8, lr=1e-3, entropy_coefficient=0.01,
+    epochs=2, minibatches=8, lr=1e-3, entropy_coefficient=0.01, source="cpwan/RLOR@6feeb76 ppo_or.py",
 )  # fmt: skip
 def rlor(base: Method, prompts: int = 1024, starts: int = 50, cached: bool = True) -> Method:
     """prompts: instances a step; starts: tours of each instance (n_traj); cached: an instance is encoded once for

@@ -161,7 +161,8 @@ class Store:
         """Meet the demand, add up the costs, receive deliveries."""
         left = state[:, 0] - demand[:, 0]
         kept = left.clamp(min=0)
-        cost = self.holding * kept + self.penalty * (kept - left)
+        # Where demand equals stock both terms have their slope, h - p together, as in the code of arXiv 2306.11246.
+        cost = self.holding * kept + self.penalty * (-left).clamp(min=0)
         stock = kept if self.lost else left
         if not self.lead_time:
             return stock.unsqueeze(-1), cost

@@ -221,7 +221,7 @@ class Warehouse:
         penalty = torch.tensor([store.penalty for store in self.stores], dtype=state.dtype, device=state.device)
         left = stores[..., 0] - demand
         kept = left.clamp(min=0)
-        cost = (holding * kept + penalty * (kept - left)).sum(-1)
+        cost = (holding * kept + penalty * (-left).clamp(min=0)).sum(-1)
         stock = kept if self.stores[0].lost else left
         received = torch.cat([_shifted(stores, stock).flatten(1), _shifted(warehouse, warehouse[:, 0])], -1)
         return received, cost
