@@ -9,8 +9,9 @@ import torch
 
 import vantage
 from tests.core.toy import ToyEngine, ToyTask
-from tests.harness import context, random_batch
+from tests.harness import context, loss_of, random_batch
 from tests.methods.toys import assert_resumes, trainer
+from tests.reference import Case, cases
 from vantage.core import Prompts, Trajectories, UserError
 from vantage.core.checkpoint import load_tensors
 from vantage.methods.sampling.scaf_grpo import HintLadder
@@ -64,6 +65,47 @@ def start(made: vantage.Method, steps: int = 1, engine: Any = Obedient) -> Any:
     run = trainer(made, steps, task=Hard())
     run.context.engine = engine(run.context.policy)
     return run
+
+
+@cases("scaf-grpo", "prompts")
+def test_the_prompts_are_the_authors(case: Case) -> None:
+    made = vantage.method("scaf-grpo", stages=tuple(case.settings["stages"])).rollout.ladder
+    asked = [{stage: one[stage] for stage in ("knowledge", "planning", "solution")} for one in case.inputs["problems"]]
+    found = [made(one["question"], {"hints": hints}) for one, hints in zip(case.inputs["problems"], asked, strict=True)]
+    assert found == case.outputs["prompts"]
+
+
+@cases("scaf-grpo", "rescue")
+def test_the_level_and_the_row_that_are_replaced_are_the_authors(case: Case) -> None:
+    class Told(Hard):
+        def fields(self, ids: torch.Tensor) -> list[dict[str, Any]]:
+            return [
+                {"levels": [SEARCHED if won else 1 for won in case.inputs["won"][number]]} for number in ids.tolist()
+            ]
+
+    run = start(method(**case.settings))
+    run.context.task = Told()
+    batch = run.context.method.rollout(run.context)
+    prompts = batch.prompt.view(6, -1)[:, 0]
+    case.check("hint", batch.hint.view(6, -1)[prompts.argsort()])
+
+
+@cases("scaf-grpo", "advantage")
+def test_the_advantages_are_the_authors(case: Case) -> None:
+    score = case.tensor("score")
+    batch = random_batch(len(score), 1, size=8).replace(score=score, group=case.tensor("group").long())
+    case.check("advantage", vantage.method("scaf-grpo").advantage(batch, context())[:, 0])
+
+
+@cases("scaf-grpo", "loss")
+def test_the_loss_is_the_authors(case: Case) -> None:
+    columns = {name: case.tensor(name) for name in ("mask", "logp_old", "advantage")}
+    logp = case.tensor("logp").requires_grad_()
+    batch = random_batch(*case.tensor("mask").shape).replace(**columns)
+    loss = loss_of(vantage.method("scaf-grpo"), batch, logp=logp)
+    loss.backward()
+    case.check("loss", loss)
+    case.check("grad", logp.grad)
 
 
 def test_the_weakest_success_takes_the_place_of_the_first_failure() -> None:
@@ -173,6 +215,10 @@ def test_prompts_of_the_ladder() -> None:
     assert chat == [[{"role": "user", "content": "Question: Q\nPlanning Hints: P"}]]
     assert HintLadder()("x", {}) == []
     assert HintLadder()("x", {"hints": None}) == HintLadder()("x", {"hints": {"knowledge": [], "planning": None}}) == []
+    # An empty stage is asked with its label, where another has parts.
+    assert (
+        HintLadder(parts=1)("x", {"hints": {"knowledge": [], "solution": ["y"]}})[0] == "Question: x\nKnowledge Hints: "
+    )
     # A ladder may leave out stages of the paper, as the authors' trainer does.
     assert len(HintLadder(("solution",), 2)("5+7=", {"hints": hints})) == 2
 

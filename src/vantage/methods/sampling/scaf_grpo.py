@@ -6,11 +6,18 @@ group's first failure, under the prompt that it was sampled from:
 
     levels: for each stage (knowledge, planning, solution) the first 1, 2, .., C parts of its hint; a stage does not carry on
     group = (h*, o*), o_2, .., o_G;      A_i = (r_i - mean) / (std + 1e-6)
-    loss  = token mean of -min(ratio A, clip(ratio, 1 - eps, 1 + eps) A), each ratio under the row's own prompt
+    loss  = token mean of -min(ratio A, clip(ratio, 1 - eps, 1 + eps) A), at most -3 A where A < 0, each ratio under the row's own
+            prompt
 
-arXiv 2510.19807, as in the authors' code (whose trainer runs two of the three stages). Hints come with the data: a field `hints`
-of the problem, {stage: [part, ..]}. A prompt without hints is unchanged. The variants that put the answer under the
-bare prompt, or replace two failures, are not implemented.
+arXiv 2510.19807; steps and defaults as in the authors' code and launch script. Hints come with the data: a field `hints` of the
+problem, {stage: [part, ..]}. A stage without parts is asked with its bare label, as in the code, one that is not there is not
+asked. A prompt without any hint is unchanged (theirs asks it with the labels).
+
+Their trainer has the planning stage commented out, which is `stages=("knowledge", "solution")`; the paper has three. They replace
+the first failure after the rows were dealt out to devices by length, so any of them; here the first that was sampled. Their token
+mean is over 16 rows at a time, then averaged; here over the minibatch. Their reward is 0 or 1 and success anything above 0. Their
+system text asks for a boxed answer; here it is the task's. The variants that put the answer under the bare prompt, or replace two
+failures, are not implemented.
 """
 
 from __future__ import annotations
@@ -57,7 +64,7 @@ class HintLadder:
     Attributes:
         stages: their names in the data, weakest first; the label in the prompt is "Knowledge Hints" and so on. Of the names in
             `STAGES` some may be left out, and are then not used.
-        parts: C, levels a stage; one with fewer parts repeats its last prompt.
+        parts: C, levels a stage; one with fewer parts repeats its last prompt, one without any its bare label.
         template: of a hinted prompt.
     """
 
@@ -72,10 +79,10 @@ class HintLadder:
             UserError: the hints are not {stage: [part, ..]}, or name a stage that is not known.
         """
         hints = self._checked(item, fields.get("hints") or {})
+        asked = [stage for stage in self.stages if hints.get(stage) is not None] if any(hints.values()) else []
         return [
             self.template(item, label=f"{stage.capitalize()} Hints", hint=" ".join(hints[stage][:part]))
-            for stage in self.stages
-            if hints.get(stage)
+            for stage in asked
             for part in range(1, self.parts + 1)
         ]
 
@@ -166,12 +173,28 @@ class Scaffolded(Groups):
 
 
 @method(
-    id="S009", papers=PAPER, needs="text", base=grpo, without=("beta",), beta=0.0, prompts=256, group_size=8, minibatches=4
-)  # fmt: skip
-def scaf_grpo(base: Method, warmup: int = 50, right_at: float = 1.0, template: str = TEMPLATE) -> Method:
+    id="S009",
+    papers=PAPER,
+    source="dvlab-research/Scaf-GRPO@1085db5 sh/hint_mix_grpo/bs256_6k_mix.sh",
+    needs="text",
+    base=grpo,
+    without=("beta",),
+    beta=0.0,
+    prompts=256,
+    group_size=8,
+    minibatches=4,
+    dual=3.0,
+)
+def scaf_grpo(
+    base: Method,
+    warmup: int = 50,
+    right_at: float = 1.0,
+    template: str = TEMPLATE,
+    stages: tuple[str, ...] = STAGES,
+) -> Method:
     """warmup: steps without hints; right_at: least score of a success; template: text of a hinted prompt, with
-    {prompt}, {label} and {hint}."""
-    plan, ladder = base.rollout, HintLadder(template=Template(template))
+    {prompt}, {label} and {hint}; stages: of the hints that are used, weakest first."""
+    plan, ladder = base.rollout, HintLadder(stages, template=Template(template))
     return base.replace(
         rollout=Scaffolded(plan.prompts, plan.size, plan.temperature, warmup, right_at, ladder),
         advantage=GroupStandardized(eps=1e-6),
