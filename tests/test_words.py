@@ -17,6 +17,7 @@ DONE = (
     "regularizers",
     "rollouts",
     "selection",
+    "tasks",
     "updates",
 )
 """Packages whose text is held to this."""

@@ -1,4 +1,4 @@
-"""Rows of a language engine that continue other rows: the column `turn`, inserted texts, and joined decisions.
+"""Operations on rows of a language engine that continue other rows: the column `turn`, inserted texts, joined decisions.
 
 Turns are those of the policy, counted from 0. Inserted tokens belong to the turn that they follow.
 """
@@ -45,7 +45,7 @@ def continued_turns(batch: Trajectories, rows: Tensor, kept: Tensor, action: Ten
 
 
 def last_turn(batch: Trajectories) -> Tensor:
-    """Return the number of each row's last turn [N], counted from 0: how many answers of the environment the row holds."""
+    """Return the number of each row's last turn [N], counted from 0, which is the number of the environment's answers."""
     return value_at_last(batch.turn, batch.length)
 
 
@@ -63,7 +63,7 @@ DECISIONS = ("action", "mask", "logp_old", "entropy_old", "logp_sampling", "term
 def joined_rows(batch: Trajectories, rows: Tensor, kept: Tensor, fresh: Trajectories, learn: bool) -> Trajectories:
     """Return rows [K] of the batch cut to their first `kept` [K] decisions, each followed by its row of `fresh` [K].
 
-    `learn` says whether the kept decisions stay in the mask. Columns per decision that only one side has are dropped.
+    `learn` says whether the kept decisions remain in the mask. Columns per decision that only one side has are dropped.
     """
     head = batch.select(rows)
     steps = int((kept + fresh.length).max())
@@ -73,7 +73,7 @@ def joined_rows(batch: Trajectories, rows: Tensor, kept: Tensor, fresh: Trajecto
     for name in DECISIONS:
         if name not in fresh and name not in head:
             continue
-        # A distribution that nothing truncated is its own sampling distribution.
+        # Without truncation the policy's distribution is the sampling distribution.
         source = "logp_old" if name == "logp_sampling" else name
         first = head.get(name, head.get(source))
         second = fresh.get(name, fresh.get(source))

@@ -29,26 +29,26 @@ from vantage.rollouts.tokens.engine import TokenEngine
 from vantage.rollouts.tokens.sampling import Sampling
 
 Answer = Callable[[list[int], list[str]], Sequence[str | Sequence[int] | None]]
-"""`(rows, texts) -> answers`: rows whose turn ended, the texts of these turns, and what is inserted after them (text or token
-ids), None to end the conversation."""
+"""Function `(rows, texts) -> answers` from the rows whose turn ended and the texts of these turns to the inserted answers (text
+or token ids), None to end a conversation."""
 
 
 class LanguageEngine:
-    """Samples completions from a `LanguagePolicy`.
+    """Engine that samples completions from a `LanguagePolicy`.
 
-    A row is a completion. Its columns: `observation` (tokens [N, P] int64, the prompt from column 0 on and padding behind
-    it; length [N]), `action` [N, T] the completion's tokens padded behind, `length` [N], `mask` [N, T] (the policy's own
+    A row is a completion. Its columns: `observation` (tokens [N, P] int64, the prompt padded on the right; length [N]),
+    `action` [N, T] the completion's tokens padded on the right, `length` [N], `mask` [N, T] (the policy's own
     tokens, not inserted ones), `logp_old` and `entropy_old` [N, T] of the distribution at the sampling temperature,
     `group` and `prompt` [N], `terminated` and `truncated` [N, T] (at the last token: ended by itself, or by the limit). Where
-    top-k, top-p, min-p or greedy decoding drew from another distribution, `logp_sampling` [N, T] is of that one. A
+    top-k, top-p, min-p or greedy decoding sampled from another distribution, `logp_sampling` [N, T] is of that one. A
     conversation also has `turn` and `origin` [N, T].
 
     The policy's temperature is that of the sampling, unless a call has its own settings. Each call draws one 64-bit
-    seed from the run's generator, and each row's stream follows from it and the row's index alone.
+    seed from the run's generator, and each row's random stream depends on it and the row's index alone.
 
     Args:
-        policy: the policy that acts.
-        sampling: how tokens are drawn and when a completion ends; its temperature is ignored, the policy's is used.
+        policy: policy to sample from.
+        sampling: settings of sampling and of the ends of completions; its temperature is ignored, the policy's is used.
         max_batch_tokens: tokens that the cache may hold at once; further rows wait. None measures the free memory.
         backend: of the token engine: "auto", "lean" or "transformers".
     """
@@ -123,9 +123,9 @@ class LanguageEngine:
         return self._rows(found, encoded, prompts.ids, _plain(found))
 
     def advance(self, rows: int, steps: int, context: Context) -> Trajectories:
-        """Draw `rows` prompts and sample one completion of each, of at most `steps` and at most `max_new_tokens` tokens.
+        """Sample one completion of each of the next `rows` prompts, of at most `steps` and at most `max_new_tokens` tokens.
 
-        A row ends with its completion: a completion that reaches the limit is truncated, and the next call draws new prompts.
+        A row ends with its completion: a completion that reaches the limit is truncated, and the next call takes new prompts.
         """
         return self.sample(context.next_prompts(rows), 1, context, limit=steps)
 
@@ -151,7 +151,7 @@ class LanguageEngine:
             context: the run.
             limit: new tokens of each row at most.
             sampling: settings of this call; `max_new_tokens` bounds the whole completion, kept tokens included.
-            learn_prefix: whether the kept tokens stay in the mask; otherwise only new tokens are in it.
+            learn_prefix: whether the kept tokens remain in the mask; otherwise only new tokens are in it.
 
         Returns:
             K * count rows with whole completions and the column `parent` [K * count]; they share `group` where they share
@@ -197,14 +197,14 @@ class LanguageEngine:
         """Append a text to each completion (a tool's answer, a hint) and let the policy continue after it.
 
         The inserted tokens count in `length`, are not in the mask, are marked in `origin`, and the policy's next turn has the
-        next number in `turn`. A row whose text is None stays as it is. The whole row is computed again; `converse` keeps its cache.
+        next number in `turn`. A row whose text is None is unchanged. The whole row is recomputed; `converse` keeps its cache.
 
         Args:
             batch: N rows of this engine.
             texts: N texts or token ids.
             context: the run.
             sampling: settings of this call; `max_new_tokens` bounds the new turn.
-            origin: who wrote the texts: ENVIRONMENT or GUIDE of `core.trajectories`.
+            origin: origin of the texts: ENVIRONMENT or GUIDE of `core.trajectories`.
         """
         if len(texts) != len(batch):
             raise UserError(f"respond: {len(texts)} texts for {len(batch)} rows: one for each is needed")
@@ -247,7 +247,7 @@ class LanguageEngine:
             context: the run.
             answer: `(rows, texts) -> answers`: indices of the rows whose turn ended, and the text of that turn; an answer is
                 text or token ids, or None to end the conversation.
-            turns: turns of the policy at most; the last one is not answered.
+            turns: largest number of the policy's turns; the last one is not answered.
             sampling: settings; `max_new_tokens` bounds each turn.
 
         Returns:
@@ -285,11 +285,11 @@ class LanguageEngine:
         return [self.policy.encode(item) for item in items]
 
     def decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
-        """Return the texts of token ids, special tokens left out."""
+        """Return the texts of token ids, without special tokens."""
         return list(self.policy.tokenizer.batch_decode(rows, skip_special_tokens=True))
 
     def texts(self, batch: Trajectories) -> list[str]:
-        """Return the completions of rows as text, special tokens left out."""
+        """Return the completions of rows as text, without special tokens."""
         return self.decode(_lists(batch))
 
     def token_ids(self, text: str | Sequence[int]) -> list[int]:
@@ -317,7 +317,7 @@ class LanguageEngine:
         return converse(session, len(encoded) * count, answers, turns=turns, max_new_tokens=limit)
 
     def _rows(self, found: Completions, prompts: Sequence[Sequence[int]], ids: Tensor, mask: Tensor) -> Trajectories:
-        """Turn what was generated, `prompts[i]` being the prompt of prefix i, into rows."""
+        """Return generated completions as rows; `prompts[i]` is the prompt of prefix i."""
         device = found.tokens.device
         tokens, length = padded(prompts, self.tokens.pad_token_id, device)
         origin = found.prefix
@@ -327,7 +327,7 @@ class LanguageEngine:
         self._counts["rows"] += len(sizes)
         columns = {
             "observation": {"tokens": tokens[origin], "length": length[origin]},
-            # What is made in inference mode cannot be saved for a backward pass: it is copied.
+            # Tensors of inference mode cannot be saved for a backward pass, so they are copied.
             "action": found.tokens.clone(),
             "length": sizes,
             "mask": mask,

@@ -17,12 +17,12 @@ from vantage.rollouts.tokens.completions import Completions
 from vantage.rollouts.tokens.sampling import Sampling
 
 Tool = Callable[[str], str | None]
-"""From the text of the policy's turn, special tokens left out, to the text that is inserted after it, or None where the turn
-calls no tool and ends the conversation."""
+"""Function from the text of the policy's turn, without special tokens, to the text that is inserted after it, or None where the
+turn calls no tool and ends the conversation."""
 
 
 class ToolEngine(LanguageEngine):
-    """Samples conversations with a tool wherever a `LanguageEngine` samples completions; rows as of its `converse`.
+    """Engine that samples conversations with a tool where a `LanguageEngine` samples completions; rows as of its `converse`.
 
     `max_new_tokens` of the sampling, and `limit`, bound each turn. The tool is called in this process, once for each turn that
     ended by itself and is not the last one that is allowed. A call fails where the tool raises an exception or returns anything
@@ -30,11 +30,11 @@ class ToolEngine(LanguageEngine):
     kind is shown as a warning, and the share of failed calls is recorded as `tool/errors`.
 
     Args:
-        policy: the policy that acts.
+        policy: policy to sample from.
         tool: the tool. A `UserError` that it raises ends the run.
-        turns: turns of the policy at most, at least 1.
-        max_answer_tokens: tokens of an answer that are inserted at most, at least 1; the rest is cut off.
-        **settings: of `LanguageEngine`.
+        turns: largest number of the policy's turns, at least 1.
+        max_answer_tokens: largest number of inserted tokens of an answer, at least 1; the rest is cut off.
+        **settings: arguments of `LanguageEngine`.
 
     Raises:
         UserError: a number is out of range.
@@ -78,7 +78,7 @@ class ToolEngine(LanguageEngine):
         return rows
 
     def resume(self, *given: Any, **settings: Any) -> Trajectories:
-        """Raise a UserError: what is sampled from the middle of a turn would not be answered."""
+        """Raise a UserError: turns that continue from their middle would not be answered."""
         raise UserError(
             "resume: a conversation with a tool cannot be continued from its middle; take a task without a tool"
         )

@@ -16,7 +16,7 @@ from vantage.rewards.mixing import Overlong, Total
 from vantage.tasks.language.calculator import task_from_spec
 from vantage.tasks.language.problem import Problem
 from vantage.tasks.language.task import LanguageTask
-from vantage.tasks.language.turns import judged_texts, marked_texts
+from vantage.tasks.language.turns import marked_texts, verified_texts
 
 ANSWER = "125"
 
@@ -99,7 +99,7 @@ def test_turns_stand_on_lines_of_their_own() -> None:
         return ["".join(map(str, row)) for row in rows]
 
     def read(reads: str) -> list[str]:
-        return judged_texts(tokens, length, tokens != 9, reads, decode)
+        return verified_texts(tokens, length, tokens != 9, reads, decode)
 
     assert read("own") == ["12\n3", "4\n56", "78", ""]
     assert read("last") == ["3", "56", "78", ""]

@@ -1,4 +1,4 @@
-"""Sums with a calculator as the policy's tool: each turn of the policy is a question to the calculator, or the answer.
+"""Task of sums with a calculator as the policy's tool: each turn is a question to the calculator, or the answer.
 
     prompt      12+34+56=
     policy      12+34<eos>      a turn that holds an operation is a question
@@ -27,11 +27,11 @@ from vantage.tasks.language.task import LanguageTask
 
 
 class CalculatorTask(LanguageTask):
-    """Sums with a calculator; the policy's last turn is scored, unless the option `reads` says otherwise.
+    """Task of sums with a calculator; the policy's last turn is scored, unless the option `reads` says otherwise.
 
     Args:
         problems: `Sums`, or several of them mixed.
-        turns: turns of the policy at most; None is one for each number to add, and one more.
+        turns: largest number of the policy's turns; None for one more than there are numbers to add.
         **options: of `LanguageTask`; `max_new_tokens` bounds a turn.
     """
 
@@ -39,14 +39,14 @@ class CalculatorTask(LanguageTask):
         parts: Sequence[Any] = problems.parts if isinstance(problems, Mixed) else (problems,)
         self.turns = max(part.terms for part in parts) + 1 if turns is None else turns
         check_value("calculator: turns", self.turns, Annotated[int, between(1, 32)])
-        # At a token a character an answer is no longer than a turn, or `=?;`.
+        # With one token per character an answer is no longer than a turn, or `=?;`.
         longest = max(int(options.get("max_new_tokens", Sampling.max_new_tokens)), len("=?;"))
         bounds = {"max_answer_tokens": longest, **options, "turns": self.turns}
         super().__init__(problems, None, tool=calculate, **bounds)
 
 
 def task_from_spec(spec: str, verifier: str = "", options: Mapping[str, Any] | None = None) -> CalculatorTask:
-    """Return the task of `calculator:terms=3,digits=1..2`; a range mixes its sets in equal parts.
+    """Make the task of `calculator:terms=3,digits=1..2`; a range mixes its sets in equal parts.
 
     Raises:
         UserError: a setting or option is not known or out of range, or a verifier is given: the task has a verifier of its own.

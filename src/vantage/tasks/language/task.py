@@ -1,4 +1,4 @@
-"""A language task: a problem set, what scores its answers, and the policy and engine that go with it."""
+"""Language task: a problem set with a verifier, a policy and an engine."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from vantage.rollouts.tools import Tool, ToolEngine
 from vantage.tasks.language.evaluation import majority, pass_at_k
 from vantage.tasks.language.problem import Problem, ProblemSet
 from vantage.tasks.language.samples import Graded, SampleWriter
-from vantage.tasks.language.turns import READS, judged_texts, marked_texts, read
+from vantage.tasks.language.turns import READS, marked_texts, read, verified_texts
 from vantage.tasks.offers import CONVERSATIONS
 
 SAMPLING_OPTIONS = ("max_new_tokens", "top_p", "top_k", "min_p", "stop_strings")
@@ -57,24 +57,24 @@ TOOL_OPTIONS = ("turns", "max_answer_tokens")
 
 
 class LanguageTask:
-    """Problems with verifiable answers.
+    """Task of problems with verifiable answers.
 
     Args:
         problems: the problem set; its split "train" is trained on, "test" is held out.
-        verifier: what scores the answers instead of the problem set: a verifier, several as `Rewards` (each is then recorded
+        verifier: scores the answers instead of the problem set: a verifier, several as `Rewards` (each is then recorded
             times its weight), or their text (`numeric:after=####`, `correct=math format*0.2=regex:...` apart by ` && `).
         tool: a function that answers the policy's turns, in training and evaluation: from the text of a turn to the text that is
             inserted after it, or None where the turn calls no tool (`vantage.rollouts.tools.ToolEngine`).
-        **options: `training` (problems that are trained on at most, the first ones in the set's own order; all), `evaluated`
-            (problems of an evaluation at most, 200), `preset` and `architecture` (of the model that is made
+        **options: `training` (largest number of training problems, the first ones in the set's own order; all), `evaluated`
+            (largest number of problems of an evaluation, 200), `preset` and `architecture` (of the model that is made
             when none is given), `micro_batch` (rows of a backward pass), `workers` (processes for verifiers), `failing` (largest
             share of rows on which a verifier may fail before the run ends, 0.5), `stored`
-            (completions stored a step, 16), `reads` (what of a conversation is scored: "own", the policy's turns, a line each;
-            "last", its last turn, the default with a tool; "all", what the environment inserted too); of sampling:
+            (completions stored per step, 16), `reads` (text of a conversation that is scored: "own", the policy's turns, one per
+            line; "last", its last turn, the default with a tool; "all", the environment's text too); of sampling:
             `max_new_tokens` (with a tool: of a turn), `top_p`, `top_k`, `min_p`, `stop_strings`; of the policy: `dtype`,
             `autocast`, `checkpointing`, `fused`, `prefix_sharing`, `lora_rank`, `lora_alpha`, `lora_targets`; of the engine:
-            `max_batch_tokens`, `backend`; with a tool: `turns` (of the policy at most, 4), `max_answer_tokens` (of an answer that
-            are inserted at most, 256).
+            `max_batch_tokens`, `backend`; with a tool: `turns` (largest number of the policy's turns, 4), `max_answer_tokens`
+            (largest number of inserted tokens of an answer, 256).
 
     Raises:
         UserError: an option is not known (the nearest are named) or out of range, or there is no training problem.
@@ -118,7 +118,7 @@ class LanguageTask:
 
     @property
     def offers(self) -> frozenset[str] | None:
-        """What a task with a tool offers to methods, in the words of `vantage.tasks.offers`; None where its name says it."""
+        """Offers of a task with a tool to methods, in the words of `vantage.tasks.offers`; None where the registry has them."""
         return CONVERSATIONS if self.tool is not None else None
 
     # training ------------------------------------------------------------------------------------------------------
@@ -128,20 +128,20 @@ class LanguageTask:
         return Prompts(ids, [self.problems.problem("train", index).prompt for index in ids.tolist()])
 
     def fields(self, ids: Tensor) -> list[Mapping[str, Any]]:
-        """Return what the data says of these training problems besides prompt and answer."""
+        """Return the further fields of these training problems."""
         return [self.problems.problem("train", index).fields for index in ids.tolist()]
 
     def score(self, batch: Trajectories, context: Context) -> dict[str, Tensor]:
         """Return the named rewards [N] of completions, NaN where a verifier has none; special tokens are left out.
 
         Of a conversation the policy's own tokens are scored, as the option `reads` says.
-        A verifier that crashes or hangs costs its own row; the share of such rows is recorded as `verifier/errors`, and
-        above the option `failing` it ends the run.
+        A row on which a verifier crashes or hangs scores 0; the share of such rows is recorded as `verifier/errors`, and the
+        run ends where it exceeds the option `failing`.
         """
         numbers = batch.prompt.tolist()
         found = {number: self.problems.problem("train", number) for number in set(numbers)}
-        texts = judged_texts(batch.action, batch.length, own(batch), self.reads, _decoder(context.policy))
-        named, notes = self._judge([found[number] for number in numbers], texts)
+        texts = verified_texts(batch.action, batch.length, own(batch), self.reads, _decoder(context.policy))
+        named, notes = self._score([found[number] for number in numbers], texts)
         for name, values in notes.items():
             context.record(f"verifier/{name}", sum(values) / max(len(values), 1))
         return {name: torch.tensor(values, dtype=torch.float32, device=batch.device) for name, values in named.items()}
@@ -155,10 +155,10 @@ class LanguageTask:
         if self.tool is not None and "turn" in batch:
             context.record("rollout/calls", last_turn(batch).float().mean())
 
-    def _judge(
+    def _score(
         self, problems: Sequence[Problem], texts: Sequence[str]
     ) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
-        """Return the named scores of completions, and what is recorded beside them: `errors`, and what verifiers noted."""
+        """Return the named scores of completions, and the columns to record: `errors`, and the verifiers' notes."""
         if self.verifier is None:
             each = [self.problems.score(problem, text) for problem, text in zip(problems, texts, strict=True)]
             names = dict.fromkeys(name for scores in each for name in scores)
@@ -179,19 +179,19 @@ class LanguageTask:
         Returns:
             `pass@1`, and with several samples `pass@n` (unbiased: arXiv 2107.03374) and `maj@n`, of the reward `correct`, or
             the first one where none is called so, right above 0.5; the mean of every further reward; the mean `length`
-            in tokens; `truncated`, the share of completions that the limit cut; with a tool `calls`, the mean number of its
+            in tokens; `truncated`, the share of truncated completions; with a tool `calls`, the mean number of its
             answers. With the option `training` also `training`, pass@1 of these problems (the first `evaluated` at most).
         """
         if not self.evaluated:
             return {}
-        judged = self._judged("test", self.evaluated, policy, samples, seed)
+        metrics = self._metrics("test", self.evaluated, policy, samples, seed)
         if "training" in self.options:
-            few = self._judged("train", min(self.size, self.evaluated), policy, samples, seed)
-            judged["training"] = few["pass@1"]
-        return judged
+            few = self._metrics("train", min(self.size, self.evaluated), policy, samples, seed)
+            metrics["training"] = few["pass@1"]
+        return metrics
 
-    def _judged(self, split: str, count: int, policy: Any, samples: int, seed: int) -> dict[str, float]:
-        """Return the figures of the first `count` problems of a split."""
+    def _metrics(self, split: str, count: int, policy: Any, samples: int, seed: int) -> dict[str, float]:
+        """Return the metrics of the first `count` problems of a split."""
         problems = [self.problems.problem(split, index) for index in range(count)]
         engine = self._engine_of(policy)
         found = engine.complete([problem.prompt for problem in problems], samples, seed=seed)
@@ -199,35 +199,35 @@ class LanguageTask:
         return self._figures(problems, found, texts, samples)
 
     def _figures(self, problems: Sequence[Problem], found: Any, texts: Sequence[str], samples: int) -> dict[str, float]:
-        """Return the figures of `samples` completions of each problem."""
-        named, _ = self._judge([problem for problem in problems for _ in range(samples)], texts)
+        """Return the metrics of `samples` completions of each problem."""
+        named, _ = self._score([problem for problem in problems for _ in range(samples)], texts)
         main = "correct" if "correct" in named else next(iter(named))
         right = (torch.tensor(named[main]) > 0.5).view(-1, samples)
-        judged = {"pass@1": float(right.double().mean())}
+        metrics = {"pass@1": float(right.double().mean())}
         if samples > 1:
-            judged[f"pass@{samples}"] = float(pass_at_k(right.sum(-1), samples, samples).mean())
+            metrics[f"pass@{samples}"] = float(pass_at_k(right.sum(-1), samples, samples).mean())
             shares = [
                 majority(texts[i * samples : (i + 1) * samples], right[i].float().tolist())
                 for i in range(len(problems))
             ]
-            judged[f"maj@{samples}"] = sum(shares) / len(shares)
+            metrics[f"maj@{samples}"] = sum(shares) / len(shares)
         for name, values in named.items():
             if name != main:
-                judged[f"reward/{name}"] = float(torch.tensor(values).nanmean())
-        judged["length"] = float(found.length.double().mean())
-        judged["truncated"] = float((~found.finished).double().mean())
+                metrics[f"reward/{name}"] = float(torch.tensor(values).nanmean())
+        metrics["length"] = float(found.length.double().mean())
+        metrics["truncated"] = float((~found.finished).double().mean())
         if self.tool is not None:
-            judged["calls"] = (
+            metrics["calls"] = (
                 float((turn_numbers(found.forced).amax(-1)).double().mean()) if found.forced.numel() else 0.0
             )
-        return judged
+        return metrics
 
     def _engine_of(self, policy: Any) -> LanguageEngine:
         if self._engine is None or self._engine.policy is not policy:
             return self.make_engine(policy)
         return self._engine
 
-    # what goes with it ---------------------------------------------------------------------------------------------
+    # policy and engine ---------------------------------------------------------------------------------------------
 
     def make_policy(self, model: str | Path = "", seed: int = 0) -> LanguagePolicy:
         """Load the model in a folder, or make a small one with random weights.
@@ -251,8 +251,8 @@ class LanguageTask:
         Training and evaluation both use it; a task with an engine of its own overrides it.
 
         Args:
-            policy: the policy that acts.
-            **settings: of `LanguageEngine`, as the task's options have them: `sampling`, `max_batch_tokens`, `backend`.
+            policy: policy to sample from.
+            **settings: arguments of `LanguageEngine` from the task's options: `sampling`, `max_batch_tokens`, `backend`.
         """
         if self.tool is None:
             return LanguageEngine(policy, **settings)
@@ -277,7 +277,7 @@ class LanguageTask:
         return SampleWriter(folder, self._graded)
 
     def _graded(self, report: Any) -> Graded | None:
-        """Some of the rows that the step learnt from, evenly spread."""
+        """Return some of the step's rows, evenly spaced."""
         batch: Trajectories | None = report.batch
         if batch is None or not len(batch) or not self.stored or self._engine is None:
             return None
@@ -305,7 +305,7 @@ def _decoder(policy: Any) -> Callable[[list[list[int]]], Sequence[str]]:
 
 
 def _advantages(batch: Trajectories) -> list[float | None]:
-    """Mean advantage of each row's decisions; None where there is none."""
+    """Return the mean advantage of each row's decisions; None where there is none."""
     if "advantage" not in batch:
         return [None] * len(batch)
     total = torch.where(batch.mask, batch.advantage, 0.0).sum(-1)
@@ -320,7 +320,7 @@ def _text(prompt: str | list[dict[str, str]]) -> str:
 
 
 def _names(given: Any) -> tuple[str, ...]:
-    """Read names given as a sequence or as text apart by commas."""
+    """Return names given as a sequence or as text separated by commas."""
     if isinstance(given, str):
         return tuple(part.strip() for part in given.split(",") if part.strip())
     return tuple(given)

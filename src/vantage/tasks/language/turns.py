@@ -1,4 +1,4 @@
-"""Texts of completions and conversations: what a verifier reads of them, and how people are shown them."""
+"""Texts of completions and conversations: for verifiers, and as displayed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ READS = ("own", "last", "all")
 """own: the policy's turns, one per line; last: its last turn; all: the environment's text included, unchanged."""
 
 
-def judged_texts(
+def verified_texts(
     tokens: Tensor, length: Tensor, own: Tensor | None, reads: str, decode: Callable[[list[list[int]]], Sequence[str]]
 ) -> list[str]:
     """Return the text of each row that a verifier reads.
@@ -39,9 +39,9 @@ def judged_texts(
 def marked_texts(
     tokens: Tensor, length: Tensor, own: Tensor | None, decode: Callable[[list[list[int]]], Sequence[str]]
 ) -> list[str]:
-    """Return each row's text for people: of a conversation a line a turn, `[policy] ...` or `[inserted] ...`.
+    """Return each row's text for display: of a conversation one line per turn, `[policy] ...` or `[inserted] ...`.
 
-    Arguments as of `judged_texts`. A row without inserted tokens is its text alone.
+    Arguments as of `verified_texts`. A row without inserted tokens is its text alone.
     """
     inside = torch.arange(tokens.shape[1], device=tokens.device) < length.unsqueeze(-1)
     own = inside if own is None else own & inside
@@ -70,12 +70,12 @@ def _pieces(
 
 
 def read(found: Any, reads: str, decode: Callable[[list[list[int]]], Sequence[str]]) -> list[str]:
-    """Return what a verifier reads of the completions that an engine's `complete` returned; see `judged_texts`."""
-    return judged_texts(found.tokens, found.length, _own(found), reads, decode)
+    """Return the verifier's texts of completions of an engine's `complete`; see `verified_texts`."""
+    return verified_texts(found.tokens, found.length, _own(found), reads, decode)
 
 
 def marked(found: Any, decode: Callable[[list[list[int]]], Sequence[str]]) -> list[str]:
-    """Return completions of an engine's `complete` for people; see `marked_texts`."""
+    """Return the texts for display of completions of an engine's `complete`; see `marked_texts`."""
     return marked_texts(found.tokens, found.length, _own(found), decode)
 
 
