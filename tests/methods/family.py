@@ -83,3 +83,24 @@ def check_loss(case: Case, method: vantage.Method) -> None:
 def check_advantage(case: Case, method: vantage.Method) -> None:
     """The advantages [N, T] of a case are theirs."""
     case.check("advantage", credited(method, batch_of(case)).advantage)
+
+
+def of_episodes(case: Case) -> Trajectories:
+    """Whole answers of a case with values; what a tool inserted is outside of the mask."""
+    mask, value = case.tensor("mask"), case.tensor("value")
+    length = torch.tensor(case.inputs["length"])
+    place = torch.arange(mask.shape[1])
+    following = torch.where((place > place.unsqueeze(1)) & mask.unsqueeze(1), place, mask.shape[1]).amin(-1)
+    zero = torch.zeros(len(mask), 1, dtype=value.dtype)
+    over = place == length.unsqueeze(1) - 1
+    return Trajectories(
+        {
+            "mask": mask,
+            "length": length,
+            "value": value,
+            "next_value": torch.cat([value, zero], 1).gather(1, following),
+            "reward": case.tensor("reward"),
+            "terminated": over,
+            "truncated": torch.zeros_like(over),
+        }
+    )

@@ -13,8 +13,10 @@ import vantage
 from tests.core.toy import ToyTask
 from tests.harness import context, random_batch
 from tests.methods.toys import assert_resumes, gain, trainer
+from tests.reference import Case, cases
 from vantage.core import Prompts, Trajectories, UserError
 from vantage.core.checkpoint import load_tensors
+from vantage.methods import registry
 from vantage.methods.credit.igrpo import BestDraft
 
 
@@ -151,3 +153,11 @@ def test_what_cannot_be_done_is_refused() -> None:
 def test_it_learns_and_resumes(tmp_path) -> None:
     assert gain(method(drafts=4, group_size=8, lr=3e-2), 60) > 0.2
     assert_resumes(tmp_path, method(drafts=2, lr=3e-2))
+
+
+@cases("igrpo", "advantage")
+def test_advantage_is_verls_without_its_epsilon(case: Case) -> None:
+    mask = case.tensor("mask")
+    columns = {"mask": mask, "score": case.tensor("scores"), "group": torch.tensor(case.inputs["group"])}
+    found = registry.page("igrpo").make().advantage(Trajectories(columns), context())
+    case.check("advantages", found)

@@ -12,6 +12,7 @@ import vantage
 from tests.core.toy import STEPS
 from tests.harness import context, random_batch
 from tests.methods.toys import assert_resumes, gain, trainer
+from tests.reference import Case, cases
 from vantage.advantages.groups import LeaveOneOut, ScoreLessBaseline
 from vantage.core import Schedule, Trainer, Trajectories, UserError
 from vantage.methods.credit.poise import CHUNK, HiddenProbe, Ridge
@@ -238,3 +239,9 @@ def test_a_constant_feature_weighs_nothing_and_predicts_nothing(value: float) ->
     assert made.std[1:].tolist() == [1.0, 1.0]
     assert made.weight[1:].abs().max() < 1e-4
     torch.testing.assert_close(made(features).float(), 2 * told[:, 0] + 1, rtol=1e-4, atol=1e-4)
+
+
+@cases("poise", "ridge")
+def test_the_probe_is_scikit_learns(case: Case) -> None:
+    fitted = Ridge.fit(case.tensor("features"), case.tensor("targets"), case.settings["alpha"])
+    case.check("predictions", fitted(case.tensor("new")))

@@ -12,10 +12,13 @@ import vantage
 from tests.core.toy import ToyPolicy, toy_batch
 from tests.harness import context
 from tests.methods.conversations import talk
+from tests.methods.family import of_episodes
 from tests.methods.rewards.test_otc import in_turns
 from tests.methods.toys import assert_resumes, gain
+from tests.reference import Case, cases
 from vantage.core import Evaluation, Schedule, Trainer, Trajectories, UserError
 from vantage.core.loss import backward
+from vantage.methods import registry
 from vantage.methods.credit.st_ppo import ClippingCorrected, TurnClip
 from vantage.objectives.surrogates import Clip, Surrogate
 from vantage.tasks.registry import make_task
@@ -280,3 +283,10 @@ def test_the_defaults_compose_what_the_page_states() -> None:
     assert (update.floor, update.minibatches, update.max_grad_norm) == (1.0, 4, None)
     assert (method.rollout.prompts, method.rollout.size, method.averaging) == (128, 1, "seq-mean-token-mean")
     assert not hasattr(vantage.method("st-ppo", floor=None).update, "floor")
+
+
+@cases("st-ppo")
+def test_advantage_is_verls_over_a_tools_tokens_too(case: Case) -> None:
+    made = registry.page("st-ppo").make({"lam": case.settings["lam"]})
+    found = made.advantage(of_episodes(case), context())
+    case.check("advantages", found.advantage)

@@ -11,9 +11,12 @@ import torch
 import vantage
 from tests.core.toy import STEPS, ToyPolicy
 from tests.harness import context
+from tests.methods.family import of_episodes
 from tests.methods.toys import assert_resumes, gain, trainer
+from tests.reference import Case, cases
 from vantage.advantages.estimators import GAE
 from vantage.core import Trajectories, UserError
+from vantage.methods import registry
 from vantage.methods.credit.t_ppo import OutcomeCritic
 
 
@@ -164,3 +167,10 @@ def test_settings_out_of_range_are_refused() -> None:
 def test_it_learns_and_resumes_with_its_unfinished_answers(tmp_path) -> None:
     assert gain(vantage.method("t-ppo", **{**SETTINGS, "rows": 48, "epochs": 2}), 60) > 0.2
     assert_resumes(tmp_path, vantage.method("t-ppo", **SETTINGS))
+
+
+@cases("t-ppo")
+def test_advantage_is_verls_over_a_tools_tokens_too(case: Case) -> None:
+    made = registry.page("t-ppo").make({"lam": case.settings["lam"]})
+    found = made.advantage(of_episodes(case), context())
+    case.check("advantages", found.advantage)

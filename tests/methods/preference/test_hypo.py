@@ -9,10 +9,12 @@ import torch
 
 import vantage
 from tests.core.toy import ToyPolicy, toy_batch
-from tests.harness import context
+from tests.harness import context, loss_of
+from tests.reference import Case, cases
 from vantage.core import Evaluation, Trajectories, UserError
 from vantage.core.loss import backward
 from vantage.core.trajectories import FRESH, STORED
+from vantage.methods import registry
 from vantage.regularizers.penalties import OnlineKL
 from vantage.rollouts.pairs import PairsAndFresh, StoredPairs
 
@@ -144,3 +146,25 @@ def test_it_keeps_an_unseen_arm_near_the_reference() -> None:
     hypo = vantage.train("hypo", spec, steps=200, settings={**settings, "lam": 0.1}).outcome.history[-1]
     assert hypo["eval/kl"] < 0.5 * dpo["eval/kl"]
     assert hypo["eval/reward"] > dpo["eval/reward"]
+
+
+def rows_of(case: Case, source: int) -> Trajectories:
+    mask = case.tensor("mask")
+    columns = {"mask": mask, "length": mask.sum(1), "logp_ref": case.tensor("logp_ref")}
+    return Trajectories({**columns, "group": torch.arange(4) // 2, "source": torch.full((4,), source)})
+
+
+@cases("hypo", "pairs")
+def test_loss_of_the_pairs_is_that_of_dpos_authors(case: Case) -> None:
+    logp = case.tensor("logp").requires_grad_()
+    loss = loss_of(registry.page("hypo").make(case.settings), rows_of(case, STORED), logp=logp)
+    case.check("loss", loss)
+    case.check("gradient", torch.autograd.grad(loss, logp)[0])
+
+
+@cases("hypo", "fresh")
+def test_weights_of_fresh_answers_are_verls_leave_one_out(case: Case) -> None:
+    logp = case.tensor("logp").requires_grad_()
+    lam = registry.page("hypo").make().regularizers[0].coefficient
+    loss = loss_of(registry.page("hypo").make(), rows_of(case, FRESH), logp=logp)
+    case.check("weights", torch.autograd.grad(loss, logp)[0] * 4 / lam)

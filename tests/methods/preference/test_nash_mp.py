@@ -9,9 +9,11 @@ import pytest
 import torch
 
 import vantage
-from tests.harness import context
+from tests.harness import context, loss_of
 from tests.methods.toys import assert_resumes, gain, trainer
+from tests.reference import Case, cases
 from vantage.core import Evaluation, Trajectories, UserError
+from vantage.methods import registry
 from vantage.methods.preference.nash_mp import ProximalDuel
 from vantage.tasks.preference import game
 from vantage.tasks.preference.bandit import ArmTask
@@ -154,3 +156,22 @@ def test_settings_out_of_range_are_refused() -> None:
     for settings in ({"beta": -1.0}, {"c": -1.0}, {"kappa": 0.0}, {"prompts": 0}, {"temperature": 0.0}):
         with pytest.raises(UserError, match=str(next(iter(settings.values())))):
             vantage.method("nash-mp", **settings)
+
+
+@cases("nash-mp", "loss")
+def test_without_the_slow_copys_weight_it_is_trls_nash_md_on_answers_of_one_token(case: Case) -> None:
+    """The weight carries no gradient in either; theirs has no mean of a prompt's other answers, so each is alone here."""
+    logp = case.tensor("logp").requires_grad_()
+    columns = {"mask": torch.ones(4, 1, dtype=torch.bool), "length": torch.ones(4, dtype=torch.int64)}
+    batch = Trajectories(
+        {
+            **columns,
+            "logp_ref": case.tensor("logp_ref"),
+            "logp_under_target": torch.zeros(4, 1, dtype=torch.float64),
+            "win": case.tensor("win"),
+            "group": torch.arange(4),
+        }
+    )
+    loss = loss_of(registry.page("nash-mp").make({"beta": case.settings["beta"], "c": 0.0}), batch, logp=logp)
+    case.check("loss", loss)
+    case.check("gradient", torch.autograd.grad(loss, logp)[0])

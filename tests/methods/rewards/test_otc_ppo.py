@@ -10,9 +10,12 @@ import torch
 import vantage
 from tests.harness import context
 from tests.methods.conversations import talk
+from tests.methods.family import of_episodes
+from tests.reference import Case, cases
 from vantage.advantages.critic import Critic
 from vantage.advantages.estimators import GAE
 from vantage.core import Trajectories, UserError
+from vantage.methods import registry
 from vantage.rewards.economy import CallEconomy
 
 
@@ -63,3 +66,10 @@ def test_what_the_recipe_composes() -> None:
 def test_settings_out_of_range_are_refused(settings: dict[str, float], message: str) -> None:
     with pytest.raises(UserError, match=message):
         vantage.method("otc-ppo", **settings)
+
+
+@cases("otc-ppo")
+def test_advantage_is_verls_over_a_tools_tokens_too(case: Case) -> None:
+    made = registry.page("otc-ppo").make({"lam": case.settings["lam"]})
+    found = made.advantage(of_episodes(case), context())
+    case.check("advantages", found.advantage)

@@ -81,7 +81,7 @@ class BestDraft(Groups):
 
 @method(
     id="S242", papers=PAPER, needs="text", base=grpo, group_size=4, beta=0.0,
-    source="none: equations 2 to 6 of the paper, whose code is not public",
+    source="none: equations 2 to 6 of the paper, whose code is not public; volcengine/verl@b178a3c verl/trainer/ppo/core_algos.py",
 )  # fmt: skip
 def igrpo(base: Method, drafts: int = 4, template: str = TEMPLATE) -> Method:
     """drafts: N, first answers to a prompt, of which the best is shown; 0 is GRPO; template: text of the second

@@ -191,7 +191,7 @@ class HiddenProbe:
     beta=0.0,
     prompts=1024,
     minibatches=64,
-    source="none: the paper's text and tables; its code is not public",
+    source="none: the paper's text and tables; scikit-learn/scikit-learn@1.9.1 sklearn/linear_model/_ridge.py",
 )
 def poise(
     base: Method,

@@ -156,6 +156,7 @@ def _with(context: Context, method: Method) -> Any:
 @method(
     id="S189", papers=PAPER, needs=("episodes", "turns", "critic"), base=grpo, without=("dual",), prompts=128, group_size=1,
     beta=0.0, minibatches=4,
+    source="none: reviews of the paper and a note; no public code; volcengine/verl@b178a3c verl/trainer/ppo/core_algos.py",
 )  # fmt: skip
 def st_ppo(
     base: Method,

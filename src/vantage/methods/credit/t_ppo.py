@@ -163,6 +163,7 @@ class OutcomeCritic(FittedCritic):
     base=grpo,
     without=("prompts", "group_size", "beta"),
     beta=0.0,
+    source="none: reviews of the paper, whose code is not public; volcengine/verl@b178a3c verl/trainer/ppo/core_algos.py",
 )
 def t_ppo(
     base: Method,

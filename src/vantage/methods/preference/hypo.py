@@ -34,7 +34,8 @@ PAPER = Paper(
     papers=PAPER,
     base=dpo,
     without=("prompts",),
-    source="none: the paper's equations; its code is not public here",
+    source="none: the paper's equations; no public code; eric-mitchell/direct-preference-optimization@f8b8c0f README.md;"
+    " volcengine/verl@b178a3c verl/trainer/ppo/core_algos.py",
 )
 def hypo(
     base: Method,

@@ -13,7 +13,8 @@ step. For networks a slow copy of the policy is opponent and anchor pi_k, the po
     loss = mean stop-gradient( -(P(y > y') - 1/2) + beta (logp - logp_ref) + c (logp - logp_k) ) * logp(y)      y' ~ pi_k
     pi_k <- (1 - kappa) pi_k + kappa pi   after each update
 
-with row sums, and the mean of a prompt's other answers subtracted from the weight where it has several. c = 0 is Nash-MD's form.
+with row sums, and the mean of a prompt's other answers subtracted from the weight where it has several. c = 0 is Nash-MD's form
+(TRL's trainer of it weighs each token by its own log-ratio to the reference, which is the same for answers of one token).
 P is the task's pair judge or sigmoid of a score difference. arXiv 2505.19731; c = 1/2 is derived from the stated rate; beta,
 kappa and the learning rate for language models are not stated, so their defaults are reconstructions. A later version of the
 paper replaces mirror prox by a proximal-point method, which is not implemented here.
@@ -82,7 +83,10 @@ class ProximalDuel:
         return weight * logp
 
 
-@method(id="S231", papers=PAPER, needs="episodes")
+@method(
+    id="S231", papers=PAPER, needs="episodes",
+    source="none: reviews of the paper; no public code; huggingface/trl@f2cd577 trl/experimental/nash_md/nash_md_trainer.py",
+)  # fmt: skip
 def nash_mp(
     prompts: int = 64,
     group_size: int = 2,

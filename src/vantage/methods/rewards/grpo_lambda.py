@@ -85,7 +85,7 @@ class BestSolvedShorter:
         return chosen[index]
 
 
-@method(id="S123", papers=PAPER, base=grpo)
+@method(id="S123", papers=PAPER, base=grpo, source="none: overviews of the paper, whose code is not public")
 def grpo_lambda(base: Method, share: float = 0.2, alpha: float = 0.2, threshold: float | None = None) -> Method:
     """share: lambda, fraction of the groups that are penalised; alpha: largest share of a score that length can
     remove; threshold: share of right answers from which a group is penalised, in place of the best fraction."""

@@ -69,7 +69,10 @@ class LeastCalls:
         return least[index]
 
 
-@method(id="S041", papers=PAPER, needs=("episodes", "turns"), base=grpo, group_size=8, beta=0.0)
+@method(
+    id="S041", papers=PAPER, needs=("episodes", "turns"), base=grpo, group_size=8, beta=0.0,
+    source="none: a review of the paper, whose code is not public",
+)  # fmt: skip
 def otc(base: Method, alpha: float = 1.0, c: float = 4.0, persist: bool = False) -> Method:
     """alpha: scale of the reward; c: calls that halve a reward where n is 0; persist: n is the least ever seen for the
     prompt, this step included, instead of the group's."""

@@ -21,7 +21,10 @@ from vantage.methods.rewards.otc import PAPER
 from vantage.rewards.economy import CallEconomy
 
 
-@method(id="S041", papers=PAPER, needs=("episodes", "turns", "critic"), base=grpo, group_size=8, beta=0.0)
+@method(
+    id="S041", papers=PAPER, needs=("episodes", "turns", "critic"), base=grpo, group_size=8, beta=0.0,
+    source="none: a review of the paper, whose code is not public; volcengine/verl@b178a3c verl/trainer/ppo/core_algos.py",
+)  # fmt: skip
 def otc_ppo(base: Method, alpha: float = 1.0, c: float = 4.0, lam: float = 1.0) -> Method:
     """alpha: scale of the reward; c: calls that halve a reward; lam: lambda of GAE, 0 to 1."""
     return base.replace(
