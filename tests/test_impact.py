@@ -47,6 +47,35 @@ def test_a_page_that_others_start_from_selects_theirs_too(graph: impact.Graph) -
     assert found >= {"tests/methods/objectives/test_dr_grpo.py", "tests/test_docs.py", "tests/test_readme.py"}
 
 
+def probes(graph: impact.Graph, *paths: str) -> set[str]:
+    """Names of the pages whose probes a change selects."""
+    found = selected(graph, *paths)
+    if impact.PROBES in found:
+        return set(graph.probes)
+    return {test.partition("[")[2].removesuffix("]") for test in found if "::test_probe[" in test}
+
+
+def test_single_probes_are_selected_where_only_they_can_differ(graph: impact.Graph) -> None:
+    stored = {path.name.removesuffix(".probe.json") for path in (ROOT / "claims").glob("*/*.probe.json")}
+    assert set(graph.probes) == stored
+    assert probes(graph, PAGE) == {"pdppo"}
+    assert probes(graph, "claims/control/ppo.probe.json") == {"ppo"}
+    assert probes(graph, "src/vantage/study/runs/search.py") == {"mcts-regularized"}
+    # Of an arena: the claims that name it; of a baseline: those against it too.
+    assert probes(graph, f"{impact.ARENAS}riverswim-tabular.toml") >= {"ucbvi"}
+    assert "ucbvi" in probes(graph, "src/vantage/methods/theory/softmax_pg.py")
+    environments = probes(graph, "src/vantage/rollouts/environments.py")
+    assert environments >= {"ppo", "reinforce", "trpo"}
+    assert not environments & {"dapo", "dpo", "obd", "ucbvi"}
+    assert not probes(graph, "src/vantage/curves.py", "docs/study.md")
+    # The code that measures probes, and what pages share at the bottom, select all.
+    every = set(graph.probes)
+    for path in ("study/probes.py", "study/tiny_runs.py", "study/draws.py", "methods/registry.py", "core/loss.py"):
+        assert probes(graph, f"src/vantage/{path}") == every, path
+    assert impact.PROBES in selected(graph, impact.PROBES)
+    assert probes(graph, impact.PROBES) == every
+
+
 def test_a_reward_selects_its_users(graph: impact.Graph) -> None:
     found = selected(graph, "src/vantage/rewards/choice.py")
     assert found >= {

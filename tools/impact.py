@@ -1,9 +1,10 @@
-"""Test files that a change can affect: `python tools/impact.py BASE` prints them, or `tests` where that is all of them.
+"""Tests that a change can affect: `python tools/impact.py BASE` prints their files, or `tests` where that is all of them.
 
 The change is what differs between the working tree and the merge base of BASE and HEAD, with files that git does not know yet.
 A test file is selected if it changed or if its imports, followed through src/vantage and tests, reach a changed module. Modules
 are also reached by name (`vantage.method("grpo")`, `--task cartpole`), so names of methods, tasks, arenas and modules in the
-strings of a test count as imports. Whatever no rule knows selects every test.
+strings of a test count as imports. Of the file that compares every page's probe, single tests are selected: those of pages that
+reach a changed module, or whose claim's arena or other side does. Whatever no rule knows selects every test.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ REGISTRY = re.compile(
     "|tests/study/test_(claims|probes)"
 )
 """Tests of every page, those of study/ in every arena; others that call `registry.names` or its like are found."""
+PROBES = "tests/study/test_every_probe.py"
+"""Test of every page's probe, `test_probe[NAME]`."""
 ARENAS = "src/vantage/study/arena_files/"
 DATA: tuple[tuple[str, tuple[str, ...]], ...] = (
     (ARENAS, ("tests/study/test_arenas.py",)),
@@ -103,6 +106,14 @@ class Graph:
         # What an arena runs: its task, or its function and the methods that it names.
         self.imports |= {path: self._words((root / path).read_text(encoding="utf-8")) for path in self.arenas}
         self.reached = {test: self._from(test) for test in self.tests}
+        self.probes = self._probes()
+        # What pages reach themselves is theirs: all probes are selected by the code that measures them, and by what only it needs.
+        theirs = set().union(*self.probes.values())
+        self.reached[PROBES] = {
+            path
+            for path in self.reached.get(PROBES, set())
+            if path not in theirs or path.startswith(("src/vantage/study/", "tests/"))
+        }
 
     def _tree(self, path: str) -> ast.Module:
         return ast.parse((self.root / path).read_text(encoding="utf-8"), path)
@@ -151,7 +162,8 @@ class Graph:
         return found
 
     def _imports(self, path: str) -> set[str]:
-        name, test = self.names[path], path.startswith("tests/")
+        # The file of probes lists the pages and names methods in messages; what each probe needs, `_probes` says.
+        name, test = self.names[path], path.startswith("tests/") and path != PROBES
         package = name if path.endswith("__init__.py") else name.rpartition(".")[0]
         found = self._resolve(package)
         wide = test and REGISTRY.match(path) is not None
@@ -191,9 +203,25 @@ class Graph:
             new += more
         return seen
 
+    def _probes(self) -> dict[str, set[str]]:
+        """Return, by the name of a page that makes a claim, what its probe runs, and the files that hold its result and probe."""
+        found = {}
+        for page in self.pages:
+            tree, name = self._tree(page), Path(page).stem.replace("_", "-")
+            targets = {
+                getattr(target, "id", "") for n in tree.body if isinstance(n, ast.Assign) for target in n.targets
+            }
+            if "claim" not in targets:
+                continue
+            said = {str(_value(node)) for node in _counted(tree) if isinstance(node, ast.Constant)}
+            runs = {page}.union(*(self.called.get(word, set()) for word in said))
+            stored = f"claims/{Path(page).parent.name}/{name}"
+            found[name] = {f"{stored}.json", f"{stored}.probe.json"}.union(*(self._from(start) for start in runs))
+        return found
+
 
 def select(graph: Graph, changed: Mapping[str, bool]) -> list[str]:
-    """Return the test files that a change selects.
+    """Return the test files that a change selects, and single probes, as pytest takes them.
 
     Args:
         graph: imports of the working tree.
@@ -211,7 +239,10 @@ def select(graph: Graph, changed: Mapping[str, bool]) -> list[str]:
             return graph.tests
         else:
             sources |= {path, *readers}
-    return [test for test in graph.tests if test in chosen or graph.reached[test] & sources]
+    tests = [test for test in graph.tests if test in chosen or graph.reached[test] & sources]
+    if PROBES in tests:
+        return tests
+    return tests + [f"{PROBES}::test_probe[{name}]" for name, runs in sorted(graph.probes.items()) if runs & sources]
 
 
 def changes(root: Path, base: str) -> dict[str, bool]:
@@ -243,8 +274,12 @@ def main(base: str) -> None:
     """Print the test files that the change since a base selects, and to stderr how many they are."""
     graph = Graph(Path(__file__).resolve().parents[1])
     chosen = select(graph, changes(graph.root, base))
-    print(f"tests by impact since {base}: {len(chosen)} of {len(graph.tests)} test files", file=sys.stderr)
-    print("tests" if len(chosen) == len(graph.tests) else "\n".join(chosen))
+    files = [test for test in chosen if "::" not in test]
+    said = f"{len(files)} of {len(graph.tests)} test files"
+    if len(chosen) > len(files):
+        said += f", {len(chosen) - len(files)} of {len(graph.probes)} probes"
+    print(f"tests by impact since {base}: {said}", file=sys.stderr)
+    print("tests" if len(files) == len(graph.tests) else "\n".join(chosen))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,9 @@
-"""What a page computes is what its probe says; and a probe sees a changed line, and no processor."""
+"""A probe sees a changed line, and no processor. What those of the pages say is compared in `test_every_probe.py`."""
 
 from __future__ import annotations
 
 import copy
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -24,23 +21,10 @@ pytest.importorskip("scipy.stats", reason="the study extra is not installed")
 
 ROOT = Path(__file__).parents[2]
 CLAIMS = ROOT / "claims"
-PROBED = [page.name for page in registry.pages() if sides_of(page)]
-
-
-@pytest.mark.parametrize("name", PROBED)
-def test_probe(name: str) -> None:
-    page = registry.page(name)
-    found = differences(CLAIMS, page)
-    assert not found, (
-        f"{name} no longer computes what {Probe.path(CLAIMS, page).relative_to(ROOT)} says:\n  "
-        + "\n  ".join(found)
-        + f'\nMend the code; or, where the change is meant, run `vantage claims bless {name} --because "what changed"`,'
-        " which stores the new probe and notes in the results that they were measured before it."
-    )
 
 
 def test_every_stored_probe_is_of_a_page_and_small() -> None:
-    expected = {Probe.path(CLAIMS, registry.page(name)) for name in PROBED}
+    expected = {Probe.path(CLAIMS, page) for page in registry.pages() if sides_of(page)}
     assert set(CLAIMS.glob("*/*.probe.json")) == expected
     assert max(path.stat().st_size for path in expected) < 8_000
 
@@ -183,17 +167,3 @@ def side_name(one: Stated, side: probes.Entrant) -> str:
         for name, several in sides_of(one.page).items()
         if any(each.claim == one.claim and each_side == side for each, each_side in several)
     )
-
-
-@pytest.mark.slow
-def test_probes_pass_on_an_older_processor() -> None:
-    """All of them with the instructions of a processor of 2008: other kernels, sums in another order."""
-    older = {
-        "ATEN_CPU_CAPABILITY": "default",
-        "MKL_CBWR": "COMPATIBLE",
-        "ONEDNN_MAX_CPU_ISA": "SSE41",
-        "NPY_DISABLE_CPU_FEATURES": "AVX2 FMA3 AVX512F AVX512CD AVX512_SKX",
-    }
-    command = [sys.executable, "-m", "pytest", "-q", "-n0", f"{__file__}::test_probe"]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | older, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-4000:]
