@@ -6,9 +6,11 @@ import pytest
 import torch
 
 import vantage
-from tests.harness import context, loss_of
+from tests.harness import context, loss_of, step_of
+from tests.reference import Case, cases
 from vantage.core import Trajectories
 from vantage.core.errors import UserError
+from vantage.methods import registry
 
 
 def episodes() -> Trajectories:
@@ -67,3 +69,19 @@ def test_a_constant_baseline_leaves_the_expected_gradient_as_it_is() -> None:
 def test_an_unknown_baseline_is_refused() -> None:
     with pytest.raises(UserError, match="baseline='median' is not known"):
         vantage.method("reinforce", baseline="median")
+
+
+@cases("reinforce")
+def test_an_update_is_that_of_the_example(case: Case) -> None:
+    """One episode, whitened by itself; the mean over its decisions is the sum over their number."""
+    settings = {**case.settings, "episodes": 1}
+    reward = case.tensor("reward").unsqueeze(0)
+    last = torch.zeros_like(reward, dtype=torch.bool)
+    last[0, -1] = True
+    columns = {"reward": reward, "terminated": last, "truncated": torch.zeros_like(last), "mask": torch.ones_like(last)}
+    plain = registry.page("reinforce").build({**settings, "baseline": "none"})
+    case.check("returns", plain.advantage(Trajectories(columns), context()).returns[0])
+    method = registry.page("reinforce").build({**settings, "max_grad_norm": 100.0})
+    batch = method.advantage(Trajectories(columns), context())
+    slopes = step_of(method, batch, logp=case.tensor("logp").unsqueeze(0))
+    case.check("logp_grad", slopes["logp"][0] * reward.shape[1])

@@ -5,6 +5,11 @@
 The baseline b reduces variance and carries no gradient: the mean of the batch's returns to go, which are then scaled to unit
 variance (`baseline="mean"`), a learned value of the state (`"critic"`), or none (`"none"`). Williams gives the
 estimator, and Sutton and Barto (2018, section 13.4) the form with a learned value.
+
+Against PyTorch's example: 16 episodes an update, whitened together, for one; the mean over decisions for their sum, which Adam
+does not see; a rate of 1e-3 for 1e-2; the gradient's norm held to 0.5, as in A2C and PPO here; the task's network (two tanh
+layers of 64) for one of 128 with dropout. An episode that a time limit cuts gets no bootstrap in either, unless
+baseline="critic".
 """
 
 from __future__ import annotations
@@ -31,7 +36,7 @@ PAPER = Paper(
 )
 
 
-@method(papers=PAPER, needs="episodes")
+@method(papers=PAPER, needs="episodes", source="pytorch/examples@77f55b9 reinforcement_learning/reinforce.py")
 def reinforce(
     episodes: int = 16,
     lr: float = 1e-3,
