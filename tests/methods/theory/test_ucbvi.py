@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from tests.fields.tabular.test_mdp import random_policy, some
+from tests.reference import Case, cases
 from vantage.core.errors import UserError
-from vantage.fields.tabular.episodes import Known, Plan, World, play, sample
+from vantage.fields.tabular.episodes import Episodes, Known, Plan, World, play, sample
 from vantage.fields.tabular.mdp import backup
 from vantage.fields.tabular.problems import riverswim
 from vantage.fields.tabular.regret import gap
@@ -88,7 +89,7 @@ def test_the_bounds_are_upper_bounds_that_never_rise() -> None:
     assert float(upper.mean()) < 6.0
 
 
-@pytest.mark.parametrize("bonus", ["hoeffding", "bernstein"])
+@pytest.mark.parametrize("bonus", ["hoeffding", "bernstein", "simple"])
 def test_it_swims_up_the_river(bonus: str) -> None:
     mdp = riverswim(8, 4)
     world = World(mdp, mdp.reward.unsqueeze(0), noisy=False)
@@ -106,3 +107,18 @@ def test_settings_out_of_range_are_refused() -> None:
     ):
         with pytest.raises(UserError, match=words):
             ucbvi(**settings)  # type: ignore[arg-type]
+
+
+@cases("ucbvi")
+def test_the_simple_bonus_is_that_of_rlberry(case: Case) -> None:
+    """Counts and action values after its own episodes, with transitions that differ from step to step."""
+    theirs = case.settings
+    known = Known((theirs["horizon"], theirs["states"], theirs["actions"]), 1, 1)
+    algorithm = registry.page("ucbvi").make(
+        {"bonus": "simple", "scale": theirs["bonus_scale_factor"], "stationary": False}
+    )
+    state, action, last = (case.tensor(name, torch.int64).unsqueeze(0) for name in ("state", "action", "last"))
+    counts = Counts.empty(known, False)
+    counts.add(Episodes(state, action, case.tensor("reward").unsqueeze(0).to(counts.rewards.dtype), last))
+    case.check("N", counts.visits[0])
+    case.check("Q", algorithm.plan(counts, torch.zeros(1, *known.shape, dtype=counts.rewards.dtype), 1.0)[0])

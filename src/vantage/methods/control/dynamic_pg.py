@@ -70,7 +70,7 @@ class DynamicGradient:
                 update += 1
 
 
-@method(id="S096", kind="theory", papers=PAPER)
+@method(id="S096", kind="theory", papers=PAPER, source="none: arXiv 2310.02671, without code")
 def dynamic_pg(episodes: int = 32, scale: float = 1.0, bound: float = 1.0) -> DynamicGradient:
     """episodes: K, of one estimate; scale: of the step 1 / (2 (H - h) R); bound: R, the highest reward of a step."""
     return DynamicGradient(episodes, scale, bound)

@@ -107,7 +107,7 @@ class BestOfBothWorlds:
             policy = leader(cost, inverse, self.regularizer)
 
 
-@method(id="S011", kind="theory", papers=PAPER)
+@method(id="S011", kind="theory", papers=PAPER, source="none: arXiv 2302.09408, without code")
 def bobw_po(
     c0: float = 1.0, c1: float = 0.1, c2: float = 0.5, eta: float | None = None, regularizer: Regularizer = "tsallis"
 ) -> BestOfBothWorlds:

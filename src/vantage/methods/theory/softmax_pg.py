@@ -60,7 +60,7 @@ class SoftmaxGradient:
             policy = logits.softmax(-1)
 
 
-@method(papers=PAPERS)
+@method(papers=PAPERS, source="none: the step of arXiv 2310.02671, the estimate of Williams 1992")
 def softmax_pg(episodes: int = 32, scale: float = 1.0, bound: float = 1.0) -> SoftmaxGradient:
     """episodes: K, of one estimate; scale: of the step 1 / (5 H^2 R); bound: R, the highest reward of a step."""
     return SoftmaxGradient(episodes, scale, bound)

@@ -8,10 +8,15 @@ computed backwards with a bonus that makes them upper bounds with high probabili
     Bernstein   b = sqrt(8 L Var_Phat(V_{h+1}) / n) + 14 H L / (3 n)
                     + sqrt(8 / n  sum_s' Phat(s') min(100^2 H^3 S^2 A L^2 / n'_{h+1}(s'), H^2))
 
+    simple      b = min(scale / sqrt(n) + (H - h) / n, H - h)
+
 arXiv 1703.05449, algorithms 1 to 4, n'_{h+1}(s') being visits of s' at step h + 1. The transition law is the same at every step
 there; `stationary=False` counts each step separately. Rewards, which the paper takes as known, are estimated from the same
-visits. `scale` multiplies b: the constants serve the proof; values of 0.001 to 0.01 learn within 1000 episodes of RiverSwim,
-where at scale 0.1 nothing is learnt.
+visits. `scale` multiplies the first two: the constants serve the proof; values of 0.001 to 0.01 learn within 1000 episodes of
+RiverSwim, where at scale 0.1 nothing is learnt. The authors published no code. `bonus="simple"` is rlberry's, an algorithm without
+a proof: bounds are made anew, without the minimum with those of before; V is cut at H instead of Q; what was never tried leads
+anywhere alike with the bonus H - h. With stationary transitions rlberry refreshes a bonus only at the step of the last
+visit, here at all steps; and what it recommends at the end is planned without a bonus.
 """
 
 from __future__ import annotations
@@ -37,6 +42,8 @@ PAPER = Paper(
     arxiv="1703.05449",
     venue="International Conference on Machine Learning",
 )
+
+Bonus = Literal["hoeffding", "bernstein", "simple"]
 
 
 @dataclass
@@ -87,13 +94,13 @@ class OptimisticIteration:
     """The algorithm.
 
     Attributes:
-        bonus: hoeffding or bernstein.
+        bonus: hoeffding, bernstein or simple.
         scale: of the bonus.
         delta: probability with which an upper bound may fail.
         stationary: whether transitions are the same at every step.
     """
 
-    bonus: Literal["hoeffding", "bernstein"] = "hoeffding"
+    bonus: Bonus = "hoeffding"
     scale: Annotated[float, at_least(0)] = 1.0
     delta: Annotated[float, above(0), below(1)] = 0.05
     stationary: bool = True
@@ -109,13 +116,15 @@ class OptimisticIteration:
             upper = self.plan(counts, upper, log)
 
     def plan(self, counts: Counts, upper: Tensor, log: float) -> Tensor:
-        """Return upper bounds of Q [R, H, S, A], none above those of before.
+        """Return upper bounds of Q [R, H, S, A]; but for the simple bonus none is above those of before.
 
         Args:
             counts: what was seen.
             upper: bounds of before [R, H, S, A].
             log: L.
         """
+        if self.bonus == "simple":
+            return self.simple(counts, upper)
         steps, states, actions = upper.shape[1:]
         n = counts.visits.clamp(min=1.0)
         law = counts.moves / n.unsqueeze(-1)
@@ -142,15 +151,31 @@ class OptimisticIteration:
             value = q.amax(-1)
         return torch.stack(found[::-1], 1)
 
+    def simple(self, counts: Counts, upper: Tensor) -> Tensor:
+        """Return `plan` with the simple bonus, [R, H, S, A]; `upper` gives the shape alone."""
+        steps, states = upper.shape[1:3]
+        n = counts.visits.clamp(min=1.0)
+        unseen = counts.visits == 0
+        law = torch.where(unseen.unsqueeze(-1), 1.0 / states, counts.moves / n.unsqueeze(-1))
+        found: list[Tensor] = []
+        value = torch.zeros_like(upper[:, 0, :, 0])
+        for h in reversed(range(steps)):
+            k, left = (0 if self.stationary else h), float(steps - h)
+            wide = (self.scale / n[:, k].sqrt() + left / n[:, k]).clamp(max=left).masked_fill(unseen[:, k], left)
+            q = counts.rewards[:, k] / n[:, k] + wide + (law[:, k] @ value[:, None, :, None]).squeeze(-1)
+            found.append(q)
+            value = q.amax(-1).clamp(max=float(steps))
+        return torch.stack(found[::-1], 1)
 
-@method(papers=PAPER)
+
+@method(papers=PAPER, source="rlberry-py/rlberry-scool@eae8e75 rlberry_scool/agents/ucbvi/ucbvi.py")
 def ucbvi(
-    bonus: Literal["hoeffding", "bernstein"] = "hoeffding",
+    bonus: Bonus = "hoeffding",
     scale: float = 1.0,
     delta: float = 0.05,
     stationary: bool = True,
 ) -> OptimisticIteration:
-    """bonus: `hoeffding` or `bernstein`; scale: of the bonus, 1 are the constants of the proof; delta: probability
+    """bonus: `hoeffding`, `bernstein` or `simple`; scale: of the bonus, 1 are the constants of the proof; delta: probability
     with which an upper bound may fail; stationary: transitions are the same at every step."""
     return OptimisticIteration(bonus, scale, delta, stationary)
 
