@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from vantage.functions.rows import at_last, per_decision, row_logp, value_at_last
+from vantage.functions.rows import at_last, per_decision, preferred, rounding_of, row_logp, value_at_last
 
 MASK = torch.tensor([[True, True, False], [False, False, False], [True, True, True]])
 
@@ -37,3 +37,12 @@ def test_placing_at_the_last_and_summing_gives_the_rows_back() -> None:
     assert torch.equal(at_last(row, mask).sum(-1), row)
     spread = per_decision(row, mask)
     assert (spread.sum(-1) / length).tolist() == pytest.approx(row.tolist())
+
+
+def test_a_tie_within_rounding_counts_one_half() -> None:
+    rounding = rounding_of(torch.where(MASK, -1.0, math.nan), MASK)
+    ulp = 2.0**-23
+    assert rounding.tolist() == [2 * 32 * 2 * ulp, 0.0, 3 * 32 * 2 * ulp]  # 32 units of 1 + |-1|, a decision
+    assert rounding_of(torch.full((1, 3), -1.0), MASK[:1], average=True).tolist() == [64 * ulp]
+    margin = torch.tensor([1e-5, -1e-5, 0.0, 3e-5, -3e-5])
+    assert preferred(margin, torch.full((5,), 2e-5)).tolist() == [0.5, 0.5, 0.5, 1.0, 0.0]

@@ -76,6 +76,23 @@ def test_gradient_does_not_depend_on_micro_batches(part: PairLogistic) -> None:
         torch.testing.assert_close(gradient(micro), whole)
 
 
+@pytest.mark.parametrize("average", [False, True])
+def test_accuracy_counts_ties_as_one_half_whatever_their_rounding(average: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logp = -5 * torch.rand(8, 40, generator=generator)
+    mask = torch.ones(8, 40, dtype=torch.bool)
+    batch = random_batch(8, size=2).replace(
+        action=None, observation=None, mask=mask, length=torch.full((8,), 40), logp_ref=logp * (1 + 1e-7)
+    )
+    if average:  # without a reference a tie is of two rows
+        logp = logp[torch.arange(8) // 2 * 2][:, torch.randperm(40, generator=generator)]
+    where = context()
+    shift = torch.zeros(8, 1)
+    shift[0], shift[2] = 1e-3, -1e-3  # pair 0 is right, pair 1 wrong; 2 and 3 are ties
+    PairLogistic(0.3, average=average)(Evaluation(logp=logp + shift), batch, where)
+    assert where.metrics.mean("pairs/accuracy") == (1 + 0 + 0.5 + 0.5) / 4
+
+
 def test_settings_out_of_range_are_refused() -> None:
     for settings in ({"beta": 0.0}, {"gamma": -1.0}, {"smoothing": 0.5}):
         with pytest.raises(UserError, match=str(next(iter(settings.values())))):

@@ -1,4 +1,4 @@
-"""Conversions between a value per row [N] and values per decision [N, T]."""
+"""Conversions between a value per row [N] and values per decision [N, T], and comparisons of rows by their likelihood."""
 
 from __future__ import annotations
 
@@ -42,3 +42,22 @@ def at_last(row: Tensor, mask: Tensor) -> Tensor:
     """
     after = mask.flip(1).cumsum(1).flip(1)
     return torch.where(mask & (after == 1) & ~torch.isnan(row).unsqueeze(-1), row.float().unsqueeze(-1), 0.0)
+
+
+@checked(logp="float N T", mask="bool N T")
+def rounding_of(logp: Tensor, mask: Tensor, average: bool = False) -> Tensor:
+    """Return the rounding error [N] to expect of `row_logp(logp, mask, average)`: 32 units in the last place a decision.
+
+    The unit is that of 1 + |logp|, for logits are larger than the log-probability of a likely decision. No gradient.
+    """
+    error = 32 * torch.finfo(logp.dtype).eps * (1 + logp.detach().abs())
+    return row_logp(error, mask, average)
+
+
+@checked(margin="float N", rounding="float N")
+def preferred(margin: Tensor, rounding: Tensor) -> Tensor:
+    """Return 1 where a margin [N] is above 0, 0 where it is below, and 0.5 where it is a tie: at most `rounding` [N] in size.
+
+    Without the tolerance a tie would count as rounding has it, which changes with how many rows are computed at once.
+    """
+    return torch.where(margin.abs() <= rounding, 0.5, (margin > 0).to(margin.dtype))

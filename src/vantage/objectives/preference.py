@@ -18,7 +18,7 @@ from vantage.core.context import Context
 from vantage.core.errors import UserError
 from vantage.core.protocols import Evaluation
 from vantage.core.trajectories import STORED, Trajectories
-from vantage.functions.rows import row_logp
+from vantage.functions.rows import preferred, rounding_of, row_logp
 
 
 def pair_rows(batch: Trajectories) -> tuple[Tensor, Tensor]:
@@ -55,6 +55,9 @@ class PairLogistic:
 
     a is the row's log-ratio to the reference (DPO, arXiv 2305.18290, eq. 7), or with `average` its mean log-probability a
     decision without any reference (SimPO, arXiv 2405.14734, eq. 6).
+
+    Recorded as `pairs/accuracy` is the share of pairs with a margin above 0; a tie within rounding, as at the reference itself,
+    counts one half (in TRL a tie counts 0, and rounding decides).
 
     Attributes:
         beta: scale of the implicit reward, above 0.
@@ -94,7 +97,11 @@ class PairLogistic:
         count = len(first)
         if count:
             with torch.no_grad():
-                context.record("pairs/accuracy", (margin > 0).float().mean(), count)
+                rounding = rounding_of(evaluation.logp, batch.mask, self.average)
+                if not self.average:
+                    rounding = rounding + rounding_of(batch.logp_ref, batch.mask)
+                right = preferred(margin, self.beta * (rounding[first] + rounding[second]))
+                context.record("pairs/accuracy", right.mean(), count)
                 context.record("pairs/margin", margin.mean(), count)
                 context.record("pairs/chosen", self.beta * implicit[first].mean(), count)
                 context.record("pairs/rejected", self.beta * implicit[second].mean(), count)

@@ -76,6 +76,17 @@ def test_rows_of_pairs(model: Path) -> None:
         assert prompt == policy.encode(problem.prompt)
 
 
+def test_at_the_reference_every_pair_is_a_tie_for_any_micro_batch(model: Path) -> None:
+    task = vantage.task("padded-sorting:length=3,filler=4")
+    for size in (None, 1, 2, 5):
+        policy = task.make_policy(model=str(model))
+        method = vantage.method("dpo", prompts=12)
+        engine = task.make_engine(policy)
+        first = Trainer(method, task, policy, engine, Schedule(1), seed=0, micro_batch=size).step()[0]
+        assert first["pairs/accuracy"] == 0.5, size
+        assert abs(first["pairs/margin"]) < 1e-6
+
+
 @pytest.mark.parametrize("chat", [False, True])
 def test_an_empty_answer_is_the_end_token_alone(tmp_path: Path, model: Path, chat: bool) -> None:
     path = tmp_path / "pairs.jsonl"

@@ -19,7 +19,7 @@ from vantage.core import between, component
 from vantage.core.context import Context
 from vantage.core.errors import UserError
 from vantage.core.trajectories import Trajectories
-from vantage.functions.rows import row_logp
+from vantage.functions.rows import preferred, rounding_of, row_logp
 from vantage.rewards.specs import build, parse
 from vantage.rewards.verifiers import verifier as verifier_of
 from vantage.rollouts.continuation import padded
@@ -163,7 +163,8 @@ class PairTask(LanguageTask):
         """Evaluate the policy on held-out pairs and, where answers can be scored, on samples (`LanguageTask.evaluate`).
 
         Returns:
-            `accuracy`, the share of held-out pairs whose chosen answer has the higher log-probability per token; `margin`, the
+            `accuracy`, the share of held-out pairs whose chosen answer has the higher log-probability per token, a tie within
+            rounding counted one half; `margin`, the
             mean difference of these, in nats; and of samples the task's metrics. For padded sorting also
             `length_drift`: the absolute difference between the share of padded answers and one half, the share in the data.
         """
@@ -173,18 +174,21 @@ class PairTask(LanguageTask):
         count = min(self.evaluated, self.problems.size("test"))
         if count:
             pairs = [self.problems.problem("test", index) for index in range(count)]
-            margin = torch.cat([self._margins(policy, pairs[at : at + ROWS // 2]) for at in range(0, count, ROWS // 2)])
-            metrics["accuracy"] = float((margin > 0).double().mean())
+            parts = [self._margins(policy, pairs[at : at + ROWS // 2]) for at in range(0, count, ROWS // 2)]
+            margin, right = (torch.cat(part) for part in zip(*parts, strict=True))
+            metrics["accuracy"] = float(right.double().mean())
             metrics["margin"] = float(margin.double().mean())
         return metrics
 
-    def _margins(self, policy: Any, pairs: Sequence[Problem]) -> Tensor:
-        """Return the mean log-probability per token of the chosen answers, less that of the rejected ones [B]."""
+    def _margins(self, policy: Any, pairs: Sequence[Problem]) -> tuple[Tensor, Tensor]:
+        """Return the mean log-probability per token of the chosen answers, less that of the rejected ones [B], and whether the
+        chosen one has the higher [B], 0.5 for a tie."""
         rows = pair_rows(policy, pairs, range(len(pairs))).to(next(policy.parameters()).device)
         with torch.no_grad():
             logp = policy.evaluate(rows, frozenset({"logp"})).logp
-        means = row_logp(logp, rows.mask, average=True)
-        return means[::2] - means[1::2]
+        means, rounding = (each(logp, rows.mask, average=True) for each in (row_logp, rounding_of))
+        margin = means[::2] - means[1::2]
+        return margin, preferred(margin, rounding[::2] + rounding[1::2])
 
 
 def pair_set(name: str, found: Sequence[Pair], share: float = 0.1) -> ProblemTable:
