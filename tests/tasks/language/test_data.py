@@ -275,6 +275,42 @@ def test_pairs(tmp_path: Path) -> None:
         assert load_demonstrations(path) == [Demonstration(shared, "hello")]
         problem = load_problems(path, held_out=0.0).train[0]
         assert (problem.prompt, problem.answer) == (shared, "hello")
+    # What the prompt says beside a conversation is never dropped: it stands in the conversation, or joins it, or is an error.
+    for prompt, before, shared in (
+        ("hi", [system], [system, *ask]),
+        (" hi\n", [system, *early, *ask], [system, *early, *ask]),
+        ("say: hi there", [{"role": "user", "content": "hi there"}], [{"role": "user", "content": "hi there"}]),
+        ("be kind\nuser: hi\nassistant:", [system, *ask], [system, *ask]),
+        (ask, [system, *early, {"role": "user", "content": "go on"}], None),
+    ):
+        sides = {"q": 1, "prompt": prompt, "chosen": [*before, good], "rejected": [*before, bad]}
+        expected_prompt = shared or [system, *early, {"role": "user", "content": "go on"}]
+        assert load_pairs(write(tmp_path / "g.jsonl", [sides])) == [Pair(expected_prompt, "hello", "go away")]
+    told = r"line 2: the prompt in the field 'prompt' \('bye'\) is none of the messages before the answer in {} \('hi'\): correct"
+    for before in (ask, [system, *ask], [*ask, early[1], *ask]):
+        for prompt in ("bye", [{"role": "user", "content": "bye"}]):
+            sides = {"prompt": prompt, "chosen": [*before, good], "rejected": [*before, bad]}
+            fitting = {"prompt": "hi", "chosen": [*ask, good], "rejected": [*ask, bad]}
+            with pytest.raises(UserError, match=told.format("chosen and rejected")):
+                load_pairs(write(tmp_path / "h.jsonl", [fitting, sides]))
+            fitting, texts = (
+                {"prompt": "hi", "completion": [*ask, good]},
+                {"prompt": prompt, "completion": [*before, good]},
+            )
+            for load in (load_demonstrations, load_problems):
+                with pytest.raises(UserError, match=told.format("completion")):
+                    load(write(tmp_path / "h.jsonl", [fitting, texts]))
+            told_of = [{"prompt": "hi", "messages": [*ask, good]}, {"prompt": prompt, "messages": [*before, good]}]
+            with pytest.raises(UserError, match=told.format("'messages'")):
+                load_demonstrations(write(tmp_path / "h.jsonl", told_of))
+    other = [{"role": "system", "content": "be rude"}, {"role": "user", "content": "bye"}]
+    path = write(tmp_path / "h.jsonl", [{"prompt": other, "chosen": [system, good], "rejected": [system, bad]}])
+    with pytest.raises(UserError, match=r"\('bye'\) is none of the messages before the answer in chosen and rejected"):
+        load_pairs(path)
+    # The conversation of an answer counts beside a worked solution in text, too.
+    both = {"prompt": "hi", "answer": [system, *ask, good], "solution": "hello there"}
+    (problem,) = load_problems(write(tmp_path / "i.jsonl", [both]), held_out=0.0).train
+    assert (problem.prompt, problem.answer, problem.solution) == ([system, *ask], "hello", "hello there")
     named = load_pairs(
         write(tmp_path / "c.jsonl", [{"q": "hi", "w": "a", "l": "b"}]), {"prompt": "q", "chosen": "w", "rejected": "l"}
     )

@@ -123,7 +123,9 @@ def _problem(where: str, row: Row, columns: Mapping[str, str], answer_after: str
     answer = answer_of(where, row, columns["answer"])
     worked = columns.get("solution")
     solution = "" if worked is None or row.get(worked) is None else answer_of(where, row, worked)
-    prompt = before_answers(where, row, prompt, columns["answer"] if worked is None or not solution else worked)
+    for name in (columns["answer"], worked if solution else None):
+        if name is not None:
+            prompt = before_answers(where, row, columns["prompt"], prompt, name)
     if answer_after:
         _, marker, answer_only = answer.rpartition(answer_after)
         if not marker:

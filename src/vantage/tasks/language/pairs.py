@@ -13,6 +13,7 @@ from vantage.tasks.language.reading import (
     Row,
     answer_of,
     before_answers,
+    check_prompt,
     choose,
     messages_of,
     prompt_of,
@@ -56,13 +57,17 @@ def load_demonstrations(
             messages = messages_of(where, row.get(columns["messages"]), columns["messages"])
             if messages[-1]["role"] != "assistant" or len(messages) < 2:
                 raise UserError(f"{where}: the messages must end with the assistant's, after at least one other")
+            if row.get(columns.get("prompt", "")) is not None:
+                prompt = prompt_of(where, row, columns["prompt"])
+                check_prompt(where, columns["prompt"], prompt, repr(columns["messages"]), messages[:-1])
             found.append(Demonstration(messages[:-1], messages[-1]["content"]))
             continue
         text = answer_of(where, row, columns["completion"])
         if not text.strip():
             raise UserError(f"{where}: the field {columns['completion']!r} is empty")
         prompt = prompt_of(where, row, columns["prompt"])
-        found.append(Demonstration(before_answers(where, row, prompt, columns["completion"]), text))
+        prompt = before_answers(where, row, columns["prompt"], prompt, columns["completion"])
+        found.append(Demonstration(prompt, text))
     return found
 
 
@@ -103,7 +108,7 @@ def load_pairs(
             raise UserError(f"{where}: chosen and rejected are the same text")
         if "prompt" in columns:
             prompt = prompt_of(where, row, columns["prompt"])
-            prompt = before_answers(where, row, prompt, columns["chosen"], columns["rejected"])
+            prompt = before_answers(where, row, columns["prompt"], prompt, columns["chosen"], columns["rejected"])
         else:
             prompt = _shared(where, row, columns)
         found.append(Pair(prompt, *sides))

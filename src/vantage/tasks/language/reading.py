@@ -12,6 +12,9 @@ from typing import Any, BinaryIO
 from vantage.core.errors import UserError, nearest, require, unknown
 
 Row = Mapping[str, Any]
+Prompt = str | list[dict[str, str]]
+"""A text, or chat messages."""
+_SYSTEM = {"system", "developer"}
 _READERS = {".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet"}
 
 
@@ -309,26 +312,66 @@ def answer_of(where: str, row: Row, name: str) -> str:
     return text_of(where, row, name)
 
 
-def before_answers(where: str, row: Row, prompt: str | list[dict[str, str]], *names: str) -> str | list[dict[str, str]]:
+def before_answers(where: str, row: Row, name: str, prompt: Prompt, *answers: str) -> Prompt:
     """Return the prompt of the answers in these fields, with the messages before the answers where they are conversations.
 
+    Args:
+        where: the row's place, for messages.
+        row: the row.
+        name: the field of the prompt.
+        prompt: the prompt, as `prompt_of` gives it.
+        *answers: fields of the answers.
+
     Raises:
-        UserError: some answers are texts and others messages, or they do not begin with the same messages.
+        UserError: some answers are texts and others messages, they do not begin with the same messages, or the prompt does not
+            agree with these.
     """
-    values = [row.get(name) for name in names]
+    values = [row.get(one) for one in answers]
     messages = [_holds_messages(value) for value in values]
     if not any(messages):
         return prompt
+    both = " and ".join(answers)
     if not all(messages):
-        raise UserError(f"{where}: of {' and '.join(names)} one is a text and the other messages")
-    before, *others = (messages_of(where, value, name)[:-1] for value, name in zip(values, names, strict=True))
+        raise UserError(f"{where}: of {both} one is a text and the other messages")
+    before, *others = (messages_of(where, value, one)[:-1] for value, one in zip(values, answers, strict=True))
     if any(other != before for other in others):
-        raise UserError(f"{where}: {' and '.join(names)} do not begin with the same messages")
+        raise UserError(f"{where}: {both} do not begin with the same messages")
     asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     if not before or asked[-len(before) :] == before:
         return asked
     # Messages that begin with the assistant's continue the prompt; otherwise they are the conversation from its beginning.
-    return asked + before if before[0]["role"] == "assistant" else before
+    if before[0]["role"] == "assistant":
+        return asked + before
+    if {message["role"] for message in before} <= _SYSTEM and asked[0]["role"] not in _SYSTEM:
+        return before + asked
+    check_prompt(where, name, prompt, both, before)
+    return before
+
+
+def check_prompt(where: str, name: str, prompt: Prompt, other: str, before: list[dict[str, str]]) -> None:
+    """Check that a prompt agrees with the messages that another field has before the answer.
+
+    It does where it is a part of them: messages that follow each other, or a text in one of them. A text that holds all of
+    theirs, in their order, does too.
+
+    Raises:
+        UserError: it does not; the message names both fields.
+    """
+    if isinstance(prompt, str):
+        said = [message["content"].strip() for message in before]
+        ends = [0]
+        for text in said:
+            at = prompt.find(text, ends[-1])
+            ends.append(at + len(text) if at >= 0 and ends[-1] >= 0 else -1)
+        agrees = any(prompt.strip() in text for text in said) or ends[-1] >= 0
+    else:
+        agrees = any(before[at : at + len(prompt)] == prompt for at in range(len(before) - len(prompt) + 1))
+    if not agrees:
+        shown = prompt if isinstance(prompt, str) else prompt[-1]["content"]
+        raise UserError(
+            f"{where}: the prompt in the field {name!r} ({shown!r:.60}) is none of the messages before the answer in {other}"
+            f" ({before[-1]['content']!r:.60}): correct one of them, or leave the field {name!r} out"
+        )
 
 
 def _holds_messages(value: Any) -> bool:
