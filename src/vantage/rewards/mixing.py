@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 
@@ -112,9 +112,13 @@ class Overlong:
 
 
 def longest(batch: Trajectories, context: Context) -> int:
-    """Return how many decisions the engine lets a row have."""
-    engine = context.engine
-    return int(getattr(engine, "max_decisions", getattr(engine, "max_length", batch.steps)))
+    """Return how many decisions the engine lets a row have, or where it does not say how many places the batch has."""
+    return row_limit(context.engine) or batch.steps
+
+
+def row_limit(engine: Any) -> int:
+    """Return how many decisions of the policy the engine lets a row have; 0 where it does not say."""
+    return int(getattr(engine, "max_decisions", getattr(engine, "max_length", 0)))
 
 
 @component

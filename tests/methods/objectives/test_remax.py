@@ -1,4 +1,4 @@
-"""ReMax: the identities of its card."""
+"""ReMax: the numbers of the authors' code, and the identities of its card."""
 
 from __future__ import annotations
 
@@ -8,7 +8,24 @@ import torch
 import vantage
 from tests.core.toy import ToyEngine, ToyPolicy, ToyTask
 from tests.harness import context, loss_of, random_batch
+from tests.methods.family import batch_of, check_advantage
+from tests.reference import Case, cases
 from vantage.core import Schedule, Trainer
+
+
+@cases("remax", "advantage")
+def test_returns_with_rewards_beyond_the_bound(case: Case) -> None:
+    check_advantage(case, vantage.method("remax"))
+
+
+@cases("remax", "loss")
+def test_every_row_counts_the_same(case: Case) -> None:
+    logp = case.tensor("logp").requires_grad_()
+    batch = batch_of(case)
+    loss = loss_of(vantage.method("remax"), batch.replace(advantage=batch.credit), logp=logp)
+    loss.backward()
+    case.check("loss", loss)
+    case.check("grad", logp.grad)
 
 
 def test_returns_are_discounted_once_at_the_last_token_and_carry_their_own_divergence() -> None:
@@ -75,7 +92,16 @@ def test_greedy_companions_are_scored_and_not_learnt_from() -> None:
 
 
 def test_it_learns_on_the_toy() -> None:
-    method = vantage.method("remax", prompts=6, group_size=8, lr=3e-2, gamma=1.0, kl_coefficient=0.0, weight_decay=0.0)
+    method = vantage.method(
+        "remax",
+        prompts=6,
+        group_size=8,
+        lr=3e-2,
+        gamma=1.0,
+        kl_coefficient=0.0,
+        weight_decay=0.0,
+        lr_schedule="constant",
+    )
     policy = ToyPolicy()
     history = Trainer(method, ToyTask(), policy, ToyEngine(policy), Schedule(60, evaluate_samples=1)).run().history
     assert history[-1]["eval/right"] > history[0]["eval/right"] + 0.3
@@ -89,6 +115,6 @@ def test_the_defaults_compose_what_the_page_states() -> None:
     assert (method.rollout.prompts, method.rollout.size, method.averaging, method.regularizers) == (
         16,
         1,
-        "token-mean",
+        "seq-mean-token-mean",
         (),
     )

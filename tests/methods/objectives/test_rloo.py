@@ -1,4 +1,4 @@
-"""RLOO: the gradient of TRL's trainer on-policy, and the mean of the others as baseline."""
+"""RLOO: the gradient of TRL's trainer, on-policy and off, verl's advantages, and the mean of the others as baseline."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import pytest
 import torch
 
 import vantage
-from tests.harness import loss_of, random_batch
-from tests.methods.family import check_groups, credited, worked_case
+from tests.harness import context, loss_of, random_batch
+from tests.methods.family import batch_of, check_groups, check_loss, credited, worked_case
 from tests.peers import trl_rloo_loss
+from tests.reference import Case, cases
+from vantage.core import UserError
 
 pytestmark = pytest.mark.peers
 
@@ -39,3 +41,31 @@ def test_the_divergence_is_taken_off_the_score_and_the_defaults_are_as_stated() 
     assert len(vantage.method("rloo", beta=0.0).rewards) == 1
     assert (method.rollout.prompts, method.rollout.size) == (128, 4)
     assert (method.averaging, method.regularizers) == ("seq-mean-token-sum", ())
+
+
+@cases("rloo", "advantage")
+def test_advantages(case: Case) -> None:
+    method = vantage.method("rloo", beta=case.settings.get("kl_coef", 0.0))
+    batch = batch_of(case)
+    for reward in method.rewards[1:]:
+        batch = reward(batch, context())
+    case.check("advantage", credited(method, batch).advantage)
+
+
+@cases("rloo", "loss stale")
+def test_several_steps_a_batch_clip_the_ratio_of_whole_answers(case: Case) -> None:
+    for steps in ({"minibatches": 2}, {"epochs": 3}):
+        check_loss(case, vantage.method("rloo", **steps))
+
+
+@cases("rloo", "loss fresh")
+@pytest.mark.parametrize("minibatches", [1, 4])
+def test_on_policy_both_forms_have_the_same_gradient(case: Case, minibatches: int) -> None:
+    logp = case.tensor("logp").requires_grad_()
+    loss_of(vantage.method("rloo", minibatches=minibatches), batch_of(case), logp=logp).backward()
+    case.check("grad", logp.grad)
+
+
+def test_a_group_of_one_is_refused() -> None:
+    with pytest.raises(UserError, match=r"rloo\.group_size=1"):
+        vantage.method("rloo", group_size=1)

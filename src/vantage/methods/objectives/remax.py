@@ -5,10 +5,13 @@ unnecessary: one extra, greedy answer to the same prompt gives a baseline that d
 
     R    = clip(r(x, y) - r(x, y_greedy), -c, c)
     G_t  = gamma^(n - t) * R - kl_coef * (logp_old_t - logp_ref_t)          t = 0 .. n-1, n the answer's length
-    loss = -mean over tokens of G_t * logp_t
+    loss = -mean over rows of mean over tokens of G_t * logp_t
 
-arXiv 2310.10505. This is the released code's form: the terminal reward is discounted once already at the last token, and
-each token gets only its own divergence, not the sum of later ones. The greedy answer is scored and never trained on.
+arXiv 2310.10505. This is the released code's form, with the settings of its Llama-2-7B script: the terminal reward is discounted
+once already at the last token, and each token gets only its own divergence, not the sum of later ones. The greedy answer is scored
+and never trained on; there is one update a batch. Theirs is one row a device, so that every row counts the same and their number is
+that of the devices; here it is `prompts`. They sample with top-p 0.9, the task's option `top_p`; logp is of the whole
+distribution. In verl gamma is 1, nothing is clipped, and a token's divergence is summed with that of later ones.
 """
 
 from __future__ import annotations
@@ -91,10 +94,13 @@ class GreedyBaseline:
 @method(
     id="S239",
     papers=PAPER,
+    source="liziniu/ReMax@536ba49 step3_rlhf_finetuning/training_scripts/llama2/run_llama2_7b.sh",
     base=grpo,
-    without=("eps", "beta", "dual"),
+    without=("eps", "beta", "dual", "epochs", "minibatches"),
     beta=0.0,
     group_size=1,
+    lr_schedule="cosine",
+    adam_betas=(0.9, 0.95),
     weight_decay=0.1,
 )
 def remax(base: Method, gamma: float = 0.99, limit: float = 5.0, kl_coefficient: float = 0.05) -> Method:
@@ -106,13 +112,14 @@ def remax(base: Method, gamma: float = 0.99, limit: float = 5.0, kl_coefficient:
         rollout=GreedyCompanion(plan.prompts, plan.size, plan.temperature),
         advantage=GreedyBaseline(gamma, limit, kl_coefficient),
         objective=PolicyGradient(),
-        averaging="token-mean",
+        averaging="seq-mean-token-mean",
     )
 
 
 claim = Claim(
     arena="arithmetic",
     against="reinforce",
+    settings={"lr_schedule": "constant", "adam_betas": [0.9, 0.999]},
     against_settings={"baseline": "none"},
-    note="Against REINFORCE without a baseline, as in the paper; the greedy answers count as generated.",
+    note="Against REINFORCE without a baseline, as in the paper, by the same optimiser; the greedy answers count as generated.",
 )

@@ -73,6 +73,7 @@ claim = Claim(
     settings={"prompts": 64, "drop": 1.0},
     against_settings={
         "prompts": 64, "group_size": 19, "gamma": 1.0, "limit": 1e9, "kl_coefficient": 0.0, "weight_decay": 0.0,
+        "lr_schedule": "constant", "adam_betas": [0.9, 0.999],
     },
     note="Against REINFORCE with the greedy tour as baseline (Kool et al. 2019), as in the paper: 19 drawn tours of an instance"
     " and its greedy one, so that a step costs the same 20. Both have the arena's learning rate.",

@@ -70,6 +70,7 @@ claim = (
         settings=_SMALL,
         against_settings={
             "prompts": 64, "group_size": 19, "gamma": 1.0, "limit": 1e9, "kl_coefficient": 0.0, "weight_decay": 0.0,
+            "lr_schedule": "constant", "adam_betas": [0.9, 0.999],
         },
         note="Against REINFORCE with the greedy tour as baseline at equal tours; the margin is one per cent of the tour's length.",
     ),
