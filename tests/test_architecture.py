@@ -12,15 +12,16 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "src" / "vantage"
 
-LOWEST = {"annotations", "metrics", "core", "functions"}
+LOWEST = {"annotations", "metrics", "randomness", "core", "functions"}
 """What everything but core may import: checks of settings, means of a step, the values and protocols, pure functions of tensors."""
 COMPONENTS = {"advantages", "objectives", "regularizers", "rewards", "selection", "updates"}
 BELOW_METHODS = LOWEST | COMPONENTS | {"policies", "rollouts", "fields"}
 BELOW_STUDY = BELOW_METHODS | {"methods", "tasks", "settings", "console", "config", "progress"}
 ARROWS: dict[str, set[str]] = {
     "annotations": set(),
+    "randomness": set(),
     "metrics": set(),
-    "core": {"annotations", "metrics"},
+    "core": {"annotations", "metrics", "randomness"},
     "functions": {"core"},  # of it the errors alone, see below
     **dict.fromkeys(COMPONENTS, LOWEST),
     "policies": LOWEST,

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-_LOWEST = r"src/vantage/((core|functions)/|(annotations|metrics)\.py$)"
+_LOWEST = r"src/vantage/((core|functions)/|(annotations|metrics|randomness)\.py$)"
 EVERYTHING = re.compile(rf"{_LOWEST}|tests/harness|(.*/)?conftest\.py$|pyproject\.toml$|constraints\.txt$")
 """Files whose change selects all tests, unless only words of a module changed."""
 _QUICK = ("test_architecture", "test_docs", "test_cli", "methods/test_index", "methods/test_registry")

@@ -22,6 +22,7 @@ from vantage.core.trainer import Listener, Outcome, Schedule, Trainer
 from vantage.devices import device_of
 from vantage.methods import registry
 from vantage.progress import outlook
+from vantage.randomness import seed_all
 from vantage.settings import parse_settings
 from vantage.tasks.registry import check_needs, make_task
 
@@ -277,7 +278,7 @@ def _run(
         evaluate_samples=config.evaluate_samples,
         unit=getattr(task, "unit", "steps"),
     )
-    torch.manual_seed(config.seed)
+    seed_all(config.seed)
     own = policy is None
     if policy is None:
         policy = built.policy_for(task, model=config.model, seed=config.seed)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -95,6 +96,66 @@ def test_a_checkpoint_that_is_not_whole_is_refused_and_the_one_before_it_used(tm
     assert target.name in said[0] or harm == "manifest"
     with pytest.raises(CheckpointError):
         read_checkpoint(newest)
+
+
+MANIFESTS = {
+    "list": "[]",
+    "null": "null",
+    "text": "{",
+    "bytes": "\udcff",
+    "another step": '"step": 9',
+    "no hashes": '"sha256": {}',
+    "hashes that are a list": '"sha256": ["state.pt"]',
+}
+
+
+@pytest.mark.parametrize("harm", [*MANIFESTS, "a file", "empty"])
+def test_whatever_the_damage_the_checkpoint_before_is_used(tmp_path: Path, harm: str) -> None:
+    trainer(tmp_path).run()
+    newest = checkpoints(tmp_path / "checkpoints")[-1]
+    manifest = newest / "manifest.json"
+    if harm in ("a file", "empty"):
+        shutil.rmtree(newest)
+        newest.write_text("x") if harm == "a file" else newest.mkdir()
+    elif '"' in MANIFESTS[harm]:
+        key = MANIFESTS[harm].partition(":")[0]
+        held = json.loads(manifest.read_text()) | json.loads("{" + MANIFESTS[harm] + "}")
+        assert key.strip('"') in held
+        manifest.write_text(json.dumps(held))
+    else:
+        manifest.write_bytes(MANIFESTS[harm].encode("utf-8", "surrogateescape"))
+    said: list[str] = []
+    assert newest_checkpoint(tmp_path / "checkpoints", said.append)[0] == 9
+    assert len(said) == (harm != "a file")
+
+
+@pytest.mark.parametrize("harm", ["flip", "truncate", "empty", "remove"])
+def test_a_named_policy_is_part_of_the_checkpoint(tmp_path: Path, harm: str) -> None:
+    trainer(tmp_path).run()
+    file = next((tmp_path / "policies").iterdir())
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    if harm == "remove":
+        file.unlink()
+    else:
+        file.write_bytes({"flip": bytes(data), "truncate": bytes(data[:-3]), "empty": b""}[harm])
+    with pytest.raises(CheckpointError, match=f"named policy: {file.name} is (missing|truncated or altered)"):
+        trainer(tmp_path).restore(lambda text: None)
+
+
+def test_what_listeners_hold_is_written_with_the_checkpoint(tmp_path: Path) -> None:
+    """Steps that a checkpoint covers are not run again on resume."""
+    flushed: list[int] = []
+
+    class Kept:
+        def __call__(self, report: Any) -> None:
+            self.step = report.step
+
+        def flush(self) -> None:
+            flushed.append(self.step)
+
+    trainer(tmp_path, listeners=[Kept()]).run()
+    assert flushed == [0, 3, 6, 9, 12]
 
 
 def test_a_run_without_checkpoint_or_of_another_method_says_so(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Small models made on the spot, and what is said of folders that are none."""
 
+import contextlib
 import json
 import shutil
 
@@ -159,3 +160,28 @@ def test_a_tokenizer_without_padding_pads_with_its_end_and_says_so(whole, tmp_pa
 def test_an_unknown_type_is_named(whole):
     with pytest.raises(UserError, match=r"float23.*float32"):
         LanguagePolicy.load(whole, dtype="float23")
+
+
+@pytest.mark.parametrize("key", ["AutoConfig", "AutoModelForCausalLM", "AutoTokenizer"])
+def test_code_in_a_model_folder_is_never_run(key, tmp_path, monkeypatch):
+    new_model(tmp_path / "m")
+    (tmp_path / "m" / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass X: pass\n")
+    for name in ("config.json", "tokenizer_config.json"):
+        path = tmp_path / "m" / name
+        held = json.loads(path.read_text())
+        held["auto_map"] = {key: ["evil.X", "evil.X"] if key == "AutoTokenizer" else "evil.X"}
+        held["model_type"] = "unheard-of" if key == "AutoConfig" and name == "config.json" else held.get("model_type")
+        path.write_text(json.dumps(held))
+    monkeypatch.setattr("builtins.input", lambda *words: pytest.fail("it asks on standard input"))
+    with contextlib.suppress(UserError):
+        read_pretrained(tmp_path / "m")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_force_replaces_models_alone(tmp_path):
+    new_model(tmp_path / "m", seed=1)
+    (tmp_path / "m" / "src").mkdir()
+    (tmp_path / "m" / "src" / "thesis.txt").write_text("years")
+    with pytest.raises(UserError, match=r"holds what is no part of a model .src.*--force replaces models alone"):
+        new_model(tmp_path / "m", seed=2, force=True)
+    assert (tmp_path / "m" / "src" / "thesis.txt").read_text() == "years"

@@ -255,3 +255,16 @@ def test_reading_takes_linear_time() -> None:
     ):
         stated(text * (10_000 // len(text)), 4, CITIES)
     assert time.process_time() - started < 2
+
+
+@pytest.mark.parametrize("unit", ["\n", "\t\n", "-\n", "# \n", "A, ", "answer ", "#", "is not "])
+def test_the_time_grows_with_the_length_and_no_faster(unit: str) -> None:
+    problem = SimpleNamespace(prompt="Which?\nA) x\nB) y", answer="A", fields={})
+
+    def seconds(letters: int) -> float:
+        started = time.process_time()
+        MultipleChoice()(problem, unit * (letters // len(unit)))
+        return time.process_time() - started
+
+    # Quadratic time would be 64 times as long.
+    assert seconds(16_000) < 24 * max(seconds(2_000), 0.005)

@@ -5,14 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import random
 import re
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -34,18 +32,18 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
-    _sync_folder(path.parent)
+    sync(path.parent)
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def sync(path: Path) -> None:
+    """Write what the system still holds of a file or folder to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
 
 
-def _digest(path: Path) -> str:
+def digest(path: Path) -> str:
+    """Return the SHA-256 of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -77,32 +75,6 @@ def load_tensors(path: Path, device: str = "cpu") -> dict[str, Tensor]:
     return state
 
 
-def random_state(generator: torch.Generator) -> dict[str, Any]:
-    """Return the state of every source of randomness of this process, as plain values."""
-    version, words, gauss = random.getstate()
-    kind, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002 - the global state is what is saved
-    return {
-        "generator": generator.get_state(),
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "python": [version, list(words), gauss],
-        "numpy": [str(kind), torch.from_numpy(np.asarray(keys).astype(np.int64)), int(position), int(has_gauss), float(cached)],
-    }  # fmt: skip
-
-
-def set_random_state(state: Mapping[str, Any], generator: torch.Generator) -> None:
-    """Restore what `random_state` returned."""
-    generator.set_state(state["generator"])
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] and torch.cuda.is_available():
-        # The machine that saved may have had more devices.
-        torch.cuda.set_rng_state_all(state["cuda"][: torch.cuda.device_count()])
-    version, words, gauss = state["python"]
-    random.setstate((version, tuple(words), gauss))
-    kind, keys, position, has_gauss, cached = state["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))  # noqa: NPY002
-
-
 def write_checkpoint(
     folder: Path, step: int, weights: Mapping[str, Tensor], state: Mapping[str, Any], keep: int = 2
 ) -> Path:
@@ -118,16 +90,14 @@ def write_checkpoint(
     temporary.mkdir()
     save_tensors(weights, temporary / "policy.safetensors")
     torch.save(dict(state), temporary / "state.pt")
-    hashes = {path.name: _digest(path) for path in sorted(temporary.iterdir())}
+    hashes = {path.name: digest(path) for path in sorted(temporary.iterdir())}
     for name in hashes:
-        descriptor = os.open(temporary / name, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
+        sync(temporary / name)
     write_atomically(temporary / MANIFEST, json.dumps({"step": step, "sha256": hashes}, indent=1))
     if target.exists():
         shutil.rmtree(target)
     os.replace(temporary, target)
-    _sync_folder(folder)
+    sync(folder)
     for old in checkpoints(folder)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     for leftover in folder.glob(".step-*.tmp"):
@@ -157,31 +127,44 @@ def upgrade(state: Mapping[str, Any], places: Iterable[str]) -> dict[str, Any]:
 
 def checkpoints(folder: Path) -> list[Path]:
     """Return the checkpoint folders, oldest first."""
-    found = [path for path in folder.glob("step-*") if _FOLDER.search(path.name)] if folder.is_dir() else []
-    return sorted(found, key=lambda path: path.name)
+    found = (
+        [path for path in folder.glob("step-*") if _FOLDER.match(path.name) and path.is_dir()]
+        if folder.is_dir()
+        else []
+    )
+    return sorted(found)
 
 
 def read_checkpoint(path: Path) -> tuple[int, dict[str, Tensor], dict[str, Any]]:
     """Return (step, policy weights, state) of a checkpoint folder.
 
     Raises:
-        CheckpointError: a file is missing, shorter, or not what was written; the message names it.
+        CheckpointError: a file, or one of a named policy, is missing or not what was written; the message names it.
     """
     try:
         manifest = json.loads((path / MANIFEST).read_text())
-        hashes = manifest["sha256"]
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"checkpoint {path} has no readable {MANIFEST}: {error}") from error
-    for name, digest in hashes.items():
-        if not (path / name).is_file():
-            raise CheckpointError(f"checkpoint {path}: {name} is missing")
-        if _digest(path / name) != digest:
-            raise CheckpointError(f"checkpoint {path}: {name} is truncated or altered (its hash does not match)")
+        step, hashes = int(path.name.removeprefix("step-")), dict(manifest["sha256"])
+        if manifest["step"] != step or not hashes.keys() >= {"policy.safetensors", "state.pt"}:
+            raise ValueError(f"it says step {manifest['step']!r} and lists {sorted(hashes)}")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"checkpoint {path} has no {MANIFEST} that can be read and is whole: {error}") from error
+    _check_files(path, hashes, f"checkpoint {path}")
     try:
         state = torch.load(path / "state.pt", weights_only=True, map_location="cpu")
-        return int(manifest["step"]), load_tensors(path / "policy.safetensors"), state
+        weights = load_tensors(path / "policy.safetensors")
+        named = dict(state.get("digests", {}))
     except Exception as error:
         raise CheckpointError(f"checkpoint {path} cannot be read: {error}") from error
+    _check_files(path.parent.parent / "policies", named, f"checkpoint {path}: named policy")
+    return step, weights, state
+
+
+def _check_files(folder: Path, hashes: Mapping[str, str], what: str) -> None:
+    for name, expected in hashes.items():
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{what}: {name} is missing")
+        if digest(folder / name) != expected:
+            raise CheckpointError(f"{what}: {name} is truncated or altered (its hash does not match)")
 
 
 def newest_checkpoint(folder: Path, report: Any = print) -> tuple[int, dict[str, Tensor], dict[str, Any]]:

@@ -29,6 +29,7 @@ from vantage.core.runlog import RunLog
 from vantage.core.scoring import scored
 from vantage.core.trajectories import Trajectories
 from vantage.core.walk import prepare, states
+from vantage.randomness import random_state, set_random_state
 
 
 @component
@@ -139,7 +140,7 @@ class Trainer:
         self._batch: Trajectories | None = None
         self._interrupted = False
         self._last_save = time.monotonic()
-        self._files: dict[str, tuple[Policy, str]] = {}
+        self._files: dict[str, tuple[Policy, str, str]] = {}
         """Named policies that are on disk: name -> (the policy that was written, its file)."""
 
     def _named_policies(self) -> frozenset[str]:
@@ -239,12 +240,12 @@ class Trainer:
             return {}
         was_training = self.context.policy.training
         # Evaluation must not move the run's randomness: a run evaluated more often is the same run.
-        saved = checkpoint.random_state(self.context.generator)
+        saved = random_state(self.context.generator)
         with torch.no_grad():
             metrics = self.context.task.evaluate(
                 self.context.policy, samples=self.schedule.evaluate_samples, seed=self.seed + 1
             )
-        checkpoint.set_random_state(saved, self.context.generator)
+        set_random_state(saved, self.context.generator)
         if hasattr(self.context.policy, "train"):
             self.context.policy.train(was_training)
         return {f"eval/{name}": value for name, value in metrics.items()}
@@ -285,11 +286,14 @@ class Trainer:
             "format": checkpoint.FORMAT,
             "parts": {place: part.state_dict() for place, part in states(context.method.components()).items()},
             "engine": context.engine.state_dict(),
-            "random": checkpoint.random_state(context.generator),
+            "random": random_state(context.generator),
             "policies": self._save_policies(),
+            "digests": {file: digest for name, (_, file, digest) in self._files.items() if name in context.policies},
             "seed": self.seed,
             "taken": context.budget.taken if context.budget is not None else 0,
         }
+        for listener in self.listeners:
+            getattr(listener, "flush", lambda: None)()  # what is kept of these steps is not written again on resume
         checkpoint.write_checkpoint(self.folder / "checkpoints", context.step, weights, state, self.schedule.keep)
         self._drop_policies()
         self._last_save = time.monotonic()
@@ -300,14 +304,15 @@ class Trainer:
         folder = self.folder / "policies"
         files: dict[str, str] = {}
         for name, policy in self.context.policies.items():
-            written, file = self._files.get(name, (None, ""))
+            written, file, _ = self._files.get(name, (None, "", ""))
             if written is not policy:
                 folder.mkdir(parents=True, exist_ok=True)
                 file = f"{name}-{self.context.step:08d}.safetensors"
                 temporary = folder / f".{file}.tmp"
                 checkpoint.save_tensors(policy.state_dict(), temporary)
+                checkpoint.sync(temporary)
+                self._files[name] = (policy, file, checkpoint.digest(temporary))
                 os.replace(temporary, folder / file)
-                self._files[name] = (policy, file)
             files[name] = file
         return files
 
@@ -350,7 +355,7 @@ class Trainer:
             if not path.is_file():
                 raise CheckpointError(f"the named policy {name!r} is missing: {path}")
             _load_weights(context.policies[name], checkpoint.load_tensors(path))
-            self._files[name] = (context.policies[name], file)
+            self._files[name] = (context.policies[name], file, checkpoint.digest(path))
         for place, part in stateful.items():
             part.load_state_dict(parts[place])
         context.engine.load_state_dict(state["engine"])
@@ -358,7 +363,7 @@ class Trainer:
         if context.budget is not None:
             context.budget.before = state.get("taken", step * (context.budget.each or 0))
             context.total_steps = context.budget.steps(step)
-        checkpoint.set_random_state(state["random"], context.generator)
+        set_random_state(state["random"], context.generator)
         return step
 
 

@@ -51,7 +51,7 @@ def read_pretrained(folder: str | Path, dtype: str | torch.dtype = "float32") ->
     tokenizer = _tokenizer(transformers, place)
     with quiet():
         try:
-            config = transformers.AutoConfig.from_pretrained(place, local_files_only=True)
+            config = transformers.AutoConfig.from_pretrained(place, local_files_only=True, trust_remote_code=False)
         except (OSError, ValueError, KeyError) as error:
             raise UserError(f"model folder {place}: config.json cannot be read: {_first(error)}") from error
         if type(config) not in transformers.AutoModelForCausalLM._model_mapping:
@@ -60,7 +60,7 @@ def read_pretrained(folder: str | Path, dtype: str | torch.dtype = "float32") ->
             )
         try:
             model, loaded = transformers.AutoModelForCausalLM.from_pretrained(
-                place, local_files_only=True, dtype=kind, output_loading_info=True
+                place, local_files_only=True, trust_remote_code=False, dtype=kind, output_loading_info=True
             )
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise UserError(f"model folder {place}: the weights cannot be read: {_first(error)}") from error
@@ -107,7 +107,9 @@ def _tokenizer(transformers: Any, place: Path) -> Any:
         )
     with quiet():
         try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(place, local_files_only=True)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
+                place, local_files_only=True, trust_remote_code=False
+            )
         except Exception as error:  # the tokenizers' backends raise exceptions of many types
             raise UserError(f"model folder {place}: the tokenizer cannot be read: {_first(error)}") from error
     if tokenizer.eos_token_id is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,13 @@ def build(
     return model, tokenizer
 
 
+_OF_MODEL = re.compile(
+    r"(config|generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab|adapter_config|.*\.index)\.json"
+    r"|merges\.txt|chat_template\.jinja|README\.md|.*\.safetensors|tokenizer\.model"
+)
+"""Files of a model folder in Hugging Face format."""
+
+
 def new_model(
     folder: str | Path,
     preset: str = "tiny",
@@ -153,7 +161,7 @@ def new_model(
         architecture: "llama", "qwen2" or "qwen3".
         alphabet: characters that are tokens.
         seed: seed of the weights.
-        force: replace the folder's contents.
+        force: replace the model that the folder holds; a folder with anything else in it is refused all the same.
 
     Raises:
         UserError: the preset or architecture is not known, the folder is not empty, or it cannot be written.
@@ -161,6 +169,14 @@ def new_model(
     target = Path(folder)
     if target.exists() and (not target.is_dir() or any(target.iterdir())) and not force:
         raise UserError(f"{target} exists and is not empty: choose another folder, or add --force")
+    odd = (
+        sorted(path.name for path in target.iterdir() if not _OF_MODEL.fullmatch(path.name)) if target.is_dir() else []
+    )
+    if odd or target.is_file():
+        raise UserError(
+            f"{target} holds what is no part of a model ({', '.join(odd[:3]) or 'it is a file'}): --force replaces models alone;"
+            " choose another folder"
+        )
     model, tokenizer = build(preset, architecture, alphabet, seed)
     write_pretrained(target, model, tokenizer)
     return target

@@ -79,6 +79,7 @@ _ANSWER = (
     rf"(?:\b(?:answers?|ans|réponse|respuesta|resposta|antwort|risposta)\b|ответ|答案|正解|答え|정답|답|####|"
     rf"\bfinal\s+(?:choice|option|decision)\b|\b{_GOOD}\s+(?:answer\s+)?(?:option|choice|one|letter|statement|response|alternative)\b)"
 )
+_MARKS_AHEAD = r"(?:[^\S\n]|[#>\-])*"  # of one line: over several it would be tried again from each of them
 _STOP = r"(?=\s*(?:$|[\n.!;,。)]))"
 
 
@@ -124,8 +125,8 @@ _WEAK = _forms(
     rf"[=:] ?(?P<x>[{chr(_TEXT)}-{chr(_MARKED - 1)}])(?= ?(?:$|[\n.!。]))",
 )
 _ALONE, _LINE, _LISTED, _PLAIN = _forms(
-    rf"^[\s#>\-]*(?:{_NOUN}\s*)?(?P<x>{ANY})[.:]?{_CLOSE}[.!]?\s*$",
-    rf"^[\s#>\-]*(?:{_NOUN}\s*)?(?P<x>{_BRACKET}|{X}(?=\s*(?:[.:,\-–—]|{_FIRM})))",
+    rf"^{_MARKS_AHEAD}(?:{_NOUN}\s*)?(?P<x>{ANY})[.:]?{_CLOSE}[.!]?\s*$",
+    rf"^{_MARKS_AHEAD}(?:{_NOUN}\s*)?(?P<x>{_BRACKET}|{X}(?=\s*(?:[.:,\-–—]|{_FIRM})))",
     rf"(?:^|[.;,\n])\s*(?P<x>{_BRACKET}|{X}(?=\s*(?:[.:\n]|{_FIRM}|$)))",
     # In running text, behind the edge of a clause or a word that introduces an answer: "vitamin C" is none.
     rf"(?:^|[.,;:!?(。、]|\b(?:{_NOUN}|{_ADVERB}|think|say|maybe|perhaps|it|is|be|but|and|or|with|of|out|for)\s|[\u3000-\u9fff])"

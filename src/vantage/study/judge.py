@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vantage.core import checkpoint
 from vantage.core.errors import UserError, nearest
+from vantage.randomness import random_state, set_random_state
 from vantage.tasks.registry import make_task
 
 if TYPE_CHECKING:
@@ -73,9 +73,9 @@ class Judge:
 @contextmanager
 def _untouched(policy: Any, generator: torch.Generator) -> Iterator[None]:
     """Leave all random states, and whether the policy is training, as they were."""
-    saved, training = checkpoint.random_state(generator), policy.training
+    saved, training = random_state(generator), policy.training
     try:
         yield
     finally:
-        checkpoint.set_random_state(saved, generator)
+        set_random_state(saved, generator)
         policy.train(training)

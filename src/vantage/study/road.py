@@ -10,6 +10,7 @@ from vantage.core.costs import cost
 from vantage.core.errors import UserError
 from vantage.core.trainer import Report, Schedule, Trainer
 from vantage.methods import registry
+from vantage.randomness import seed_all
 from vantage.study.judge import EVALUATION_SEED, Judge, task_of
 from vantage.study.meter import BudgetSpent, Horizon, Meter
 from vantage.tasks.language.turns import marked, read
@@ -29,7 +30,7 @@ def run(job: Job, report: Reporter) -> float:
         TrainingError: a loss is not finite.
     """
     torch.set_num_threads(1)
-    torch.manual_seed(job.seed)
+    seed_all(job.seed)
     arena = job.arena
     task, method = task_of(arena), registry.page(job.method).build(job.settings)
     episode = getattr(task, "episode_length", None)

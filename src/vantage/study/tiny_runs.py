@@ -26,6 +26,7 @@ from vantage.core.method import Method
 from vantage.core.trainer import Schedule, Trainer
 from vantage.core.walk import states
 from vantage.methods import registry
+from vantage.randomness import seed_all
 from vantage.study.contest import Entrant
 from vantage.study.draws import Draws, token_engine_in_torch
 from vantage.study.jobs import ROAD, Job, Reporter, function_of
@@ -141,7 +142,7 @@ def _function(job: Job, _: Draws, __: float) -> tuple[dict[str, Figures], tuple[
 
 def _steps(job: Job, draws: Draws, shake: float) -> tuple[dict[str, Figures], tuple[str, ...]]:
     """Take steps of the training loop; return the metrics of each, and what was not read."""
-    torch.manual_seed(job.seed)
+    seed_all(job.seed)
     task, method = task_of(job.arena), _steadied(registry.page(job.method).build(job.settings))
     task.score = _telling_apart(task.score)
     policy = method.policy_for(task, model=_model(task), seed=job.seed)

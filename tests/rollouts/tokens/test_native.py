@@ -186,9 +186,17 @@ def test_it_is_compiled_once_into_the_cache_folder(monkeypatch, tmp_path):
     when = first.stat().st_mtime_ns
     assert compiled.compiled() == first
     assert first.stat().st_mtime_ns == when
-    assert [path.name for path in first.parent.iterdir()] == [first.name]
+    assert {path.suffix for path in first.parent.iterdir()} == {".so", ".sha256"}
+    for damage in (b"", first.read_bytes()[:1000], b"text"):
+        first.write_bytes(damage)
+        assert compiled.compiled() == first
+        assert len(first.read_bytes()) > 10_000
     with monkeypatch.context() as patch:
         patch.setattr(compiled, "FLAGS", ("--no-such-flag",))
         with pytest.raises(subprocess.SubprocessError):
             compiled.compiled()
-    assert [path.name for path in first.parent.iterdir()] == [first.name]
+    assert {path.suffix for path in first.parent.iterdir()} == {".so", ".sha256"}
+    for damage in (b"", first.read_bytes()[:1000], b"text"):
+        first.write_bytes(damage)
+        assert compiled.compiled() == first
+        assert len(first.read_bytes()) > 10_000

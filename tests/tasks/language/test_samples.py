@@ -91,6 +91,15 @@ def test_browsing(tmp_path):
     assert "no stored completion" in browse(tmp_path, contains="nowhere")
 
 
+def test_a_completion_cannot_command_the_terminal(tmp_path):
+    bad = "\x1b]0;title\x07 \x9b31m \x08\x00 \u202e\u2028 \r fine\tä"
+    write(tmp_path, range(1, 2), mark=bad)
+    text = browse(tmp_path)
+    assert not set(text) & set("\x1b\x07\x9b\x08\x00\u202e\u2028\r")
+    assert r"\x1b]0;title\x07 \x9b31m \x08\x00 \u202e\u2028 \r fine" in text
+    assert "\tä" in text
+
+
 def test_bad_requests_are_answered(tmp_path):
     with pytest.raises(UserError, match="no run folder"):
         browse(tmp_path / "none")

@@ -6,6 +6,7 @@ the same samples up to rounding. `VANTAGE_NATIVE=0` disables the compiled path.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -23,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vantage.core.checkpoint import write_atomically
 from vantage.core.errors import TrainingError
 from vantage.rollouts.tokens.sampling import Draw, Sampling
 
@@ -102,14 +104,18 @@ def compiled() -> Path:
     decided = b"\0".join((SOURCE.read_bytes(), version, " ".join(FLAGS).encode(), _processor().encode()))
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     target = Path(base) / "vantage" / "native" / f"decode-{hashlib.sha256(decided).hexdigest()[:24]}.so"
-    if target.is_file():
-        return target
+    written = target.with_suffix(".sha256")
+    with contextlib.suppress(OSError):
+        # A file that was cut short or altered would end the process without a word when it is loaded.
+        if hashlib.sha256(target.read_bytes()).hexdigest() == written.read_text(encoding="utf-8", errors="replace"):
+            return target
     target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         made = Path(folder) / target.name
         command = [compiler, *FLAGS, str(SOURCE), "-o", str(made), "-lm"]
         subprocess.run(command, capture_output=True, check=True, timeout=300)
-        os.replace(made, target)  # atomic, also when another process compiles it
+        write_atomically(target, made.read_bytes())  # also when another process compiles it
+        write_atomically(written, hashlib.sha256(made.read_bytes()).hexdigest())
     return target
 
 

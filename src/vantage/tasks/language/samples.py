@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -247,13 +248,21 @@ def _total(rewards: Mapping[str, float]) -> float:
 
 
 def _block(row: Mapping[str, Any]) -> str:
-    scores = ", ".join(f"{name} {value:.4g}" for name, value in row["rewards"].items()) or "no reward"
+    scores = ", ".join(f"{visible(name)} {value:.4g}" for name, value in row["rewards"].items()) or "no reward"
     advantage = "" if row["advantage"] is None else f", advantage {row['advantage']:+.3f}"
     end = "finished" if row["finished"] else "truncated"
     head = f"step {row['step']}, problem {row['problem']}: {scores}{advantage}, {row['length']} tokens, {end}"
     return "\n".join([head, _indented("prompt", row["prompt"]), _indented("answer", row["completion"])])
 
 
+def visible(text: str) -> str:
+    """Return a text whose control and direction characters are written as escapes: a terminal would obey them."""
+    return "".join(
+        one if one in "\n\t" or unicodedata.category(one) not in ("Cc", "Cf", "Cs", "Zl", "Zp") else ascii(one)[1:-1]
+        for one in text
+    )
+
+
 def _indented(label: str, text: str) -> str:
-    lines = text.splitlines() or [""]
+    lines = visible(text).split("\n")
     return "\n".join([f"  {label}  {lines[0]}", *(f"          {line}" for line in lines[1:])])
