@@ -9,7 +9,7 @@ import torch.nn.functional as F
 import vantage
 from tests.harness import context, loss_of, random_batch, step_of
 from tests.reference import Case, cases
-from vantage.core import Trajectories
+from vantage.core import Method, Trajectories
 from vantage.functions.returns import gae
 from vantage.functions.surrogates import value_loss
 from vantage.functions.whitening import whiten
@@ -146,18 +146,34 @@ def test_returns_are_ppo2s(case: Case) -> None:
     case.check("advantage", found.advantage)
 
 
+@cases("ppo", "sb3")
+def test_the_step_is_that_of_stable_baselines(case: Case) -> None:
+    """Its value loss has no half in front and is not clipped; its advantages are standardised by the sample's deviation."""
+    theirs = case.settings
+    settings = {"entropy_coefficient": theirs["ent_coef"], "value_coefficient": 2 * theirs["vf_coef"]}
+    settings |= {"eps": theirs["cliprange"], "max_grad_norm": theirs["max_grad_norm"], "clip_value": False}
+    method = registry.page("ppo").build({**settings, "update.normalize_advantage": True})
+    check_step(method, case)
+
+
 @cases("ppo", "step")
 def test_the_step_is_ppo2s(case: Case) -> None:
     """Advantages standardised by the population's deviation, ratios and values beyond both bounds, the gradient's norm clipped."""
     names = {"ent_coef": "entropy_coefficient", "vf_coef": "value_coefficient", "cliprange": "eps"}
     method = registry.page("ppo").build({names.get(name, name): value for name, value in case.settings.items()})
+    batch, outputs = check_step(method, case)
+    standard = torch.tensor(case.outputs["advantage"], dtype=torch.float64).unsqueeze(1)
+    case.check("loss", loss_of(method, batch.replace(advantage=standard), **outputs))
+
+
+def check_step(method: Method, case: Case) -> tuple[Trajectories, dict[str, torch.Tensor]]:
+    """Compare the three gradients of one optimiser step; return the batch and the policy's outputs."""
     old, returns = case.tensor("value_old").unsqueeze(1), case.tensor("returns").unsqueeze(1)
     columns = {"logp_old": case.tensor("logp_old").unsqueeze(1), "value": old, "returns": returns}
     batch = Trajectories({**columns, "advantage": returns - old, "mask": torch.ones_like(old, dtype=torch.bool)})
     outputs = {name: case.tensor(name).unsqueeze(1) for name in ("logp", "value", "entropy")}
     slopes = step_of(method, batch, **outputs)
+    assert set(slopes) == set(outputs)
     for name, slope in slopes.items():
         case.check(f"{name}_grad", slope.squeeze(1))
-    assert set(slopes) == set(outputs)
-    standard = torch.tensor(case.outputs["advantage"], dtype=torch.float64).unsqueeze(1)
-    case.check("loss", loss_of(method, batch.replace(advantage=standard), **outputs))
+    return batch, outputs

@@ -11,10 +11,11 @@ A by GAE, standardised in each minibatch (population std); R = A + V before stan
 the larger of it and that of V held within eps of its old value. Separate tanh 64-64 networks, orthogonal initialisation and
 running normalisation belong to the policy and the task.
 
-The defaults are those of openai/baselines' ppo2 for continuous control. Its ppo1, of the paper's year, has no value clip and no
-gradient clip, twice the value gradient at the same coefficient's 1 (mean (V - R)^2: value_coefficient=2 here), standardises A
-once over the whole batch and lets eps fall with the rate. Both count a time limit as the episode's end; here the value of the
-last state stands in for what was cut off.
+The defaults are those of openai/baselines' ppo2 for continuous control. Its ppo1, of the paper's year, has the value loss
+mean (V - R)^2 at a coefficient of 1 (value_coefficient=2 here) without a clip, no gradient clip, A standardised once over the
+whole batch, and lets eps fall with the rate. Both count a time limit as the episode's end; here the value of the last state
+stands in for what was cut off, as in Stable-Baselines3. That one has the sample's deviation, no value clip and a value loss without
+the half, at a coefficient of 0.5 (1.0 here).
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ GAE_PAPER = Paper(
 
 @method(
     id="S043", papers=(PAPER, GAE_PAPER), needs=("streams", "critic"),
-    source="openai/baselines@ea25b9e baselines/ppo2/defaults.py",
+    source="openai/baselines@ea25b9e baselines/ppo2/defaults.py; DLR-RM/stable-baselines3@v2.9.2 stable_baselines3/ppo/ppo.py",
 )  # fmt: skip
 def ppo(
     rows: int = 1,
