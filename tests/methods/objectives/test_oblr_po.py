@@ -10,9 +10,10 @@ import torch
 
 import vantage
 from tests.core.toy import ToyPolicy, toy_batch
-from tests.harness import context
+from tests.harness import context, random_batch
 from tests.methods.toys import assert_resumes, gain, trainer
-from vantage.core import UserError
+from tests.reference import Case, cases
+from vantage.core import Evaluation, UserError
 from vantage.core.loss import backward
 from vantage.methods.objectives.oblr_po import NormWeighted, SignalToNoise, weighted_baseline
 from vantage.objectives.surrogates import PolicyGradient
@@ -27,6 +28,23 @@ def test_worked_group() -> None:
     assert whole.tolist() == pytest.approx([1 / 6] * 3)
     others = weighted_baseline(score, weight, GROUP)
     assert others.tolist() == pytest.approx([0.0, 1 / 5, 1 / 2])
+
+
+@cases("oblr-po", "advantage")
+def test_the_advantages_are_verls_at_the_last_token(case: Case) -> None:
+    logits, action = case.tensor("logits"), case.tensor("action").long()
+    batch = random_batch(*action.shape).replace(
+        mask=torch.ones_like(action, dtype=torch.bool),
+        logp_old=logits.log_softmax(-1).gather(-1, action.unsqueeze(-1)).squeeze(-1),
+        score=case.tensor("score"),
+        group=case.tensor("group").long(),
+    )
+
+    def evaluate(rows: Any, want: str, read: Any) -> torch.Tensor:
+        return read(Evaluation(distribution=logits), rows)
+
+    made = vantage.method("oblr-po", **case.settings).advantage
+    case.check("advantage", made(batch, context(evaluate=evaluate))[:, -1])
 
 
 def test_equal_norms_give_the_usual_baselines_and_equal_rewards_nothing() -> None:

@@ -11,6 +11,7 @@ import torch
 import vantage
 from tests.harness import context, loss_of, new_logp, random_batch
 from tests.methods.toys import assert_resumes, gain, trainer
+from tests.reference import Case, cases
 from vantage.core import Trajectories, UserError
 from vantage.methods.composition import differences
 from vantage.regularizers.dual import DualAscent, Multiplier
@@ -27,6 +28,19 @@ def gradient(method: vantage.Method, batch: Trajectories, logp: torch.Tensor) ->
     loss_of(method, batch, logp=logp).backward()
     assert logp.grad is not None
     return logp.grad
+
+
+@cases("r2vpo", "gradient")
+def test_the_gradient_is_the_public_implementations(case: Case) -> None:
+    logits = case.tensor("logits").requires_grad_()
+    action = case.tensor("action").long()
+    logp = logits.log_softmax(-1).gather(-1, action.unsqueeze(-1)).squeeze(-1)
+    ones = torch.ones_like(action, dtype=torch.bool)
+    batch = random_batch(*action.shape).replace(
+        mask=ones, logp_old=case.tensor("logp_old"), advantage=case.tensor("advantage").unsqueeze(1) * ones
+    )
+    loss_of(vantage.method("r2vpo", **case.settings), batch, logp=logp).backward()
+    case.check("grad", logits.grad)
 
 
 @pytest.mark.parametrize("lam", [0.0, 0.04, 2.5])

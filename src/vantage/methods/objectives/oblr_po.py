@@ -10,10 +10,11 @@ by squared gradient norms, and a best step size, proportional to signal / (signa
     s, v  = running means of signal and noise;     step size = lr * max(s / (s + v), floor)
 
 arXiv 2511.23310, reconstructed from its abstract (the estimator, its variance, the rate governed by signal to noise, the
-gradient-weighted baseline); the baseline is the classical one, the estimators and constants of the step size are ours. `lr`
-stands for 1 / L. `leave_one_out=False` takes the group's own weighted mean, which is biased. Parts keep their groups whole, so a
-minibatch of one group is one part and gives no estimate of the noise: its step has the rate of the running means so far (lr
-before there are any), and `gradient/unmeasured` counts it.
+gradient-weighted baseline), as no code of the authors is public; the baseline is the classical one, the estimators and constants
+of the step size are ours. `lr` stands for 1 / L. `leave_one_out=False` takes the group's own weighted mean, which is biased: it
+is what verl's optimal token baseline has at the last token of rows of one length, with the same |S|^2. Parts keep their groups
+whole, so a minibatch of one group is one part and gives no estimate of the noise: its step has the rate of the running means so
+far (lr before there are any), and `gradient/unmeasured` counts it.
 """
 
 from __future__ import annotations
@@ -190,6 +191,7 @@ def _logits(evaluation: Evaluation) -> Tensor:
 
 @method(
     id="S210", papers=PAPER, needs=("episodes", "logits"),
+    source="volcengine/verl@b178a3c examples/otb_trainer/run_qwen2_5-7b.sh",
     base=grpo, without=("eps", "beta", "dual", "epochs"), beta=0.0, group_size=8, lr=2e-6
 )  # fmt: skip
 def oblr_po(

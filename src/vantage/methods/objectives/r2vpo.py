@@ -7,10 +7,11 @@ constraint, and its multiplier rises or falls after each optimiser step:
     loss   = token mean of  -ratio A + lam (ratio - 1)^2                        gradient in logp: -ratio (A - 2 lam (ratio - 1))
     after each step, with V = token mean of (ratio - 1)^2:   lam <- lam exp(clip(rate (V / delta - 1), -1, 1)), at most lam_max
 
-arXiv 2601.03320. The penalty and its factor are those of a public implementation, which fixes lam at 0.04 (`mode="fixed"`,
-`multiplier=0.04`); the paper's abstract states the constraint and the primal-dual form; the dual rule and delta are
-reconstructed. With `replay_share` above 0 that share of the groups comes from the last `window` rollouts: their drift enters
-the square, and their gradient is 0 where ratio - 1 = A / (2 lam).
+arXiv 2601.03320. No code of the authors is public. The penalty and its factor are those of a third party's implementation of the
+paper (deepakvijaykee/rl-experiments, rl_sandbox/losses.py), which fixes lam at 0.04 (`mode="fixed"`, `multiplier=0.04`) and
+averages over tokens; the paper's abstract states the constraint and the primal-dual form; the dual rule, delta and the other
+constants are reconstructed. With `replay_share` above 0 that share of the groups comes from the last `window` rollouts: their
+drift enters the square, and their gradient is 0 where ratio - 1 = A / (2 lam).
 """
 
 from __future__ import annotations
@@ -70,8 +71,15 @@ class VarianceRegularized:
 
 
 @method(
-    id="S227", papers=(PAPER, CONFERENCE), base=grpo, without=("eps", "beta", "dual"), beta=0.0, group_size=8, minibatches=4
-)  # fmt: skip
+    id="S227",
+    papers=(PAPER, CONFERENCE),
+    source="deepakvijaykee/rl-experiments@daf350a rl_sandbox/losses.py",
+    base=grpo,
+    without=("eps", "beta", "dual"),
+    beta=0.0,
+    group_size=8,
+    minibatches=4,
+)
 def r2vpo(
     base: Method,
     delta: float = 0.02,

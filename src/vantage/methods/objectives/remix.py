@@ -9,8 +9,9 @@ T steps the policy becomes the new base and training continues on-policy:
             + beta [ lam(t) KL(pi || base) + (1 - lam(t)) KL(pi || pi_{k-1}) ]
     lam(t) = max(1 - 0.1 ceil(max(t - 50, 0) / 10), 0.5);     t <= T: p, m;    t > T: base = pi_T, p = 0, m = 1
 
-arXiv 2507.06892, equations and settings from a public summary; the authors released no code. Reconstructed: a uniform draw
-of the age, the k3 estimate, m = 1 after T, groups replayed whole. beta, c_H and eps are not stated: GRPO's 0.04, 0 and 0.2.
+arXiv 2507.06892, equations and settings from a public summary; the authors' repository (AnitaLeungxx/ReMix-Off-Policy-RFT) holds
+an unchanged PPO and scripts that evaluate. Reconstructed: a uniform draw of the age, the k3 estimate, m = 1 after T, groups
+replayed whole. beta, c_H and eps are not stated: GRPO's 0.04, 0 and 0.2. T is 50 with GRPO, 50 or 100 with PPO.
 """
 
 from __future__ import annotations
@@ -122,7 +123,15 @@ class Reincarnate:
             context.record("reincarnated", 1.0)
 
 
-@method(id="S234", papers=PAPER, base=grpo, without=("beta", "dual", "epochs"), beta=0.0, group_size=8)
+@method(
+    id="S234",
+    papers=PAPER,
+    source="none: a public summary of the paper; the authors' repository trains nothing",
+    base=grpo,
+    without=("beta", "epochs", "dual"),
+    beta=0.0,
+    group_size=8,
+)
 def remix(
     base: Method,
     share: Annotated[float, at_least(0), below(1)] = 0.4,
