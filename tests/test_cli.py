@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -170,35 +173,36 @@ def test_show_marks_what_differs_from_the_parent_and_cite_gives_both(capsys: pyt
     assert "2402.03300" in cited
 
 
-def test_interrupt_and_resume_from_the_command_line(tmp_path: Path) -> None:
+def test_interrupt_and_resume_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
     command = [sys.executable, "-m", "vantage", "train", "ppo", "--task", "cartpole", "--steps", "200000", "--out", str(run),
                "--set", "rows=2", "length=64", "minibatches=2", "epochs=1", "--eval-samples", "0"]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
-    import signal
-    import time
 
-    deadline = time.monotonic() + 120
-    while len(read_metrics(run)) < 5 and time.monotonic() < deadline:
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
+    def interrupt(process: int, after: int) -> None:
+        """Send SIGINT when the run has done a step after this one."""
+        deadline = time.monotonic() + 120
+        while (read_metrics(run) or [{"step": 0}])[-1]["step"] <= after:
+            if time.monotonic() > deadline:
+                return
+            time.sleep(0.1)
+        os.kill(process, signal.SIGINT)
+
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    interrupt(process.pid, 3)
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 130, said
     assert "vantage resume" in said
     done = read_metrics(run)[-1]["step"]
     assert done >= 4
-    again = subprocess.Popen(
-        [sys.executable, "-m", "vantage", "resume", str(run)], stdout=subprocess.PIPE, text=True, env=environment
-    )
-    deadline = time.monotonic() + 120
-    while (read_metrics(run) or [{"step": 0}])[-1]["step"] <= done + 2 and time.monotonic() < deadline:
-        time.sleep(0.1)
-    again.send_signal(signal.SIGINT)
-    said, _ = again.communicate(timeout=60)
-    assert f"resumed from step {done}" in said
+    waiting = threading.Thread(target=interrupt, args=(os.getpid(), done + 2))
+    waiting.start()
+    assert main(["resume", str(run)]) == 130
+    waiting.join()
+    assert f"resumed from step {done}" in capsys.readouterr().out
     steps = [line["step"] for line in read_metrics(run)]
     assert steps == list(range(len(steps)))
+    assert steps[-1] >= done + 3
 
 
 def test_data_is_read_once_a_command(
