@@ -1,4 +1,4 @@
-"""GDPO: the numbers of its card."""
+"""GDPO: the numbers of the authors' code, and those of its card."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ import torch
 import vantage
 from tests.core.toy import STEPS, SYMBOLS, ToyTask
 from tests.harness import context, random_batch
+from tests.methods.family import check_loss
 from tests.methods.toys import gain
+from tests.reference import Case, cases
 from vantage.advantages.groups import GroupStandardized
 from vantage.core import Trajectories, UserError
 from vantage.methods.objectives.gdpo import Decoupled
@@ -44,15 +46,51 @@ def test_two_right_rewards_are_worth_more_than_one() -> None:
     assert advantages(batch, eps=0.0, over_batch=False) == pytest.approx([-r, r, -2 * r, 2 * r], abs=1e-5)
 
 
-def test_one_reward_is_grpo_rescaled_by_the_batch() -> None:
+def test_one_reward_is_grpo() -> None:
     generator = torch.Generator().manual_seed(0)
     score = torch.randint(2, (24,), generator=generator).float()
     batch = rewards(a=score.tolist()).replace(group=torch.arange(24) // 4, score=score)
+    for statistics in ("rows", "tokens"):
+        found = vantage.method("gdpo", statistics=statistics).advantage(batch, context())
+        assert torch.equal(found, vantage.method("grpo").advantage(batch, context()))
+
+
+def test_two_equal_rewards_are_grpo_rescaled_by_the_batch() -> None:
+    generator = torch.Generator().manual_seed(0)
+    score = torch.randint(2, (24,), generator=generator).float()
+    batch = rewards(a=score.tolist(), b=score.tolist()).replace(group=torch.arange(24) // 4, score=score)
     plain = GroupStandardized(eps=0.0)(batch, context()).nan_to_num(0.0)
     mixed = sum(0 < float(group.sum()) < 4 for group in score.view(6, 4))
     found = Decoupled(eps=1e-12)(batch, context())
     std = (mixed * 3 / 23) ** 0.5
     torch.testing.assert_close(found, plain / std, rtol=1e-4, atol=1e-5)
+
+
+def rows_of(case: Case) -> Trajectories:
+    """The inputs of a case, whose rewards are [K, N]."""
+    mask = case.tensor("mask")
+    named = {f"r{k}": value.float() for k, value in enumerate(case.tensor("rewards"))}
+    columns = {"mask": mask, "length": mask.sum(1), "group": case.tensor("group", torch.int64), "rewards": named}
+    return Trajectories({**columns, "score": sum(named.values())})
+
+
+@cases("gdpo", "advantage trl")
+def test_advantages_of_the_trl_form(case: Case) -> None:
+    method = vantage.method("gdpo")
+    weights = {f"r{k}": value for k, value in enumerate(case.settings["reward_weights"])}
+    found = method.adapt("advantage", weights=weights).advantage(rows_of(case), context(method=method))
+    case.check("advantage", found)
+
+
+@cases("gdpo", "advantage verl")
+def test_advantages_of_the_verl_form(case: Case) -> None:
+    method = vantage.method("gdpo", statistics="tokens", eps_std=1e-6)
+    case.check("advantage", method.advantage(rows_of(case), context(method=method)))
+
+
+@cases("gdpo", "loss")
+def test_loss_and_gradient(case: Case) -> None:
+    check_loss(case, vantage.method("gdpo"))
 
 
 def test_scale_of_a_reward_changes_nothing() -> None:
@@ -66,7 +104,8 @@ def test_scale_of_a_reward_changes_nothing() -> None:
 def test_a_constant_reward_contributes_exactly_nothing() -> None:
     a = [0.0, 1.0, 1.0, 0.0]
     alone = advantages(rewards(a=a))
-    assert advantages(rewards(a=a, b=[0.3, 0.3, 0.7, 0.7])) == alone
+    assert advantages(rewards(a=a, b=[0.3, 0.3, 0.7, 0.7]), over_batch=False) == alone
+    assert advantages(rewards(a=a, b=[0.3, 0.3, 0.7, 0.7])) == advantages(rewards(a=a, b=[0.0] * 4))
 
 
 def test_weights_and_missing_rewards() -> None:
@@ -164,7 +203,14 @@ class TwoRewards(ToyTask):
 def test_it_learns_the_toy_and_hears_the_small_reward() -> None:
     task = TwoRewards()
     task.size = 6
-    settings: dict[str, Any] = {"prompts": 6, "group_size": 8, "lr": 3e-2, "beta": 0.0}
+    settings: dict[str, Any] = {
+        "prompts": 6,
+        "group_size": 8,
+        "lr": 3e-2,
+        "lr_schedule": "constant",
+        "lr_warmup": 0,
+        "beta": 0.0,
+    }
     assert gain(vantage.method("gdpo", **settings), 40) > 0.3
     assert gain(vantage.method("gdpo", **settings), 40, task=task) > 0.3
 
