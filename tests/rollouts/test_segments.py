@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from vantage.core import Trajectories, UserError
-from vantage.rollouts.segments import Steps, first_places, sentence_starts
+from vantage.rollouts.segments import Steps, first_places
+from vantage.rollouts.sentences import sentence_starts
 
 
 def rows(*actions: list[int]) -> Trajectories:

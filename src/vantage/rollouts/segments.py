@@ -13,18 +13,7 @@ from vantage.core import component
 from vantage.core.context import Context
 from vantage.core.errors import UserError
 from vantage.core.trajectories import Trajectories
-
-SHORT = 20
-"""Characters below which a sentence is joined to the next, as in VinePPO's code."""
-_FORMULA = re.compile(
-    r"\[asy\].*?\[/asy\]|\\\(.*?\\\)|\\\[.*?\\\]|\$\$.*?\$\$|(?<!\\)\$.*?(?<!\\)\$|\\begin\{([^}]*)\}.*?\\end\{\1\}",
-    re.DOTALL,
-)
-# A period before white space and a capital, unless the word before it has a letter or two (initials, titles); or a line break.
-_SENTENCE = re.compile(r"(?<!\b[A-Za-z]\.)(?<!\s[A-Za-z]{2}\.)(?<=\.)(?=\s+[A-Z])|(?=\n)")
-_HIDDEN = "\0"
-_CLOSED = (".$", ".$$", ".\\)", ".\\]")
-"""Ends of a formula that ends a sentence."""
+from vantage.rollouts.sentences import sentence_starts
 
 
 @component
@@ -93,33 +82,6 @@ class Steps:
         last = filled[-1] if answer else len(lines) - 1
         places = [match.start() for match in re.finditer(re.escape(self.separator), head)]
         return [0, *places[filled[0] : last]]
-
-
-def sentence_starts(text: str) -> list[int]:
-    r"""Return the start positions of a solution's sentences, in characters, 0 first.
-
-    A sentence ends at a period before white space and a capital, at a line break, or with a formula that ends with a
-    period; white space belongs to the next. A formula (between $, \( \), \[ \], in an environment) is not divided, and a
-    sentence below 20 characters is joined to the next, the last one to the one before. A formula that closes a sentence may be
-    shorter.
-    """
-    hidden = _FORMULA.sub(lambda formula: _HIDDEN * len(formula[0]), text)
-    ends = [match.start() for match in _SENTENCE.finditer(hidden)]
-    starts = _joined(hidden, ends, lambda piece: piece.endswith(".") or _HIDDEN in piece)
-    closed = {match.end() for match in _FORMULA.finditer(text) if match[0].endswith(_CLOSED)}
-    starts = _joined(text, sorted({*starts, *closed}), lambda piece: piece.endswith(_CLOSED))
-    short = len(starts) > 1 and len(text) - starts[-1] < SHORT and not text.endswith(_CLOSED)
-    return starts[:-1] if short else starts
-
-
-def _joined(text: str, ends: list[int], closed: Callable[[str], bool]) -> list[int]:
-    """Return the starts of pieces of a text, 0 first, that end at one of these places and are long enough or closed."""
-    starts = [0]
-    for end in ends:
-        piece = text[starts[-1] : end]
-        if 0 < end < len(text) and (len(piece) >= SHORT or closed(piece)):
-            starts.append(end)
-    return starts
 
 
 def _piece(tokenizer: Any, token: int) -> str:

@@ -17,7 +17,8 @@ from vantage.core import Trajectories, UserError
 from vantage.functions.whitening import whiten
 from vantage.methods import registry
 from vantage.methods.credit.vineppo import VineValues, step_difference
-from vantage.rollouts.segments import Steps, sentence_starts
+from vantage.rollouts.segments import Steps
+from vantage.rollouts.sentences import sentence_starts
 
 STEPWISE = Steps(ids=(1, 2, 3, 4))
 

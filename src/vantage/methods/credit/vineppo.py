@@ -15,10 +15,9 @@ whose mean ratio is above 10 gives no gradient; the optimiser takes its step. Th
 linearly to 0.
 
 Other than there: a step begins with a token, which a token with text of two steps belongs to whole (theirs continue from its
-first characters, tokenised again); an answer with two `####` is divided at the first (dropped there); sentences are not cut
-further where they exceed 100 characters, nor formulas at their line breaks; the warm-up is linear (logarithmic there); the
-ratio is held to e^20. They sample with top-p 0.9, also the continuations: the task's option `top_p`. They draw prompts with
-replacement, here each comes once an epoch.
+first characters, tokenised again); an answer with two `####` is divided at the first (dropped there); the warm-up is linear
+(logarithmic there); the ratio is held to e^20. They sample with top-p 0.9, also the continuations: the task's option `top_p`.
+They draw prompts with replacement, here each comes once an epoch.
 """
 
 from __future__ import annotations
