@@ -15,6 +15,7 @@ DONE = (
     "objectives",
     "policies",
     "regularizers",
+    "rewards",
     "rollouts",
     "selection",
     "tasks",

@@ -1,1 +1,1 @@
-"""Scores, verifiers, and what shapes and mixes them."""
+"""Rewards: verifiers, and components that shape and mix named rewards."""

@@ -1,4 +1,4 @@
-r"""Verifier `choice`: which option of a multiple-choice question a completion states as its answer.
+r"""Verifier `choice`: the option of a multiple-choice question that a completion states as its answer.
 
 The text is normalised (Unicode NFKC, LaTeX and Markdown marks removed, reasoning before `</think>` left out), and every mention of
 an option becomes one character: a capital letter that stands alone, a letter in brackets or quotes, or the text of an option where
@@ -30,7 +30,7 @@ from vantage.annotations import at_least, at_most
 from vantage.core.component import component
 from vantage.rewards.textual import Graded
 
-# Characters of a private area that mentions become: an option's text, a letter in brackets, a capital, a small letter; + its index.
+# Private-use characters that replace mentions: an option's text, a letter in brackets, a capital, a small letter; + its index.
 _TEXT, _MARKED, _CAPITAL, _SMALL = 0xE000, 0xE020, 0xE040, 0xE060
 _DENIED = "\ue080"
 X = f"[{chr(_TEXT)}-{chr(_SMALL - 1)}]"
@@ -128,7 +128,7 @@ _ALONE, _LINE, _LISTED, _PLAIN = _forms(
     rf"^{_MARKS_AHEAD}(?:{_NOUN}\s*)?(?P<x>{ANY})[.:]?{_CLOSE}[.!]?\s*$",
     rf"^{_MARKS_AHEAD}(?:{_NOUN}\s*)?(?P<x>{_BRACKET}|{X}(?=\s*(?:[.:,\-–—]|{_FIRM})))",
     rf"(?:^|[.;,\n])\s*(?P<x>{_BRACKET}|{X}(?=\s*(?:[.:\n]|{_FIRM}|$)))",
-    # In running text, behind the edge of a clause or a word that introduces an answer: "vitamin C" is none.
+    # In running text, after the edge of a clause or a word that introduces an answer: "vitamin C" is none.
     rf"(?:^|[.,;:!?(。、]|\b(?:{_NOUN}|{_ADVERB}|think|say|maybe|perhaps|it|is|be|but|and|or|with|of|out|for)\s|[\u3000-\u9fff])"
     rf"\s*(?P<x>[{chr(_CAPITAL)}-{chr(_SMALL - 1)}])(?=\s*(?:$|[\n.,;:!?()。、]|{_VERB}\b|[\u3000-\u9fff]))",
 )
@@ -146,7 +146,7 @@ def stated(completion: str, count: int, texts: Sequence[str] = ()) -> str:
 
     Args:
         completion: the text.
-        count: number of options, 2 to 26; letters beyond are words like any others.
+        count: number of options, 2 to 26; later letters are ordinary words.
         texts: the options' texts, if known.
     """
     plain = _clean(completion.rpartition("</think>")[2])
@@ -182,7 +182,7 @@ _STYLED = re.compile("[\u3000\uff01-\uff5e\u24b6-\u24e9\U0001d400-\U0001d7ff]+")
 
 
 def _clean(text: str) -> str:
-    """Remove what LaTeX, Markdown and Unicode put around words and letters; a letter that stands alone in bold gets brackets."""
+    """Remove marks of LaTeX, Markdown and Unicode around words and letters; a single letter in bold gets brackets."""
     text = _STYLED.sub(lambda match: unicodedata.normalize("NFKC", match[0]), re.sub("[\ue000-\uf8ff]", " ", text))
     for _ in range(2):
         text = _WRAPPED.sub(r"\1", text)
@@ -192,7 +192,7 @@ def _clean(text: str) -> str:
 
 
 def _boxed(text: str) -> Iterator[str]:
-    """Yield what stands in each `\\boxed{...}`, the last one first, inner braces included."""
+    """Yield the content of each `\\boxed{...}`, the last one first, inner braces included."""
     for start in [match.end() for match in re.finditer(r"\\f?boxed ?\{", text)][-10:][::-1]:
         depth = 1
         for place in range(start, min(len(text), start + 500)):
@@ -206,7 +206,7 @@ def _mentions(text: str, count: int, texts: Sequence[str]) -> str:
     """Replace each mention of an option by its character."""
     last = chr(64 + count)
     options = {_key(each): index for index, each in enumerate(texts)}
-    # An option that reads like the letter of one is taken for the letter.
+    # An option whose text is the letter of one is taken for the letter.
     options = {
         key: index for key, index in options.items() if key and not (len(key) == 1 and "A" <= key.upper() <= last)
     }
@@ -254,7 +254,7 @@ def _read(text: str, match: re.Match[str]) -> str | None:
 
 
 def _last(text: str, forms: Sequence[re.Pattern[str]]) -> str | None:
-    """Return what the last statement of these forms states, None where there is none."""
+    """Return the option of the last statement of these forms, None where there is none."""
     found = sorted(
         (match for form in forms for match in form.finditer(text)),
         key=lambda match: (match.end("x"), -match.start("x")),
@@ -263,7 +263,7 @@ def _last(text: str, forms: Sequence[re.Pattern[str]]) -> str | None:
 
 
 def _lists(text: str) -> bool:
-    """Whether the text goes through the options: A, then B."""
+    """Return whether the text lists the options: A, then B."""
     return [_letter(match["x"]) for match in _LISTED.finditer(text)][:2] == ["A", "B"]
 
 
@@ -283,17 +283,17 @@ def _of_lines(text: str) -> str | None:
 
 @component(label="verifier choice")
 class MultipleChoice:
-    r"""Whether the completion states the reference's option; the module's text says what is read as a statement.
+    r"""Verifier that scores 1 where the completion states the reference's option; the module's docstring defines a statement.
 
     The options are the problem's field `choices`, `options` or `endings`: a list of texts, their JSON text, `{"text": [...],
     "label": [...]}`, or an object of texts by letter. Without them an option is a letter. The reference answer is a label, a
     letter, a whole number that counts the options from 0, or the text of one. A whole number below the number of options is
-    taken for an index even where an option is called so (options 4, 2, 0, 1 and the answer 0: A); data that gives the text says
-    `reference=text`.
+    taken for an index even where it is also an option's text (options 4, 2, 0, 1 and the answer 0: A); for data that gives the
+    text set `reference=text`.
 
     Attributes:
-        letters: options of a problem that does not list its own, 2 to 26; a letter beyond them is no answer.
-        reference: what the reference answer is: "auto" as above, "index" (from 0) or "text".
+        letters: number of options of a problem that does not list its own, 2 to 26; a later letter is no answer.
+        reference: kind of the reference answer: "auto" as above, "index" (from 0) or "text".
 
     Raises (when called):
         ValueError: the reference answer is none of the options.

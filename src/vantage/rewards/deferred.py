@@ -1,4 +1,4 @@
-"""Packages whose own code runs late, so that a worker process need not import torch to compare two strings."""
+"""Deferred execution of a package's `__init__`, so that a worker process need not import torch to compare two strings."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 
 def defer(name: str) -> None:
-    """Register a package whose `__init__` runs when an attribute of it is first asked for.
+    """Register a package whose `__init__` runs at the first access to one of its attributes.
 
-    Its modules can be imported without that. Does nothing when the package has been imported already.
+    Its modules can be imported before that. Has no effect when the package has been imported already.
     """
     if name in sys.modules:
         return

@@ -1,4 +1,4 @@
-"""Rewards that an answer shares with what it cost in tool calls. arXiv 2504.14870."""
+"""Rewards that are scaled by the number of tool calls. arXiv 2504.14870."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def economy(calls: Tensor, least: Tensor | None, c: float) -> Tensor:
 
     Args:
         calls: m, at least 0.
-        least: n, the least number of calls that the prompt needs.
-        c: calls at which the second form is 1/2 where n is not known, above 0.
+        least: n, the smallest number of calls that the prompt needs.
+        c: number of calls at which the second form is 1/2, above 0.
     """
     plain = torch.cos(math.pi * calls / (2 * calls + c))
     if least is None:
@@ -35,14 +35,14 @@ def economy(calls: Tensor, least: Tensor | None, c: float) -> Tensor:
 
 @component
 class CallEconomy:
-    """Multiplies `score` and the reward at the last decision by the factor of `economy`; fills `calls` [N]. No gradient.
+    """Factor of `economy` on `score` and on the reward at the last decision; fills `calls` [N]. No gradient.
 
-    A score below 0 is multiplied by `alpha` alone. A call is an answer of the environment: the number of the last turn.
+    A score below 0 is multiplied by `alpha` alone. The number of calls is that of the environment's answers.
 
     Attributes:
         alpha: scale of the reward, above 0.
         c: smoothing of the cosine, above 0.
-        least: `(batch, calls [N], context) -> n [N]`, infinite where nobody knows it; None where it is never known.
+        least: `(batch, calls [N], context) -> n [N]`, infinite where it is unknown; None where it always is.
     """
 
     alpha: Annotated[float, above(0)] = 1.0
@@ -53,7 +53,7 @@ class CallEconomy:
     def __call__(self, batch: Trajectories, context: Context) -> Trajectories:
         """Return the batch with `score`, `reward` and `calls`."""
         calls = value_at_last(batch.turn, batch.length).float()
-        # Where no answer was right there is no least number of calls, and no score to multiply.
+        # Where no answer was correct there is no smallest number of calls, and no score to multiply.
         least = None if self.least is None else self.least(batch, calls, context).nan_to_num(posinf=0.0)
         factor = torch.where(batch.score < 0, 1.0, economy(calls, least, self.c))
         score = self.alpha * factor * batch.score

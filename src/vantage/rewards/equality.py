@@ -1,8 +1,8 @@
-"""Whether two expressions that sympy holds are equal: exactly where both are exact, by their size where one is a decimal.
+"""Equality of two sympy expressions: exact where both are exact, within a relative tolerance where one is a decimal.
 
-The grader of math-verify rounds decimals at the sixth place and drops differences below 1e-15, so that 2e-7 equals 1e-7 and 1/2^98
+math-verify's grader rounds decimals at the sixth place and drops differences below 1e-15, so that 2e-7 equals 1e-7 and 1/2^98
 equals 1/2^99, and takes the right side of any equation for its value. Here numbers, expressions in the same letters, equations,
-inequalities, sets, tuples, intervals and matrices are compared without it; what is left is its own.
+inequalities, sets, tuples, intervals and matrices are compared; all else is left to math-verify.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from fractions import Fraction
 from typing import Any
 
 DECIMAL = Fraction(1, 10**6)
-"""A decimal equals what is nearer than this, times the reference where that is below 1: 0.333333 is 1/3, 0.333 is not."""
+"""Tolerance of decimals, times the reference where that is below 1: 0.333333 is 1/3, 0.333 is not."""
 _DIGITS = 60
 LARGEST = 1 << 17
-"""Binary digits of a number up to which it is written out."""
+"""Largest number of binary digits of a number that is written out."""
 
 
 def equal(gold: Any, found: Any) -> bool | None:
-    """Return whether the expression `found` equals the reference `gold`, None where it is not for this module to say."""
+    """Return whether the expression `found` equals the reference `gold`, None where this module does not decide it."""
     import sympy
 
     if isinstance(gold, str) or isinstance(found, str):
@@ -55,7 +55,7 @@ def _both(answers: Sequence[bool | None]) -> bool | None:
 
 
 def _equal_sets(gold: Sequence[Any], found: Sequence[Any]) -> bool | None:
-    """Whether each member of one has its equal in the other."""
+    """Return whether each member of either has its equal in the other."""
     if len(gold) != len(found):
         return False
     table = [[equal(one, other) for other in found] for one in gold]
@@ -72,7 +72,7 @@ def _is_relation(expression: Any) -> bool:
 
 
 def _relations(expression: Any) -> tuple[Any, ...]:
-    """Return the parts of a chain such as 1 < x < 3, a single relation as a chain of one, and of anything else nothing."""
+    """Return the relations of a chain such as 1 < x < 3, a single relation as a chain of one, and () for anything else."""
     import sympy
     from sympy.core.relational import Relational
 
@@ -83,7 +83,7 @@ def _relations(expression: Any) -> tuple[Any, ...]:
 
 
 def _equation(expression: Any) -> tuple[Any, Any] | None:
-    """Return (left, right) of an equation, of a chain a = b = c the outermost sides."""
+    """Return (left, right) of an equation, or the outermost sides of a chain a = b = c."""
     import sympy
 
     chain = _relations(expression)
@@ -93,7 +93,7 @@ def _equation(expression: Any) -> tuple[Any, Any] | None:
 
 
 def _valued(gold: Any, found: Any) -> tuple[Any, Any]:
-    """Read an equation as its right side where the other side of the comparison is none; None for one that has no value."""
+    """Replace an equation by its value where the other expression is none; None for an equation that has no value."""
     mine, theirs = _equation(gold), _equation(found)
     if theirs and not _is_relation(gold):
         return gold, _value(*theirs)
@@ -105,8 +105,8 @@ def _valued(gold: Any, found: Any) -> tuple[Any, Any]:
 def _value(left: Any, right: Any, asked: bool = False) -> Any:
     """Return the value that an equation gives, its right side; None where it describes its letters.
 
-    "x = 5", "f(2) = 5", "m + n = 5", "2 + 3 = 5" give a value. "3x + 4y + 14 = 0" and "x + 3 = 7" are no 0 and no 7: nobody
-    asks for such a left side. "3x + 4y = 5" is a 5, unless the equation is what was `asked` for.
+    "x = 5", "f(2) = 5", "m + n = 5", "2 + 3 = 5" give a value. "3x + 4y + 14 = 0" and "x + 3 = 7" do not have the values 0 and 7:
+    no question asks for such a left side. "3x + 4y = 5" has the value 5, unless the equation itself was `asked` for.
     """
     import sympy
     from latex2sympy2_extended import is_expr_of_only_symbols
@@ -145,7 +145,7 @@ def _equal_relations(gold: Any, found: Any) -> bool | None:
 
 
 def _below(relation: Any) -> tuple[Any, Any, bool] | None:
-    """Return an inequality as (lesser side, greater side, strict)."""
+    """Return an inequality as (smaller side, larger side, strict)."""
     import sympy
 
     if isinstance(relation, (sympy.StrictLessThan, sympy.LessThan)):
@@ -156,9 +156,9 @@ def _below(relation: Any) -> tuple[Any, Any, bool] | None:
 
 
 def _proportional(gold: tuple[Any, Any], found: tuple[Any, Any], ordered: bool) -> bool | None:
-    """Whether left - right of one relation is a constant times that of the other, above 0 where sides are ordered.
+    """Return whether left - right of one relation is a constant times that of the other, above 0 where sides are ordered.
 
-    None where it is not, and they may still have the same solutions.
+    None where it is not but they may have the same solutions.
     """
     import sympy
 
@@ -176,7 +176,7 @@ def _proportional(gold: tuple[Any, Any], found: tuple[Any, Any], ordered: bool) 
     )
     if all(abs(share - shares[0]) <= room * abs(shares[0]) for share in shares):
         return bool(shares[0] != 0 and (not ordered or sympy.re(shares[0]) > 0))
-    # Linear relations have one form, up to a factor.
+    # The form of linear relations is unique up to a factor.
     return (
         False if all(each.is_polynomial() and sympy.Poly(each).total_degree() < 2 for each in (mine, theirs)) else None
     )
@@ -186,7 +186,7 @@ def _proportional(gold: tuple[Any, Any], found: tuple[Any, Any], ordered: bool) 
 
 
 def equal_values(gold: Any, found: Any) -> bool | None:
-    """Return whether two numbers, or two expressions in the same letters, are equal; None where neither can be told.
+    """Return whether two numbers, or two expressions in the same letters, are equal; None where that cannot be decided.
 
     Letters are replaced by numbers of either sign at three points, and the values compared to 30 digits. A percentage equals both
     its number and a hundredth of it, unless both are percentages.
@@ -217,7 +217,7 @@ def equal_values(gold: Any, found: Any) -> bool | None:
 
 
 def _near(gold: Any, found: Any, decimal: bool) -> bool:
-    """Whether numbers are equal: fractions exactly, others to 30 digits, decimals to `DECIMAL`."""
+    """Return whether numbers are equal: fractions exactly, others to 30 digits, decimals to `DECIMAL`."""
     exact = isinstance(gold, Fraction) and isinstance(found, Fraction)
     if not decimal:
         return bool(gold == found) if exact else bool(abs(gold - found) <= max(abs(gold), abs(found)) / 10**30)
@@ -229,7 +229,7 @@ def _names(expression: Any) -> set[str]:
 
 
 def _percent(expression: Any) -> Any:
-    """Return the number of a percentage as the library reads it, X * (1/100) left as it is; None for anything else."""
+    """Return X of a percentage, which the library reads as an unevaluated X * (1/100); None for anything else."""
     import sympy
 
     part = sympy.UnevaluatedExpr(sympy.Rational(1, 100))
@@ -254,7 +254,7 @@ def _fraction(expression: Any) -> Fraction | None:
 
 
 def _at(expression: Any, point: int) -> Any:
-    """Return the value to 60 digits with numbers for the letters, None where it has none or is too large to be told."""
+    """Return the value to 60 digits with numbers for the letters, None where it has none or is too large."""
     import sympy
 
     places = {
@@ -273,9 +273,9 @@ def _at(expression: Any, point: int) -> Any:
 
 
 def size(expression: Any) -> float:
-    """Return a bound of the binary digits of a number that the expression is or holds, infinity where none is known.
+    """Return an upper bound on the binary digits of the numbers in an expression, infinity where none is known.
 
-    A letter counts for eight digits. Nothing is evaluated, so that a tower of powers costs nothing.
+    A letter counts as eight digits. Nothing is evaluated, so that a tower of powers costs no time.
     """
     import sympy
 

@@ -11,7 +11,7 @@ _PLAIN = ("", "text", "txt", "plaintext", "plain", "code")
 
 
 class Block(NamedTuple):
-    """A fenced block: the language in small letters ('' for none), the text, and whether its closing fence is there."""
+    """Fenced block: the language in lower case ("" for none), the text, and whether it has a closing fence."""
 
     language: str
     text: str
@@ -22,9 +22,9 @@ def fenced_blocks(text: str) -> list[Block]:
     """Return the fenced blocks of a text in order.
 
     As in CommonMark, a fence is three or more backticks or tildes, and ends at as many or more of them alone in a line; the
-    fence's indentation is removed from the block. As models write, an opening fence may follow other words in its line, a
-    closing one may end the block's last line, and a fence with a language inside of a block says that the block was left open.
-    A block that is never closed reaches to the end of the text.
+    fence's indentation is removed from the block. As in completions of models, an opening fence may follow other words in its
+    line, a closing one may end the block's last line, and a fence with a language within a block means that the block was left
+    open. A block that is never closed extends to the end of the text.
     """
     blocks: list[Block] = []
     inside: list[str] = []
@@ -51,7 +51,7 @@ class _Opening(NamedTuple):
     fence: str
     language: str
     indent: int
-    own: bool  # whether nothing stands before it in its line
+    own: bool  # whether it begins its line
 
 
 def _opening(line: str) -> _Opening | None:
@@ -60,7 +60,7 @@ def _opening(line: str) -> _Opening | None:
     kind = bare[0] if own else "`"
     _, mark, rest = (bare if own else line).partition(kind * 3)
     info = rest.lstrip(kind)
-    # In the middle of a line, "```" is taken for a fence where a word at most stands behind it.
+    # In the middle of a line, "```" is taken for a fence where at most one word follows it.
     if not mark or "`" in info or (not own and len(info.split()) > 1):
         return None
     words = re.findall(r"[\w+#-]+", info[:100])
@@ -73,7 +73,7 @@ def _block(opened: _Opening, lines: Sequence[str], closed: bool) -> Block:
     if ends:
         lines = [*lines[: ends[0]], lines[ends[0]].rstrip().rstrip(opened.fence[0])]
     elif not closed and lines and set(lines[-1].strip()) == {opened.fence[0]}:
-        lines = lines[:-1]  # the beginning of a closing fence
+        lines = lines[:-1]  # start of a closing fence
     text = "\n".join(line[min(opened.indent, len(line) - len(line.lstrip())) :] for line in lines)
     first = next((line for line in text.split("\n") if line.strip()), "")
     return Block(opened.language, textwrap.dedent(text) if first[:1].isspace() else text, closed or bool(ends))
@@ -84,20 +84,19 @@ def answer_block(text: str, languages: Collection[str], reads: Callable[[str], b
 
     It is the last closed block of the languages, as Open-R1 (`extract_code` of rewards.py, 0056faa) and verl
     (`prime_code`, 1acb854) take it; LiveCodeBench (`extract_code` of extraction_utils.py, 2328565) takes the first.
-    Else it is the last closed one without a language that `reads`, else the last without a language; blocks that were
-    left open count only where no closed one of their kind is there. Blocks in other languages (a shell command, an
-    output) are never it.
+    Otherwise it is the last closed one without a language that `reads`, otherwise the last without a language; open blocks
+    count only where there is no closed one of their kind. Blocks in other languages (a shell command, an output) are ignored.
 
     Args:
         text: the completion.
-        languages: names of the language, in small letters.
-        reads: whether a block without a language can be what is looked for.
+        languages: names of the language, in lower case.
+        reads: whether a block without a language can be in the language.
     """
     blocks = fenced_blocks(text)
     named = [block for block in blocks if block.language in languages]
     plain = [block for block in blocks if block.language in _PLAIN]
     if len(blocks) == 1 and plain and not plain[0].closed:
-        # The fence that ends a block which was opened before the completion, by the prompt.
+        # Closing fence of a block that the prompt opened.
         before = text[: min(place for mark in ("```", "~~~") if (place := text.find(mark)) >= 0)]
         if reads(before) and not reads(plain[0].text):
             return before

@@ -1,4 +1,4 @@
-"""Tests of a program, run so that it cannot know what is expected of it.
+"""Grading of a program by tests, run so that the program cannot know the expected values.
 
 Two ways, both apart from the program's process:
 
@@ -28,7 +28,7 @@ from vantage.rewards.sandbox import Limits, run_pair, run_python
 
 
 class Noted(float):
-    """A score with numbers to be recorded beside it (`verifier/NAME`), which are no rewards."""
+    """Score with further numbers to record (`verifier/NAME`), which are no rewards."""
 
     notes: Mapping[str, float]
 
@@ -41,7 +41,7 @@ class Noted(float):
 
 @dataclass(frozen=True)
 class Check:
-    """An expression that the program evaluates, and a comparison of its value with a literal.
+    """Expression that the program evaluates, and a comparison of its value with a literal.
 
     Attributes:
         expression: Python text.
@@ -54,10 +54,10 @@ class Check:
 
 @dataclass(frozen=True)
 class Test:
-    """One test: a text, and where all its assertions can be taken apart, their checks and the statements between them.
+    """One test: its text, and where all its assertions can be split into checks, these and the statements between them.
 
     Attributes:
-        text: of the test; "" for a call with what it must give.
+        text: text of the test; "" for a call with its expected value.
         parts: statements (texts) and checks in order, or None where the test has to run in a process of its own.
     """
 
@@ -67,11 +67,11 @@ class Test:
 
 @dataclass(frozen=True)
 class Grades:
-    """What became of tests.
+    """Results of tests.
 
     Attributes:
-        passed: one for each test.
-        unsafe: how many ran beside the program.
+        passed: whether each test passed.
+        unsafe: number of tests that ran in the program's process.
     """
 
     passed: list[bool]
@@ -101,7 +101,7 @@ _TELLING = (
     ast.DictComp,
     ast.GeneratorExp,
 )
-"""Parts of an expression beside which its constants may say what is expected, as in `abs(f(3) - 9)`."""
+"""Nodes of an expression whose constants may reveal the expected value, as in `abs(f(3) - 9)`."""
 
 
 def read_tests(tests: Any) -> tuple[list[tuple[str, str]], list[Test]]:
@@ -154,7 +154,7 @@ def _of_text(text: str) -> Test:
 
 
 def _checks(test: ast.expr) -> list[Check] | None:
-    """Return the checks that an assertion consists of; None where it cannot be taken apart."""
+    """Return the checks that an assertion consists of; None where it cannot be split."""
     if isinstance(test, ast.BoolOp) and isinstance(test.op, ast.And):
         found = [_checks(one) for one in test.values]
         return None if any(one is None for one in found) else [check for one in found for check in one or ()]
@@ -187,7 +187,7 @@ def _compared(compare: Callable[[Any, Any], Any], wanted: Any, turned: bool, val
 
 
 def alike(value: Any, wanted: Any) -> bool:
-    """Whether a value is what JSON says: numbers to 1e-9 of their size, and lists equal tuples."""
+    """Return whether a value equals a JSON value: numbers to a relative 1e-9, and lists equal tuples."""
     try:
         if isinstance(wanted, bool) or isinstance(value, bool):
             return bool(value == wanted)
@@ -209,9 +209,9 @@ def grade(source: str, tests: Sequence[Test], limits: Limits, isolation: str) ->
     """Run tests of a program.
 
     Args:
-        source: of the program.
-        tests: as `read_tests` gives them, in order: what one defines the next ones may use.
-        limits: of the program, for all tests together. The tests' own process has a second of processor time more.
+        source: text of the program.
+        tests: tests of `read_tests`, in order: later ones may use definitions of earlier ones.
+        limits: limits of the program, for all tests together. The tests' own process has one more second of processor time.
         isolation: as in `run_python`.
     """
     if not tests:
@@ -253,7 +253,7 @@ _out.flush()
 
 
 def _evaluated(source: str, tests: Sequence[Test], limits: Limits, isolation: str) -> list[bool]:
-    """Let the program evaluate the tests' expressions, and compare their values here."""
+    """Evaluate the tests' expressions in the program's process, and compare their values here."""
     steps = [
         ("check", part.expression) if isinstance(part, Check) else ("run", part)
         for test in tests
@@ -278,11 +278,11 @@ def _holds(part: str | Check, line: str) -> bool:
     try:
         return isinstance(part, str) or part.compare(values.build(values.from_text(line)))
     except (values.NotPlainError, TypeError, ValueError, OverflowError, ArithmeticError):
-        return False  # a value that is unlike any that Python could have given
+        return False  # a value that equals none of Python's
 
 
 def _examined(source: str, tests: list[str], limits: Limits, isolation: str) -> list[str]:
-    """Run tests in a sandbox of their own against the program in another; return a verdict for each."""
+    """Run tests in a sandbox of their own against the program in another; return "yes", "no" or "unsendable" for each."""
     mark = f"{secrets.token_hex(8)}:"
     solver = _program(f"serve({source!r})", "values", "solver")
     examiner = _program(f"examine({tests!r}, {mark!r})", "values", "examiner")
@@ -309,7 +309,7 @@ _out.flush()
 
 
 def _beside(source: str, tests: list[str], limits: Limits, isolation: str) -> list[str]:
-    """Run tests in the program's own process, which could deceive them."""
+    """Run tests in the program's own process, which could manipulate them."""
     mark = f"{secrets.token_hex(8)}:"
     result = run_python(_BESIDE.format(source=source, tests=tests, mark=mark), "", limits, isolation=isolation)
     lines = [line[len(mark) :] for line in result.stdout.splitlines() if line.startswith(mark)]
@@ -323,7 +323,7 @@ def _program(last: str, *modules: str) -> str:
 
 @functools.cache
 def _module(name: str) -> str:
-    """Return the source of a module of the sandbox, so that it can stand in one program with others."""
+    """Return the source of a module of the sandbox, so that it can be joined with others in one program."""
     text = (Path(values.__file__).parent / f"{name}.py").read_text(encoding="utf-8")
     tree = ast.parse(text)
     tree.body = [

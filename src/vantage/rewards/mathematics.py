@@ -1,4 +1,4 @@
-"""Verifier `math`: whether two mathematical expressions are equal."""
+"""Verifier `math`: equality of mathematical expressions."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from vantage.rewards.textual import Graded
 
 @component(label="verifier math")
 class Math:
-    """Whether the completion's expression equals the reference's; the library math-verify reads, `equality` compares.
+    """Verifier that scores 1 where the completion's expression equals the reference's: math-verify parses, `equality` compares.
 
-    Expressions stand in `$...$`, other marks of LaTeX or a box; outside of them what looks like mathematics is read too:
+    Expressions are in `$...$`, other marks of LaTeX or a box; outside of them plain mathematics is read too:
     "x = -5", "3x+4y+14=0", "2e-7", "1 1/2" (a mixed number).
 
     Attributes:
-        seconds: time allowed for reading and for comparing, each; in a thread that is not the main one it is the
-            caller's business to end it.
+        seconds: time allowed for parsing and for comparing, each; in a thread that is not the main one the caller must
+            end it.
 
     Raises (when called):
         ImportError: math-verify is not installed.
@@ -43,7 +43,7 @@ class Math:
     def __call__(self, problem: Graded, completion: str) -> float:
         """Return 1.0 when the expressions are equal, else 0.0 (also when the time was not enough)."""
         library = _math_verify()
-        # The library's clock is SIGALRM, which Python allows in the main thread alone.
+        # The library's timeout uses SIGALRM, which Python allows in the main thread alone.
         seconds = self.seconds if threading.current_thread() is threading.main_thread() else 0
         read = functools.partial(library.parse, parsing_timeout=seconds)
         latex, plain = library.LatexExtractionConfig(boxed_match_priority=0), library.ExprExtractionConfig()
@@ -57,17 +57,17 @@ class Math:
 
 
 def _same(gold: Any, found: Any, seconds: int) -> bool:
-    """Whether two readings are equal, False where the time is not enough."""
+    """Return whether two parsed answers are equal, False where the time is not enough."""
     if isinstance(gold, str) or isinstance(found, str):
         return isinstance(gold, str) and isinstance(found, str) and gold.strip() == found.strip()
     library = _math_verify()
     try:
         same = library.utils.timeout(timeout_seconds=seconds)(equality.equal)(gold, found)
-        # The library writes numbers out, however large.
+        # The library converts numbers to text, however large.
         known = same is not None or any(equality.size(each) > equality.LARGEST for each in (gold, found))
     except library.errors.TimeoutException:
         return False
-    except Exception:  # sympy raises what it likes
+    except Exception:  # sympy raises exceptions of many types
         known = False
     return bool(same) if known else bool(library.verify([gold], [found], timeout_seconds=seconds))
 
@@ -89,9 +89,9 @@ _MATHS = re.compile(
     re.DOTALL,
 )
 _LONGEST = 500
-"""Characters of plain text that are tried as one expression."""
+"""Largest number of characters of plain text that are tried as one expression."""
 _FUNCTION = r"(?:sqrt|sin|cos|tan|log|ln|exp|pi)"
-# A number, a letter that stands alone, an operator, a command of LaTeX.
+# A number, a single letter, an operator, a command of LaTeX.
 _ATOM = (
     r"(?:[\d+\-*/^=()\[\]{}<>|%√π∞≤≥≠°×·÷−½¼¾²³∪]|[.,:](?=\d)|(?<=[\d)])!(?![\s!]*$)|\\[A-Za-z]+|\\[{}%,;!]|"
     rf"(?<![A-Za-z'’\\])(?:{_FUNCTION}|[A-Za-z])(?![A-Za-z'’]))"
@@ -108,7 +108,7 @@ _SYMBOLS = str.maketrans(
 
 
 def in_latex(text: str, whole: bool = False) -> str:
-    """Return the text with every expression in `$...$`, also those that stood in it as plain text.
+    """Return the text with every expression in `$...$`, those in plain text included.
 
     Args:
         text: a completion or a reference answer.
@@ -116,7 +116,7 @@ def in_latex(text: str, whole: bool = False) -> str:
     """
     text = _without_currency(text.strip())
     if not whole:
-        # Powers of Python, then Markdown.
+        # Python's powers, then Markdown.
         text = re.sub(r"(?<=[\w)])\*\*(?=[\w(-])", "^", text).replace("**", "").removesuffix(".")
     if (whole or _LIST.fullmatch(text)) and not _MATHS.search(text):
         return f"${_latex(text, plain=True)}$"
@@ -141,7 +141,7 @@ def _wrapped(match: re.Match[str]) -> str:
 
 
 def _one(run: str, before: str) -> str:
-    """Put an expression into `$...$`, less what belongs to the words around it."""
+    """Put an expression into `$...$`, without characters that belong to the words around it."""
     first, last = 0, len(run)
     if re.search(r"(?:^|\n)[ \t]*$", before):
         first = re.match(r"(?:[-*+] )?", run).end()  # type: ignore[union-attr]  # a list's bullet
@@ -163,7 +163,7 @@ def _one(run: str, before: str) -> str:
 
 
 def _latex(text: str, plain: bool = False) -> str:
-    """Write what is no LaTeX as LaTeX: symbols, 2e-7, 1 1/2, repeating decimals, and in plain text functions and exponents."""
+    """Convert other notation to LaTeX: symbols, 2e-7, 1 1/2, repeating decimals, and in plain text functions and exponents."""
     text = text.translate(_SYMBOLS)
     text = re.sub(r"(?<![\w.\\])(\d+(?:\.\d+)?|\.\d+)[eE]([+-]?\d+)(?![\w.])", r"\1\\times 10^{\2}", text)
     text = re.sub(r"(?<![\w.,^{/])(\d+)\s+(\d+)\s*/\s*(\d+)(?![\w./^])", r"\1\\frac{\2}{\3}", text)
@@ -185,7 +185,7 @@ def _repeating(match: re.Match[str]) -> str:
 
 
 def _without_currency(text: str) -> str:
-    """Remove dollar signs that stand for dollars: escaped ones, and those before amounts where they pair around no mathematics."""
+    """Remove dollar signs of amounts: escaped ones, and those before numbers that do not enclose mathematics."""
     text = re.sub(r"\\\$(?=\s?[\d.])", "", text)
     amounts = re.compile(r"\$(?=\s?\d[\d,]*(?:\.\d+)?(?:[\s,;:!?)\-]|\.(?:\s|$)|$))")
     if not amounts.search(text):

@@ -1,11 +1,12 @@
-"""From named rewards to one score per row and a reward per decision.
+"""Mixing of named rewards into one score per row and a reward per decision.
 
-Missing is not zero. A verifier that says nothing of a row (None) leaves NaN in its named reward, and then:
+Missing is not zero. A verifier that gives no score for a row (None) leaves NaN in its named reward, and then:
 
-- a named reward that is missing is left out of the row's sum; the others count;
-- a row none of whose rewards is there has the score NaN, is paid 0, and is learnt from nowhere: the training loop empties its mask,
-  so that its advantage is 0 and no term of the loss sees it;
-- statistics of its group or batch (mean, spread, median, quantiles), records of its prompt and logged means leave it out.
+- a missing named reward is left out of the row's sum; the others count;
+- a row without any reward has the score NaN and the reward 0, and is excluded from the update: the training loop empties its
+  mask, so that its advantage is 0 and no term of the loss includes it;
+- it is left out of statistics of its group or batch (mean, standard deviation, median, quantiles), of records of its prompt and
+  of logged means.
 
 Scores 1, 0, none, 1 in a group have the advantages 1/3, -2/3, 0, 1/3 of the group's mean 2/3.
 """
@@ -27,13 +28,13 @@ from vantage.functions.rows import at_last
 
 @dataclass(frozen=True)
 class Total:
-    """Weighted sum of the named rewards as `score` [N], paid at the policy's last decision as `reward` [N, T].
+    """Weighted sum of the named rewards as `score` [N], and as `reward` [N, T] at the policy's last decision. No gradient.
 
     A reward that is missing for a row (NaN) is left out of its sum; the score of a row without any is NaN. Where rewards came
-    with the decisions, they stay, and the score is their sum over the row.
+    with the decisions, they are unchanged, and the score is their sum over the row.
 
     Attributes:
-        weights: weight of each named reward; 1 where none is given. One of weight 0 is recorded and otherwise not there.
+        weights: weight of each named reward; 1 where none is given. One of weight 0 is recorded and has no further effect.
     """
 
     weights: Mapping[str, float] = field(default_factory=dict)
@@ -64,9 +65,9 @@ class Total:
 
 @dataclass(frozen=True)
 class Signed:
-    """Scores between 0 and 1 as scores between -1 and 1, 2 * score - 1, so that a wrong answer is worth less than nothing.
+    """Map of scores from [0, 1] to [-1, 1], 2 * score - 1, so that a wrong answer has a negative score. No gradient.
 
-    Standardised in the group they are the same; with a punishment beside them they weigh twice as much.
+    Scores standardised in the group are unchanged; relative to a penalty, scores have twice the weight.
 
     Raises:
         UserError: a score is not between 0 and 1.
@@ -85,16 +86,16 @@ class Signed:
 
 @component
 class Overlong:
-    """Soft punishment of rows near the length limit, added to the score (DAPO, arXiv 2503.14476, eq. 13).
+    """Soft penalty on rows near the length limit, added to the score (DAPO, arXiv 2503.14476, eq. 13). No gradient.
 
     Length and limit count the policy's own decisions.
 
         0 while length <= limit - buffer;  ((limit - buffer) - length) / buffer up to the limit;  -1 beyond it
 
     Attributes:
-        buffer: decisions before the limit over which the punishment grows; 0 switches it off.
+        buffer: decisions before the limit over which the penalty increases; 0 disables it.
         limit: the limit in decisions; 0 takes the engine's.
-        scale: factor on the punishment.
+        scale: factor on the penalty.
     """
 
     buffer: Annotated[int, at_least(0)] = 16
@@ -112,12 +113,12 @@ class Overlong:
 
 
 def longest(batch: Trajectories, context: Context) -> int:
-    """Return how many decisions the engine lets a row have, or where it does not say how many places the batch has."""
+    """Return the engine's largest number of decisions of a row, or the batch's number of steps where the engine has none."""
     return row_limit(context.engine) or batch.steps
 
 
 def row_limit(engine: Any) -> int:
-    """Return how many decisions of the policy the engine lets a row have; 0 where it does not say."""
+    """Return the engine's largest number of the policy's decisions in a row; 0 where it has none."""
     return int(getattr(engine, "max_decisions", getattr(engine, "max_length", 0)))
 
 
@@ -132,7 +133,7 @@ class DivergencePenalty:
     columns = frozenset({"logp_ref"})
 
     def __call__(self, batch: Trajectories, context: Context) -> Trajectories:
-        """Lower `reward`; `score` takes the row's sum too."""
+        """Lower `reward`, and `score` by the row's sum."""
         if self.coefficient == 0:
             return batch
         divergence = torch.where(batch.mask, batch.logp_old - batch.logp_ref, 0.0)

@@ -1,4 +1,4 @@
-"""Verifier `numeric`: the numbers in a text, and whether the right one is the reference answer's."""
+"""Verifier `numeric`: extraction of numbers from a text, and comparison with the reference answer's."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ _TRANSLATION = str.maketrans(
 def numbers(text: str) -> list[tuple[Fraction, bool]]:
     """Return the numbers in a text, exact, each with whether a percent sign follows it.
 
-    Read are signs (a minus after a digit is a subtraction; one with a space behind it is a sign after "=", "is" and the like, and
+    Read are signs (a minus after a digit is a subtraction; one before a space is a sign after "=", "is" and the like, and
     before a number that is the whole text), separators of thousands (1,234; 1'234; 1{,}234; no plain spaces), decimals,
     exponents up to three digits (2e-7, 2 x 10^-7, 10^3), fractions (3/4, \\frac{3}{4}, ¾), mixed numbers (1 1/2), and digits of any
-    script. A letter before a number makes it part of a name. Numbers of more than 400 digits and fractions over zero are left out.
+    script. A number after a letter is part of a name. Numbers of more than 400 digits and fractions over zero are left out.
     """
     return [each for match in _NUMBER.finditer(_plain(text)) for each in _values(match)]
 
@@ -60,7 +60,7 @@ def _plain(text: str) -> str:
 
 
 def _fraction(match: re.Match[str]) -> str:
-    # Behind a whole number it is the rest of a mixed one.
+    # After a whole number it is the fraction of a mixed number.
     space = " " if match.start() and match.string[match.start() - 1].isdigit() else ""
     return f"{space}{match[1] or match[2]}/{match[3] or match[4]}"
 
@@ -92,14 +92,14 @@ def _values(match: re.Match[str]) -> Iterator[tuple[Fraction, bool]]:
 
 @component(label="verifier numeric")
 class Numeric:
-    """Whether the completion's number is the reference answer's.
+    """Verifier that scores 1 where the completion's number equals the reference answer's.
 
-    The completion's last number counts, or the first after the last `after` marker; `numbers` says what is read. Units are not
-    compared. "50%" answers 50 and 0.5.
+    The completion's number is its last one, or the first after the last `after` marker; see `numbers`. Units are not
+    compared. "50%" equals 50 and 0.5.
 
     Attributes:
         tolerance: allowed absolute difference; none for 1e-6, times the reference where that is below 1, so that 2e-7 is not 1e-7.
-        relative: allowed difference as a share of the reference; the wider of the two holds.
+        relative: allowed difference as a share of the reference; the larger of the two applies.
         after: the marker that the answer must follow, such as "####"; '' for none.
 
     Raises (when called):

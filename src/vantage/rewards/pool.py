@@ -1,6 +1,6 @@
-"""Scoring a batch: cheap verifiers where they are called, the others in worker processes that live on.
+"""Scoring of a batch: cheap verifiers in the calling process, the others in persistent worker processes.
 
-A verifier that crashes or hangs costs its own row: reward 0, and a count under `errors`.
+A row on which a verifier crashes or hangs scores 0, and counts under `errors`.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from vantage.core.errors import TrainingError, UserError
 from vantage.rewards.verifiers import Rewards, Verifier, named_scores
 
 _START_SECONDS = 300.0
-"""Time for a worker to start and to import what its verifiers need."""
+"""Seconds for a worker to start and to import what its verifiers need."""
 ROW_SECONDS = 10.0
-"""Time for a row where the verifier does not say how long it needs."""
+"""Seconds for a row where the verifier does not define `row_seconds`."""
 _LEAST_MEMORY = 2 << 30
 _STOOD = 0.5
-"""Seconds by which a wait is exceeded when this process was stopped."""
+"""Seconds beyond a wait's timeout from which this process counts as having been stopped."""
 
 
 class _Failed(str):
-    """Why a row has no score."""
+    """Reason why a row has no score."""
 
 
 @dataclass(frozen=True)
 class _Scored:
-    """Scores of a row, and what the verifier noted beside them."""
+    """Scores of a row, and the verifier's notes."""
 
     scores: dict[str, float]
     notes: dict[str, float] = field(default_factory=dict)
@@ -64,21 +64,21 @@ def score_all(
         verifiers: one verifier, several by name, or `Rewards`.
         problems: N problems, one for each completion.
         completions: N texts.
-        workers: processes for the verifiers that need one; the number of cores, at most 8, by default. They start at
-            the first call that needs them and serve all later ones.
-        timeout: seconds for one verifier on one row, above 0; past it the worker is replaced. By default what the verifier's
-            method `row_seconds(problem)` says, or 10 where it has none.
+        workers: number of processes for the verifiers that need one; by default the number of cores, at most 8. They start
+            at the first call that needs them and serve all later ones.
+        timeout: seconds for one verifier on one row, above 0; past it the worker is replaced. By default the result of the
+            verifier's method `row_seconds(problem)`, or 10 where it has none.
         failing: largest share of the rows on which one verifier may fail.
 
     Returns:
         Columns of N numbers by name: a verifier's name (`score` for one without), or `name/key` where it returns several;
-        NaN where a score is missing. `errors` counts, for each row, the verifiers that crashed, hung or returned what is
-        not a number; these score 0. The first error of each kind is also shown as a warning. Columns `notes/NAME` have what
-        verifiers noted beside their scores (`grading.Noted`), summed over the verifiers.
+        NaN where a score is missing. `errors` counts, for each row, the verifiers that crashed, hung or did not return a
+        number; these score 0. The first error of each kind is also shown as a warning. Columns `notes/NAME` have the
+        verifiers' notes (`grading.Noted`), summed over the verifiers.
 
     Raises:
-        UserError: not as many problems as completions, a verifier is called `errors`, or the timeout is not above 0.
-        TrainingError: a verifier failed on more rows than that; the message has the first reason.
+        UserError: problems and completions differ in number, a verifier is called `errors`, or the timeout is not above 0.
+        TrainingError: a verifier failed on more rows than `failing` allows; the message has the first reason.
     """
     if len(problems) != len(completions):
         raise UserError(f"score_all: {len(problems)} problems for {len(completions)} completions")
@@ -116,7 +116,7 @@ def _packed(each: Verifier) -> bytes | None:
         return None
     try:
         return pickle.dumps(each)
-    except Exception:  # a closure, a lambda, a bound method of something with a lock: pickle raises what it likes
+    except Exception:  # for a closure, a lambda, an object with a lock, ... pickle raises exceptions of many types
         return None
 
 
@@ -176,7 +176,7 @@ class _Worker:
 
 
 class Pool:
-    """Worker processes for verifiers. Started when they are needed, kept until `close`, replaced when they die."""
+    """Pool of worker processes for verifiers, started when they are needed, kept until `close`, replaced when they die."""
 
     def __init__(self, workers: int) -> None:
         if workers < 1:
@@ -187,22 +187,22 @@ class Pool:
         self._owner = os.getpid()
 
     def run(self, verifiers: Mapping[str, bytes], jobs: Sequence[tuple[str, Any, str, float]]) -> list[_Outcome]:
-        """Run every job (verifier's name, problem, completion, seconds that it may take); one that fails returns why.
+        """Run every job (verifier's name, problem, completion, seconds allowed); a failed one returns the reason.
 
         Args:
-            verifiers: the pickled verifiers by name.
-            jobs: what to score.
+            verifiers: name -> pickled verifier.
+            jobs: jobs to run.
         """
         with self._lock:
             try:
                 return self._run(verifiers, jobs)
             except BaseException:
-                self._stop()  # what the workers still hold belongs to nobody
+                self._stop()  # the workers' unfinished jobs are obsolete
                 raise
 
     def _run(self, verifiers: Mapping[str, bytes], jobs: Sequence[tuple[str, Any, str, float]]) -> list[_Outcome]:
         outcomes: list[_Outcome | None] = [None] * len(jobs)
-        # Several chunks a worker, so that slow rows even out; long enough that the hop costs little.
+        # Several chunks per worker, so that slow rows even out; long enough that communication costs little.
         length = max(1, min(32, -(-len(jobs) // (4 * self._size))))
         waiting = deque(deque(range(first, min(first + length, len(jobs)))) for first in range(0, len(jobs), length))
         busy: list[_Worker] = []
@@ -222,7 +222,7 @@ class Pool:
                 events = selector.select(left)
                 waited = time.monotonic() - before
                 if waited > left + _STOOD:
-                    # This process was stopped (SIGSTOP, a laptop that slept): nobody has used up that time.
+                    # This process was stopped (SIGSTOP, a suspended laptop): that time does not count.
                     for worker in busy:
                         worker.deadline += waited
                     events = events or selector.select(0)
@@ -271,14 +271,14 @@ class Pool:
         outcomes: list[_Outcome | None],
         jobs: Sequence[tuple[str, Any, str, float]],
     ) -> str:
-        """Take in what the worker wrote; return why it must go, '' when it may stay."""
+        """Read the worker's output; return the reason to replace it, "" where there is none."""
         *lines, worker.unread = (worker.unread + part).split(b"\n")
         for line in lines:
             message = json.loads(line)
             if "ready" in message:
                 worker.ready = True
             elif "fatal" in message:
-                # Not the rows' doing, and every worker would say the same.
+                # Independent of the rows, and the same in every worker.
                 raise UserError(f"a verifier cannot be loaded in a worker process: {message['fatal']}")
             elif "begin" in message:
                 worker.begun = True
@@ -307,7 +307,7 @@ class Pool:
         outcomes: list[_Outcome | None],
         waiting: deque[deque[int]],
     ) -> None:
-        """Take the worker off its chunk. When it must go, its current row fails and the others wait for another worker."""
+        """Release the worker from its chunk. When it is replaced, its current row fails and the others wait for another worker."""
         assert worker.process.stdout is not None
         selector.unregister(worker.process.stdout)
         busy.remove(worker)
@@ -331,7 +331,7 @@ class Pool:
 
 
 def _memory(workers: int) -> int:
-    """Return the bytes of data that a worker may hold: its share of the machine's memory, and enough for any library."""
+    """Return a worker's memory limit in bytes: its share of the machine's memory, and enough for any library."""
     try:
         whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError):

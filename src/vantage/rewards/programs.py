@@ -1,4 +1,4 @@
-"""Verifiers that run something: a function of the user's, or the completion's own code in the sandbox."""
+"""Verifiers that run code: a function of the user's, or the completion's program in the sandbox."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def load_function(path: str) -> Callable[..., Any]:
             assert spec is not None
             assert spec.loader is not None
             module = importlib.util.module_from_spec(spec)
-            # Registered before it runs, as an ordinary import does: dataclasses look their module up.
+            # Registered before it runs, as in an ordinary import: dataclasses look up their module.
             sys.modules.setdefault(file.stem, module)
             spec.loader.exec_module(module)
         else:
@@ -56,7 +56,7 @@ def load_function(path: str) -> Callable[..., Any]:
 
 @component(label="verifier python")
 class PythonFunction:
-    """A function of the user's, called with (problem, completion): a number, a truth value, named numbers, or None.
+    """Verifier that calls a function of the user's with (problem, completion): a number, a boolean, named numbers, or None.
 
     Raises:
         UserError: the path names no function.
@@ -70,7 +70,7 @@ class PythonFunction:
         load_function(self.path)
 
     def __call__(self, problem: Graded, completion: str) -> Any:
-        """Return what the function returns."""
+        """Return the function's result."""
         return load_function(self.path)(problem, completion)
 
 
@@ -78,7 +78,7 @@ PYTHON = frozenset({"python", "python3", "py", "py3"})
 
 
 def _is_program(text: str) -> bool:
-    """Whether a text is Python that does something: more than a value, as an output is."""
+    """Return whether a text is a Python program, not just a value as an output is."""
     try:
         statements = ast.parse(text).body
     except (SyntaxError, ValueError, MemoryError, RecursionError):
@@ -94,7 +94,7 @@ def _works_here(isolation: str) -> None:
 
 @component(label="verifier code")
 class Code:
-    """Run the completion's Python against the problem's tests in the sandbox.
+    """Verifier that runs the completion's Python program against the problem's tests in the sandbox.
 
     The program is the last closed block that is fenced as Python; without one, the last block without a language that is a
     program; without any block, the whole completion (`vantage.rewards.fences`).
@@ -106,15 +106,15 @@ class Code:
     - `{"call": "f(3)", "expect": 9}`: an expression after the code has run; its value is compared with the literal;
     - a text such as `assert f(3) == 9`, or several lines with set-up, or `def check(candidate): ...` and `check(f)`.
 
-    The program never shares a process with what is expected of it (`vantage.rewards.grading`). A test that gives the program what
-    cannot be sent to another process, as a function of its own, is run beside the program, which could deceive it: the metric
+    The expected values are never in the program's process (`vantage.rewards.grading`). A test with arguments that cannot be sent
+    to another process, such as a function, runs in the program's process, which could manipulate it: the metric
     `verifier/unsafe_tests` counts such tests, and `strict` refuses them.
 
     Attributes:
         seconds: CPU time; twice as much wall time. For each input, or for all calls together.
         memory_mb: address space in MiB.
         partial: return the share of tests passed, instead of whether all passed.
-        strict: a test that cannot be run apart from the program is an error instead of being run beside it.
+        strict: a test that cannot be run in another process than the program is an error.
         isolation: as in `run_python`.
 
     Raises:
@@ -150,7 +150,7 @@ class Code:
         return Noted(score, {"unsafe_tests": float(graded.unsafe)}) if graded.unsafe else score
 
     def row_seconds(self, problem: Graded) -> float:
-        """Return the time that the tests of a problem may take: that of every run at its limit, and for the sandboxes."""
+        """Return the seconds allowed for the tests of a problem: every run at its limit, and the time of the sandboxes."""
         tests = problem.fields.get("tests", problem.fields.get("test_list"))
         count = (
             len(tests) if isinstance(tests, Sequence) and not isinstance(tests, str) else str(tests).count('"input"')

@@ -1,13 +1,13 @@
-"""Run Python that nobody has read: a separate process without network, files, environment or time to do harm.
+"""Sandbox for untrusted Python programs: a separate process without network, files or environment, and with limits.
 
 Isolation, strongest first; the strongest that the kernel offers is found once by running it:
 
 - "namespaces": its own process tree, root file system, network and users. The files of the machine are not there,
   only the standard library, read-only. Processes die with their tree, however detached.
 - "landlock": the kernel's Landlock (6.2 and later) and a system-call filter. The program reads the standard library, writes
-  in its folder, cannot start processes, open sockets or signal others. It can learn that a path exists.
-- "rlimits": limits on CPU, memory and files only. No protection from a program that means harm; never chosen by
-  itself.
+  in its folder, cannot start processes, open sockets or signal others. It can find out that a path exists.
+- "rlimits": limits on CPU, memory and files only. No protection from a malicious program; never chosen
+  automatically.
 
 Each also has limits on CPU time, wall time, memory, processes, files and output, a clean folder, and an empty environment.
 """
@@ -40,16 +40,16 @@ _START = (
     "main({status}, {job}, {pid})"
 )
 _GRACE = 1.0
-"""Seconds that the launcher has to end the program after the wall limit before it is killed itself."""
+"""Seconds that the launcher has to end the program after the wall limit before the launcher is killed."""
 
 
 class SandboxError(RuntimeError):
-    """The sandbox itself failed, whatever the program was."""
+    """Failure of the sandbox itself, independent of the program."""
 
 
 @component(label="limits")
 class Limits:
-    """What a program may use. Every limit is a hard one; passing it ends the program or refuses the call.
+    """Resource limits of a program. Every limit is a hard one; exceeding it ends the program or fails the call.
 
     Attributes:
         cpu_seconds: CPU time of each process, rounded up to whole seconds.
@@ -70,12 +70,12 @@ class Limits:
 
 @dataclass(frozen=True)
 class SandboxResult:
-    """How a program ended.
+    """Result of a program's run.
 
     Attributes:
         ok: it ran to its end with exit code 0, within its limits.
-        stdout, stderr: what it wrote, cut at the limit; bytes that are not UTF-8 are replaced.
-        reason: why not ok: "exit CODE", "signal NUMBER", "cpu time", "wall time", "memory", "output", "files", "killed"
+        stdout, stderr: its output, cut at the limit; bytes that are not UTF-8 are replaced.
+        reason: reason of not `ok`: "exit CODE", "signal NUMBER", "cpu time", "wall time", "memory", "output", "files", "killed"
             (by something else); "" when ok.
         seconds: real time from start to end.
         cpu_seconds: CPU time of the program and of the children it waited for; 0 when it was stopped.
@@ -106,13 +106,13 @@ def run_python(
 
     Args:
         code: the program's text.
-        stdin: what it reads from standard input.
-        limits: what it may use.
+        stdin: its standard input.
+        limits: resource limits.
         isolation: "auto" (the strongest that the machine offers, never "rlimits"), or one of `ISOLATION`.
         readable: further folders that the program may read and import from.
 
     Raises:
-        UserError: the machine offers no isolation, or not the one asked for.
+        UserError: the machine has no isolation, or not the requested one.
         SandboxError: the sandbox could not be set up.
     """
     isolation = _checked(isolation)
@@ -185,7 +185,7 @@ print(open("inside").read())
 
 @functools.cache
 def _missing(isolation: str) -> str:
-    """Return '' when the isolation works on this machine, else why not. Tried by breaking out of it."""
+    """Return "" where the isolation works on this machine, else the reason, by an attempt to break out of it."""
     if sys.platform != "linux":
         return "it needs Linux"
     with tempfile.TemporaryDirectory() as folder:
@@ -302,7 +302,7 @@ def _talk(
     limits: Limits,
     started: float,
 ) -> tuple[list[bytearray], str]:
-    """Feed the program and read it, up to its limits, until it has ended; return stdout, stderr, status, and why stopped."""
+    """Write the program's input and read its output, up to its limits, until its end; return stdout, stderr, status, reason."""
     output = [bytearray(), bytearray(), bytearray()]
     stopped, last = "", started + limits.wall_seconds + _GRACE
     left: dict[int, memoryview] = {}
@@ -379,9 +379,9 @@ def _close(stream: IO[bytes] | None) -> None:
 
 
 def _remove(folder: str) -> None:
-    """Remove a folder, whatever is in it and however deep: the modes that the program gave and the length of paths do not matter.
+    """Remove a folder of any content and depth, whatever its modes and path lengths.
 
-    Each folder below is moved to the top, where its files are removed one by one. What the machine refuses to remove stays.
+    Each subfolder is moved to the top, where its files are removed one by one. What cannot be removed remains.
     """
     with contextlib.suppress(OSError):
         os.chmod(folder, 0o700)

@@ -1,4 +1,4 @@
-"""Settings written as text, `name:setting=value,setting=value`, to a frozen dataclass. Used by tasks and verifiers."""
+"""Parser of specifications `name:setting=value,setting=value` into frozen dataclasses, for tasks and verifiers."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def parse(
 ) -> tuple[str, dict[str, str]]:
     """Split `name:setting=value,...` into the name and the settings' texts.
 
-    A comma separates settings where a setting's name and `=` follow it, so that a value may hold commas and colons. The
-    text after the colon that names no setting is the value of the name's `primary` setting.
+    A comma separates settings where a setting's name and `=` follow it, so that a value may contain commas and colons. A
+    text after the colon without a setting's name is the value of the name's `primary` setting.
 
     Raises:
-        UserError: unknown name or setting (with the nearest ones), a setting given twice, a setting without value.
+        UserError: a name or setting is unknown (with the nearest ones), given twice, or without value.
     """
     name, _, rest = text.strip().partition(":")
     name = name.strip()
@@ -58,7 +58,7 @@ def build(kind: str, name: str, maker: Callable[..., Any], settings: Mapping[str
     """Convert each setting's text to the type of the dataclass field and make the dataclass.
 
     Raises:
-        UserError: a value does not read as its type, a setting that has no default is missing, or a range is broken.
+        UserError: a value does not have its type or is out of range, or a setting without default is missing.
     """
     hints = typing.get_type_hints(maker)
     missing = [
@@ -78,7 +78,7 @@ def _convert(kind: str, name: str, key: str, text: str, hint: Any) -> Any:
     options = [option for option in typing.get_args(hint) if option is not type(None)] or [hint]
     if bool in options:
         if text.lower() not in _TRUE + _FALSE:
-            raise UserError(f"{kind} {name!r}: {key}={text!r} is not a truth value: write true or false")
+            raise UserError(f"{kind} {name!r}: {key}={text!r} is not a boolean: write true or false")
         return text.lower() in _TRUE
     for option in options:
         if option in (int, float):

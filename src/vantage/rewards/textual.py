@@ -1,7 +1,7 @@
-"""Verifiers that compare a completion as text: exact, by pattern, by JSON schema.
+"""Verifiers of a completion's text: equality, regular expression, JSON schema.
 
-Each is a frozen dataclass called with (problem, completion) that returns 1.0 or 0.0. `isolated` says that a call may run
-long or crash and belongs in a worker process; the others take microseconds and run where they are called.
+Each is a frozen dataclass called with (problem, completion) that returns 1.0 or 0.0. `isolated` means that a call may run
+long or crash and is made in a worker process; the others take microseconds and run in the calling process.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from vantage.rewards.fences import answer_block
 
 
 class Graded(Protocol):
-    """What a verifier reads of a problem."""
+    """Interface of a problem to verifiers."""
 
     @property
     def prompt(self) -> str | list[dict[str, str]]:
-        """The question, as text or as chat messages."""
+        """Prompt, as text or as chat messages."""
         ...
 
     @property
     def answer(self) -> str:
-        """The reference answer."""
+        """Reference answer."""
         ...
 
     @property
     def fields(self) -> Mapping[str, Any]:
-        """Whatever else the problem came with."""
+        """Further fields of the problem."""
         ...
 
 
 def after_marker(text: str, marker: str) -> str | None:
-    """Return what follows the last `marker`, the whole text when there is no marker to look for, None when it is absent."""
+    """Return the text after the last `marker`, the whole text for an empty marker, None where it is absent."""
     if not marker:
         return text
     _, found, rest = text.rpartition(marker)
@@ -48,12 +48,12 @@ def after_marker(text: str, marker: str) -> str | None:
 
 @dataclass(frozen=True)
 class Exact:
-    """Whether the completion is the reference answer, letter by letter after normalisation.
+    """Verifier that scores 1 where the completion equals the reference answer after normalisation.
 
     Attributes:
-        after: compare only what follows the last occurrence of this marker ('' for the whole completion).
-        case: whether upper and lower case differ.
-        space: whether white space inside counts; at the ends it never does.
+        after: compare only the text after the last occurrence of this marker ("" for the whole completion).
+        case: whether case matters.
+        space: whether inner white space matters; at the ends it never does.
     """
 
     after: str = ""
@@ -80,9 +80,9 @@ def _regular(pattern: str) -> None:
 
 @component(label="verifier regex")
 class Regex:
-    """Whether the completion holds the pattern; with a group named `answer`, whether that group is the reference answer.
+    """Verifier that scores 1 where the completion has the pattern; with a group named `answer`, where it is the reference answer.
 
-    The dot matches line ends as well. A pattern can take exponential time on text made for it, hence `isolated`.
+    The dot matches line ends too. A pattern can take exponential time on adversarial text, hence `isolated`.
 
     Raises:
         UserError: the pattern is not a regular expression.
@@ -115,7 +115,7 @@ def _is_json(text: str) -> bool:
 
 
 def _schema(path: str) -> Any:
-    """Return the validator of a schema's file, None without one."""
+    """Return the validator of a schema file, None without one."""
     try:
         return _validator(Path(path).read_text("utf-8")) if path else None
     except OSError as error:
@@ -124,16 +124,16 @@ def _schema(path: str) -> Any:
 
 @component(label="verifier json-schema")
 class JsonSchema:
-    """Whether the completion is JSON that satisfies a schema.
+    """Verifier that scores 1 where the completion is JSON that satisfies a schema.
 
     Read is the last closed block that is fenced as JSON; without one, the last block without a language that is JSON; without
     any block, the whole completion.
 
     Attributes:
-        schema: path of the schema's file; '' to read the schema from the problem's field `schema`.
+        schema: path of the schema file; "" to read the schema from the problem's field `schema`.
 
     Raises:
-        UserError: the file is not there, or is not a JSON schema.
+        UserError: the file does not exist, or is not a JSON schema.
     """
 
     schema: Annotated[str, checked_by(_schema)] = ""
@@ -167,5 +167,5 @@ def _validator(text: str) -> Any:
         maker.check_schema(schema)
     except library.exceptions.SchemaError as error:
         raise ValueError(f"not a JSON schema: {error.message}") from None
-    # A registry of our own: the library's default one would fetch references over the network.
+    # A registry without retrieval: the library's default one would fetch references over the network.
     return maker(schema, registry=referencing.Registry())

@@ -1,4 +1,4 @@
-"""Verifiers: from a problem and a completion to a score. Made from text, mixed by name and weight.
+"""Verifiers, which score a completion as an answer to a problem: made from a specification, mixed by name and weight.
 
 verifier("numeric:tolerance=1e-6,after=####")      rewards(["correct=math", "format*0.2=regex:<answer>.*</answer>"])
 """
@@ -44,10 +44,10 @@ Score = float | Mapping[str, float] | None
 
 
 class Verifier(Protocol):
-    """Scores one completion. Any function of (problem, completion) is one.
+    """Interface of a verifier: any function of (problem, completion).
 
-    It may also have `isolated` (True: run it in a worker process, False: where it is called; functions without it run in
-    a worker where they can be sent to one) and `prepare()`, called once in a worker before its first row.
+    It may also have `isolated` (True: run it in a worker process, False: in the calling process; functions without it run in
+    a worker where they can be pickled) and `prepare()`, called once in a worker before its first row.
     """
 
     def __call__(self, problem: Any, completion: str, /) -> Score:
@@ -72,10 +72,10 @@ _PRIMARY = {"regex": "pattern", "json-schema": "schema", "python": "path"}
 
 
 def verifier(spec: str) -> Verifier:
-    """Make a verifier from text: "math", "numeric:tolerance=1e-6", "regex:PATTERN", "python:file.py:function".
+    """Make a verifier from a specification: "math", "numeric:tolerance=1e-6", "regex:PATTERN", "python:file.py:function".
 
     Raises:
-        UserError: unknown verifier or setting (with the nearest names), a value out of range or unreadable.
+        UserError: a verifier or setting is unknown (with the nearest names), or a value is invalid.
     """
     name, settings = parse("verifier", spec, VERIFIERS, _PRIMARY)
     made: Verifier = build("verifier", name, VERIFIERS[name], settings)
@@ -83,7 +83,7 @@ def verifier(spec: str) -> Verifier:
 
 
 def named_scores(name: str, score: Any) -> dict[str, float]:
-    """Return what a verifier returned as numbers by name: `name` for a number, `name/key` for several ('' adds nothing).
+    """Return a verifier's result as numbers by name: `name` for a number, `name/key` for several ("" adds nothing).
 
     Raises:
         ValueError: the score, or one of them, is not a number, or is infinite.
@@ -107,10 +107,10 @@ def _number(name: str, value: Any) -> float:
 
 @component(label="rewards")
 class Rewards:
-    """Several verifiers by name, recorded apart and summed by weight.
+    """Several verifiers by name, recorded separately and summed by weight.
 
     Raises:
-        UserError: no verifier, a weight for a name that is not there, or a weight that is not finite.
+        UserError: there is no verifier, or a weight has an unknown name or is not finite.
     """
 
     verifiers: Annotated[Mapping[str, Verifier], not_empty]
@@ -141,16 +141,16 @@ class Rewards:
 
 
 def rewards(specs: Sequence[str]) -> Rewards:
-    """Make rewards from texts `[NAME[*WEIGHT]=]VERIFIER`; a verifier without name is called by its own.
+    """Make rewards from specifications `[NAME[*WEIGHT]=]VERIFIER`; a verifier without NAME has its own name.
 
     Raises:
-        UserError: a text cannot be read, or a name is given twice.
+        UserError: a specification is invalid, or a name is given twice.
     """
     made: dict[str, Verifier] = {}
     weights: dict[str, float] = {}
     for spec in specs:
         head, equals, rest = spec.partition("=")
-        # "numeric:tolerance=0" has its first "=" inside of the settings.
+        # The first "=" of "numeric:tolerance=0" is in the settings.
         name, body = (head, rest) if equals and ":" not in head else (spec.partition(":")[0], spec)
         name, star, weight = name.strip().partition("*")
         name = name.strip()

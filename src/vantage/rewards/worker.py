@@ -1,4 +1,4 @@
-"""A worker process of `score_all`: reads jobs from standard input, writes one line of JSON for each row."""
+"""Worker process of `score_all`: reads jobs from standard input, writes one line of JSON for each row."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from vantage.rewards.verifiers import named_scores
 
 
 def main(parent: int, memory: int) -> None:
-    """Serve the parent until it closes the pipe or dies; `memory` bytes of data at most."""
+    """Serve the parent until it closes the pipe or dies; `memory` limits the bytes of data."""
     resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
-    # The verifiers' own prints must not reach the channel.
+    # The verifiers' own output must not reach the pipe.
     channel = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)
     threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
@@ -34,7 +34,7 @@ def main(parent: int, memory: int) -> None:
             continue
         _say(channel, {"begin": True})
         for name, problem, completion, timeout in rows:
-            # Code that never returns to the interpreter, under a parent that is gone, still ends here.
+            # This also ends code that never returns to the interpreter after the parent's death.
             signal.setitimer(signal.ITIMER_VIRTUAL, timeout + 5)
             _say(channel, _score(name, verifiers[name], problem, completion))
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)

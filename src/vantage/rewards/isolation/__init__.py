@@ -1,1 +1,1 @@
-"""What runs inside the sandbox's own process: standard library only, imported without the rest of the package."""
+"""Modules that run in the sandbox's own process: standard library only, imported without the rest of the package."""

@@ -1,8 +1,8 @@
-"""The tests' side: runs tests whose functions are those of a program in another process. Standard library alone.
+"""Process of the tests: runs tests that call functions of a program in another process. Standard library alone.
 
-The program never shares a process with the tests: it sees the arguments of calls and nothing else, and what it returns is
-rebuilt here from plain values. An object of a class of its own is a stand-in whose methods are called over there, and which
-equals nothing but itself.
+The program's process receives the arguments of calls and nothing else, and its results are rebuilt here from plain values. An
+object of one of its own classes is represented by a proxy, whose methods are called in the program's process, and which is
+equal only to itself.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class UnsendableError(TypeError):
-    """A test gives the program what cannot be sent to another process, as a function."""
+    """A test passes the program an argument that cannot be sent to another process, such as a function."""
 
 
 class GoneError(BaseException):
@@ -29,7 +29,7 @@ class GoneError(BaseException):
 
 
 class Remote:
-    """Stand-in of an object, or of a function (`target` None), of the program."""
+    """Proxy of an object, or of a function (`target` None), of the program."""
 
     def __init__(self, target: Any, name: str = "") -> None:
         self.__dict__.update(_target=target, _name=name)
@@ -40,7 +40,7 @@ class Remote:
         return _call(target, name, args, keywords)
 
     def __getattr__(self, name: str) -> Any:
-        """Return an attribute that is plain, or a stand-in of it."""
+        """Return a plain attribute, or a proxy of it."""
         if self._target is None:
             raise AttributeError(name)
         return _answer(("get", self._target, name))
@@ -58,7 +58,7 @@ class Remote:
         return _call(self._target, "__getitem__", (key,), {})
 
     def __bool__(self) -> bool:
-        """Whether it is true: an object is."""
+        """Return True, as of an object."""
         return True
 
     def __str__(self) -> str:
@@ -66,30 +66,30 @@ class Remote:
         return str(_call(self._target, "__str__", (), {}))
 
     def __eq__(self, other: object) -> bool:
-        """Whether the program says that two of its own objects are equal; nothing else equals one."""
+        """Return whether two objects of the program are equal by its own `==`; nothing else equals one."""
         if not isinstance(other, Remote):
             return False
         same = (self._target, self._name) == (other._target, other._name)
         return same or bool(self._target and other._target and _call(self._target, "__eq__", (other,), {}) is True)
 
     def __instancecheck__(self, instance: Any) -> bool:
-        """Whether an object of the program is one of this class of the program."""
+        """Return whether an object of the program is an instance of this class of the program."""
         return isinstance(instance, Remote) and _call(None, "isinstance", (instance, self), {}) is True
 
     def __hash__(self) -> int:
-        """Return a hash that goes with `==`."""
+        """Return a hash that is consistent with `==`."""
         return hash((self._target, self._name))
 
 
 def _between(name: str) -> Any:
     def operate(self: Remote, other: Any) -> Any:
-        """Return what the program makes of two of its own objects."""
+        """Return the program's result of the operation on two of its own objects."""
         return _call(self._target, name, (other,), {}) if isinstance(other, Remote) and self._target else NotImplemented
 
     return operate
 
 
-# With a plain value it is not asked: an object that becomes 0 less any number would be within any tolerance of it.
+# Not with a plain value: an object whose difference to any number is 0 would be within any tolerance of it.
 for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor", "lt", "le", "gt", "ge"):
     setattr(Remote, f"__{_name}__", _between(f"__{_name}__"))
 
@@ -140,7 +140,7 @@ def _answer(request: Any, given: tuple[Any, ...] = ()) -> Any:
 
 
 def _adopt(mine: Any, theirs: Any) -> None:
-    """Let a container that was given become what the program made of it."""
+    """Update a container argument to its state after the call in the program."""
     if type(mine) is not type(theirs):
         return
     if isinstance(mine, list | bytearray):
@@ -206,7 +206,7 @@ def examine(tests: list[str], mark: str) -> None:
 
 
 def _look_up(name: str, space: dict[str, Any]) -> None:
-    """Put what the program has of this name into the tests' namespace, unless it has nothing."""
+    """Add the program's object of this name to the tests' namespace, if there is one."""
     match _ask(("see", name)):
         case ("value", ("object", int())):
             space[name] = Remote(None, name)

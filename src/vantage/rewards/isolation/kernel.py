@@ -1,4 +1,4 @@
-"""Namespaces, a root of our own, Landlock and capabilities through the C library. Linux only."""
+"""Namespaces, a separate root, Landlock and capabilities through the C library. Linux only."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ def prctl(option: int, first: int = 0) -> None:
 
 
 def die_with_parent(parent: int) -> None:
-    """Have this process killed when its parent ends; exit now when that has happened already."""
+    """Make the kernel kill this process when its parent ends; exit at once where that has happened already."""
     prctl(1, 9)
     if os.getppid() != parent:
         os._exit(1)
 
 
 def map_user(uid: int, gid: int) -> None:
-    """Be user 1000 in the new user namespace, which is `uid` and `gid` outside of it."""
+    """Map `uid` and `gid` to user 1000 in the new user namespace."""
     for name, text in (("setgroups", "deny"), ("uid_map", f"1000 {uid} 1"), ("gid_map", f"1000 {gid} 1")):
         with open(f"/proc/self/{name}", "w") as file:
             file.write(text)
@@ -68,7 +68,7 @@ def _mount(source: str, target: str, kind: str, flags: int, data: str = "") -> N
 
 
 def _bind(path: str, flags: int) -> None:
-    """Show a file or folder of the old root at the same place, read-only with all that is mounted below it."""
+    """Bind a file or folder of the old root to the same path, read-only with all that is mounted below it."""
     source = _OLD + path
     if os.path.isdir(source):
         os.makedirs(path, exist_ok=True)
@@ -82,11 +82,11 @@ def _bind(path: str, flags: int) -> None:
 
 
 def new_root(readable: Sequence[str], hidden: Sequence[str], size: int) -> None:
-    """Replace the root by an empty one that shows `readable` read-only and has /tmp, in memory, of `size` bytes.
+    """Replace the root by an empty one with `readable`, read-only, and /tmp, in memory, of `size` bytes.
 
     The folders `hidden`, which are inside of those, are empty in it.
 
-    Nothing else of the machine's files has a name in it afterwards. Needs a new mount namespace.
+    No other file of the machine has a path in it. Needs a new mount namespace.
     """
     _mount("", "/", "", _REC | _PRIVATE)
     _mount("tmpfs", "/tmp", "tmpfs", _NOSUID | _NODEV, "mode=755,size=1m")
@@ -113,12 +113,12 @@ def new_root(readable: Sequence[str], hidden: Sequence[str], size: int) -> None:
 
 
 def landlock_version() -> int:
-    """Return the version of Landlock that the kernel offers, 0 where there is none."""
+    """Return the kernel's version of Landlock, 0 where there is none."""
     return max(int(libc.syscall(_LANDLOCK_CREATE, None, 0, 1)), 0)
 
 
 def landlock(readable: Sequence[str], writable: Sequence[str], listed: Sequence[str] = ()) -> None:
-    """Allow this process to read below `readable` and to write below `writable`, and nothing else of the files.
+    """Allow this process to read below `readable` and to write below `writable`, and to access no other files.
 
     Names below `listed` can be listed, which reads no file. Also refused where the kernel can: TCP, abstract sockets of others,
     signals to others. `no_new_privs` must be set.

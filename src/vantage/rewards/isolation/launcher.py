@@ -1,16 +1,16 @@
-"""The sandbox's own process: closes every door, runs the program, reports how it ended, leaves nothing behind.
+"""Launcher of the sandbox: restricts the process, runs the program, reports its end, and removes all that it leaves.
 
-    caller ──▶ launcher ──▶ init (process 1 of a new world) ──▶ program          isolation "namespaces"
-    caller ──▶ launcher ──▶ program                                               isolation "landlock", "rlimits"
+    caller ──▶ launcher ──▶ init (process 1 of a new process namespace) ──▶ program          isolation "namespaces"
+    caller ──▶ launcher ──▶ program                                                          isolation "landlock", "rlimits"
 
-The launcher keeps the wall clock and dies with the caller. The end of init takes every process of its world along,
-however it was detached. Where there is no such world the program cannot start processes ("landlock"), or the launcher
-adopts and kills what it left ("rlimits").
+The launcher measures the wall time and dies with the caller. The end of init ends every process of its namespace, detached
+ones included. Without a namespace the program cannot start processes ("landlock"), or the launcher adopts and kills the
+processes that it left ("rlimits").
 """
 
 from __future__ import annotations
 
-# The C module behind `signal`: the enumerations of the latter take longer to import than everything else here.
+# The C module of `signal`, whose enumerations take longer to import than everything else here.
 import _signal as signal
 import marshal
 import os
@@ -30,9 +30,9 @@ _DEVICES = ("/dev/zero", "/dev/urandom", "/dev/random")
 _PACKAGES = ("site-packages", "dist-packages")
 _WATCHED = (signal.SIGCHLD, signal.SIGTERM)
 _LOOK = 0.01
-"""Seconds between two looks at how much the program has written."""
+"""Seconds between two checks of the program's files."""
 _DEEPEST, _MOST = 40, 4096
-"""Folders inside each other, and names, beyond which a program has written too much."""
+"""Largest depth of folders, and largest number of names, that a program may create."""
 
 
 def main(status: int, source: int, caller: int) -> None:
@@ -66,7 +66,7 @@ def _ending(status: int, wait_status: int, usage: resource.struct_rusage) -> Non
 
 
 def _readable(job: dict[str, Any]) -> list[str]:
-    """Return what Python needs to read, and what the caller shows on top of it; none inside of another."""
+    """Return the paths that Python needs to read and those that the caller adds; none is within another."""
     prefix = sys.base_prefix
     libraries = os.environ.get("LD_LIBRARY_PATH", "").split(":")
     wanted = [*_SYSTEM, *libraries, f"{prefix}/lib", f"{prefix}/bin", *sys.path, *job["readable"]]
@@ -78,7 +78,7 @@ def _readable(job: dict[str, Any]) -> list[str]:
 
 
 def _packages(readable: list[str], shown: Sequence[str]) -> list[str]:
-    """Return the folders of installed packages below `readable` that hold nothing of what the caller shows."""
+    """Return the folders of installed packages below `readable` that contain none of the caller's paths."""
     shown = [os.path.realpath(path) for path in shown]
     found = []
     for root in readable:
@@ -97,7 +97,7 @@ def _names(folder: str) -> list[str]:
 
 
 def _around(readable: list[str], hidden: list[str]) -> tuple[list[str], list[str]]:
-    """Return the paths that together are `readable` without `hidden`, and the folders on the way, of which names are seen."""
+    """Return the paths that together are `readable` without `hidden`, and the folders above them, which can be listed."""
     found, way = [], []
     left = list(readable)
     for path in left:
@@ -113,7 +113,7 @@ def _around(readable: list[str], hidden: list[str]) -> tuple[list[str], list[str
 
 
 def _namespaces(job: dict[str, Any], status: int) -> Any:
-    """Make the new world; return, in the program's process, what is left to do there."""
+    """Make the namespaces; return, in the program's process, the function that completes the restrictions there."""
     readable, root = _readable(job), os.geteuid() == 0
     uid, gid = os.geteuid(), os.getegid()
     fresh = kernel.NEWNS | kernel.NEWPID | kernel.NEWNET | kernel.NEWIPC | kernel.NEWUTS
@@ -131,14 +131,14 @@ def _namespaces(job: dict[str, Any], status: int) -> Any:
         _watch(job, status, init)
     os.close(go)
     kernel.prctl(1, 9)
-    # A launcher that died before the line above has closed its end without a word.
+    # A launcher that died before the line above has closed its end without writing.
     if os.read(ready, 1) != b"1":
         os._exit(1)
     os.close(ready)
     kernel.new_root(readable, _packages(readable, job["readable"]), job["file_bytes"])
     program = os.fork()
     if program:
-        kernel.prctl(4, 0)  # not dumpable: nothing of its own user may look inside
+        kernel.prctl(4, 0)  # not dumpable: processes of the same user may not inspect it
         _reap(status, program)
     os.setsid()
 
@@ -158,7 +158,7 @@ def _namespaces(job: dict[str, Any], status: int) -> Any:
 
 
 def _same_world(job: dict[str, Any], status: int) -> Any:
-    """Start the program beside everything else; return, in its process, what is left to do there."""
+    """Start the program without namespaces; return, in its process, the function that completes the restrictions there."""
     locked = job["isolation"] == "landlock"
     readable = _readable(job)
     readable, way = _around(readable, _packages(readable, job["readable"]))
@@ -190,7 +190,7 @@ _BASE = 1_879_048_192
 
 
 def _become_nobody(salt: int) -> None:
-    """Leave root for a user that no one else is, so that the limit on processes counts this program's alone."""
+    """Change from root to an unused user id, so that the limit on processes counts this program's alone."""
     os.setgroups([])
     for number in (_BASE + salt, 65534):
         try:
@@ -218,7 +218,7 @@ def _limits(job: dict[str, Any], processes: int) -> None:
         (resource.RLIMIT_FSIZE, job["file_bytes"], job["file_bytes"]),
         (resource.RLIMIT_NPROC, processes, processes),
         (resource.RLIMIT_NOFILE, 128, 128),
-        # 1, not 0: a handler that cores are piped to heeds this value alone.
+        # 1, not 0: handlers to which core dumps are piped respect this value alone.
         (resource.RLIMIT_CORE, 1, 1),
         (resource.RLIMIT_MEMLOCK, 0, 0),
         (resource.RLIMIT_MSGQUEUE, 0, 0),
@@ -230,7 +230,7 @@ def _limits(job: dict[str, Any], processes: int) -> None:
 
 
 def _reap(status: int, program: int) -> NoReturn:
-    """Be process 1: bury orphans until the program has ended, then end, and the kernel kills the rest of the world."""
+    """Act as process 1: reap orphans until the program has ended, then exit, upon which the kernel kills all other processes."""
     while True:
         pid, wait_status, usage = os.wait4(-1, 0)
         if pid == program:
@@ -239,7 +239,7 @@ def _reap(status: int, program: int) -> NoReturn:
 
 
 def _watch(job: dict[str, Any], status: int, child: int) -> NoReturn:
-    """Wait for the child until the time is up or the caller says stop; kill it and all that it left."""
+    """Wait for the child until the time limit or the caller's stop; kill it and all processes that it left."""
     deadline = time.monotonic() + job["wall_seconds"]
     ended, folder = False, job["folder"]
     while not ended:
@@ -259,10 +259,10 @@ def _watch(job: dict[str, Any], status: int, child: int) -> NoReturn:
 
 
 def _written(folder: str, child: int) -> float:
-    """Return the bytes on the disk below the folder and in open files of the child that have no name any more.
+    """Return the bytes on the disk below the folder and in open files of the child that were unlinked.
 
-    Infinite when there are more names, or deeper ones, than can be looked at each time. Goes from folder to folder by descriptors,
-    so that no path is too long for it.
+    Infinite when there are too many names, or too deep folders, to check each time. Folders are opened by descriptors, so that
+    no path is too long.
     """
     total, names = 0, 0
 
@@ -307,7 +307,7 @@ def _written(folder: str, child: int) -> float:
 
 
 def _collect(status: int, child: int, report: bool) -> bool:
-    """Wait for whatever has ended; return whether the child has."""
+    """Reap all processes that have ended; return whether the child has."""
     while True:
         try:
             pid, wait_status, usage = os.wait4(-1, os.WNOHANG)
@@ -322,7 +322,7 @@ def _collect(status: int, child: int, report: bool) -> bool:
 
 
 def _bury(child: int, adopted: bool) -> None:
-    """Kill the child, and every descendant that this process has adopted, until none is left."""
+    """Kill the child, and every descendant that this process has adopted, until there is none."""
     if child:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
@@ -356,7 +356,7 @@ def _descendants(ancestor: int) -> list[int]:
 
 
 def _program(job: dict[str, Any]) -> None:
-    """Run the code as the main module, with nothing of the caller's in sight."""
+    """Run the code as the main module, without access to objects of the launcher."""
     import __main__
 
     signal.pthread_sigmask(signal.SIG_SETMASK, ())

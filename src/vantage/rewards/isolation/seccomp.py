@@ -1,4 +1,4 @@
-"""A seccomp filter: the system calls that a program under test is refused. Linux on x86-64 and aarch64."""
+"""Seccomp filter of the system calls that a program in the sandbox may not make. Linux on x86-64 and aarch64."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 # Numbers of (x86-64, aarch64); None where the machine has no such call.
 _Numbers = dict[str, tuple[int | None, int | None]]
 
-# Refused always: ways to reach the network, other processes, kernel interfaces with a long history of holes, and memory
+# Always refused: access to the network, to other processes, to kernel interfaces with many past vulnerabilities, and to memory
 # that the limit on the address space does not count.
 _ALWAYS: _Numbers = {
     "socket": (41, 198),
@@ -129,11 +129,11 @@ _SHARED: _Numbers = {
 _CLONE, _CLONE3, _KILL, _TGKILL = (56, 220), (435, 435), (62, 129), (234, 131)
 _PRLIMIT, _PRCTL, _FCNTL, _IOCTL = (302, 261), (157, 167), (72, 25), (16, 29)
 _NEWEST = 450
-"""Calls that are younger than this table (and the x32 table of x86-64) do not exist for the program."""
+"""Number from which calls (newer than this table, and the x32 table of x86-64) do not exist for the program."""
 
 _OPEN, _OPENAT, _OPENAT2 = (2, None), (257, 56), (437, 437)
 _TMPFILE = 0x400000
-"""Bit of O_TMPFILE that no other flag has, on both machines."""
+"""Bit of O_TMPFILE that no other flag has, on both architectures."""
 _CLONE_THREAD, _CLONE_NEW = 0x00010000, 0x7E020000
 _PR_SET_PDEATHSIG, _F_SETOWN, _F_SETOWN_EX, _FIOSETOWN, _SIOCSPGRP = 1, 8, 15, 0x8901, 0x8902
 
@@ -146,7 +146,7 @@ def _refuse(code: int) -> tuple[int, int, int, int]:
 
 
 def _where(number: int, argument: int, test: int, value: int, wanted: bool) -> list[tuple[int, int, int, int]]:
-    """Refuse the call when `test` of the lower half of its argument against `value` comes out as `wanted`."""
+    """Return instructions that refuse the call when `test` of the lower half of its argument against `value` is `wanted`."""
     jump = (0, 1) if wanted else (1, 0)
     return [
         (_EQUAL, 0, 4, number),
@@ -161,13 +161,13 @@ def program(machine: str, shared: bool, pid: int) -> list[tuple[int, int, int, i
     """Return the filter's instructions (code, jump if true, jump if false, value).
 
     Args:
-        machine: what `uname -m` says.
-        shared: whether processes and files of the machine are within sight, so that the filter must also refuse to
+        machine: architecture as of `uname -m`.
+        shared: whether processes and files of the machine are accessible, so that the filter must also refuse to
             start processes and to signal others.
         pid: the process that may signal itself.
 
     Raises:
-        OSError: the machine's system calls are not known here.
+        OSError: there is no table of the machine's system calls.
     """
     if machine not in _MACHINES:
         raise OSError(errno.ENOSYS, f"no table of system calls for {machine}")
@@ -179,7 +179,7 @@ def program(machine: str, shared: bool, pid: int) -> list[tuple[int, int, int, i
         (_LOAD, 0, 0, 0),
         (_GREATER, 0, 1, _NEWEST),
         _refuse(errno.ENOSYS),
-        # clone3 keeps its flags in memory, out of the filter's sight; the C library falls back to clone.
+        # clone3 has its flags in memory, which the filter cannot read; the C library falls back to clone.
         (_EQUAL, 0, 1, _CLONE3[column]),
         _refuse(errno.ENOSYS),
     ]
@@ -196,7 +196,7 @@ def program(machine: str, shared: bool, pid: int) -> list[tuple[int, int, int, i
             code += _where(_FCNTL[column], 1, _EQUAL, command, True)
         for command in (_FIOSETOWN, _SIOCSPGRP):
             code += _where(_IOCTL[column], 1, _EQUAL, command, True)
-        # A file without a name is in no folder whose size can be seen. openat2 keeps its flags out of the filter's sight.
+        # A file without a name is in no folder whose size is checked. openat2 has its flags in memory.
         for numbers, argument in ((_OPEN, 1), (_OPENAT, 2)):
             number = numbers[column]
             if number is not None:
@@ -209,10 +209,10 @@ def program(machine: str, shared: bool, pid: int) -> list[tuple[int, int, int, i
 
 
 def install(libc: ctypes.CDLL, shared: bool) -> None:
-    """Put the filter on this process and all that it starts, for ever. `no_new_privs` must be set.
+    """Install the filter, irrevocably, for this process and its children. `no_new_privs` must be set.
 
     Raises:
-        OSError: the kernel has no seccomp filters, or the machine's calls are not known here.
+        OSError: the kernel has no seccomp filters, or there is no table of the machine's calls.
     """
     code = program(os.uname().machine, shared, os.getpid())
     packed = b"".join(

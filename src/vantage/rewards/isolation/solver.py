@@ -1,6 +1,6 @@
-"""The solution's side: runs a program, then calls its functions as the tests on the other side ask. Standard library alone.
+"""Process of the program: runs it, then calls its functions as the tests' process requests. Standard library alone.
 
-Nothing here is trusted by the other side: what a call returned arrives there as a description of plain values.
+The tests' process trusts nothing here: it receives the result of a call as a description of plain values.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def serve(source: str) -> None:
-    """Run the program and answer requests on what were standard input and output until they close."""
+    """Run the program and answer requests on the original standard input and output until they close."""
     asked, answers = os.fdopen(os.dup(0), "r"), os.fdopen(os.dup(1), "w")
     nothing = os.open(os.devnull, os.O_RDWR)
     os.dup2(nothing, 0)

@@ -1,8 +1,8 @@
-"""Python values as text that can be read without running anything. Runs inside the sandbox as well: standard library alone.
+"""Python values as text that can be parsed without execution. Runs in the sandbox as well: standard library alone.
 
-A value is described by literals: numbers, texts, bytes, None, True and False stand for themselves, everything else is a tuple
+A value is described by literals: numbers, texts, bytes, None, True and False describe themselves, everything else is a tuple
 that begins with its type: ("list", [...]), ("Counter", [(key, count), ...]). Subclasses become the type that they extend, by
-that type's own methods, so that what a class claims to equal does not matter.
+that type's own methods, so that a class's own `==` has no effect.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ if TYPE_CHECKING:
 
 _ASCII = ascii
 _LONG = 10_000
-"""Bits beyond which whole numbers are written in base 16, whose length has no limit."""
+"""Number of bits beyond which whole numbers are written in base 16, whose length Python does not limit."""
 _MOST = 10_000
-"""Items that are taken from an iterator at most."""
+"""Largest number of items that are read from an iterator."""
 _LAZY: tuple[type, ...] = (types.GeneratorType, map, filter, zip, enumerate, reversed)
 _EMPTY: Any = ([], (), range(0), set(), {}, "")
 _ITERATORS: tuple[type, ...] = (*_LAZY, *(type(iter(one)) for one in _EMPTY))
 
 
 class NotPlainError(TypeError):
-    """A value that has no description: a function, a file, an object of a class of the program's own."""
+    """Value without a description: a function, a file, an object of a class of the program's own."""
 
 
 def describe(value: Any, other: Callable[[Any], Any] | None = None) -> Any:
     """Return the description of a value.
 
     Args:
-        value: to describe.
-        other: describes what has no description of its own; NotPlainError is raised without it.
+        value: value to describe.
+        other: describes values without a description of their own; NotPlainError is raised without it.
 
     Raises:
         NotPlainError: a value has no description, or an iterator has too many items.
@@ -102,10 +102,10 @@ def build(described: Any, other: Callable[[Any], Any] | None = None) -> Any:
 
     Args:
         described: as `describe` gives it, or anything at all.
-        other: builds what `other` of `describe` described.
+        other: inverse of `other` of `describe`.
 
     Raises:
-        NotPlainError: it is no description.
+        NotPlainError: `described` is not a description.
     """
     if not isinstance(described, tuple):
         return described
