@@ -162,6 +162,17 @@ def test_draws_follow_the_distribution() -> None:
     torch.testing.assert_close(drawn.double(), policy[0], atol=0.01, rtol=0)
 
 
+def test_the_noise_is_a_dirichlet_draw() -> None:
+    game, rows = tictactoe(), 4000
+    for alpha in (0.3, 1.0):
+        made = search(noise=1.0, concentration=alpha)
+        roots = torch.zeros(rows, dtype=torch.long)
+        prior = made(game, roots, table(game), 1, torch.Generator().manual_seed(0), explore=True).node.prior
+        # Nine actions: mean 1 / 9, variance (1 / 9) (8 / 9) / (9 alpha + 1).
+        torch.testing.assert_close(prior.mean(0), torch.full((9,), 1 / 9, dtype=DOUBLE), atol=0.01, rtol=0)
+        assert float(prior.var(0).mean()) == pytest.approx(8 / 81 / (9 * alpha + 1), rel=0.05)
+
+
 def test_noise_is_for_learning_only() -> None:
     game = tictactoe()
     roots, evaluate = torch.zeros(2, dtype=torch.long), table(game)

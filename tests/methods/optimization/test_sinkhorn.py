@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tests.reference import Case, cases
 from vantage.core.errors import UserError
 from vantage.fields.solvers.transport import Transport, clouds
 from vantage.methods import registry
@@ -46,6 +47,13 @@ def test_empty_places_take_no_part(name: str, empty: str) -> None:
 def test_a_problem_without_mass_is_refused() -> None:
     with pytest.raises(UserError, match="mass of 0: it must be above 0"):
         Transport(torch.zeros(2), torch.zeros(2), torch.ones(2, 2))
+
+
+@cases("sinkhorn")
+def test_the_iterations_are_pots(case: Case) -> None:
+    problem = Transport(case.tensor("source"), case.tensor("target"), case.tensor("cost"))
+    settings = {"eps": case.settings["reg"], "tolerance": 0.0, "limit": case.settings["iterations"]}
+    case.check("plan", registry.page("sinkhorn").make(settings)(problem).plan)
 
 
 @pytest.mark.peers

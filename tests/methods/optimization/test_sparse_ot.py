@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tests.reference import Case, cases
 from vantage.core.errors import UserError
 from vantage.fields.solvers.transport import Transport, clouds, exact
 from vantage.methods import registry
@@ -117,6 +118,19 @@ def test_weak_duality_and_cardinality() -> None:
         # At a fixed point the dual falls with k; so does its maximum.
         assert found.value <= before + 1e-7  # type: ignore[attr-defined]
         before = found.value  # type: ignore[attr-defined]
+
+
+@cases("sparse-ot")
+def test_duals_are_pots(case: Case) -> None:
+    problem = Transport(case.tensor("source"), case.tensor("target"), case.tensor("cost"))
+    gamma, k = case.settings["gamma"], case.settings["k"]
+    alpha = case.tensor("alpha")
+    if "beta" in case.inputs:
+        value, gradient, _ = dual(problem, torch.cat([alpha, case.tensor("beta")]), gamma, k)
+    else:
+        value, gradient, _ = semi_dual(problem, alpha, gamma, k)
+    case.check("value", value)
+    case.check("gradient", gradient)
 
 
 @pytest.mark.peers

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from tests.reference import Case, cases
 from vantage.fields.search.rules import PUCT, Visits
 from vantage.fields.search.tree import Node
 from vantage.methods import registry
@@ -44,6 +45,44 @@ def test_the_constant_grows_with_the_visits() -> None:
 def test_visits_to_the_power_of_the_inverse_temperature(temperature: float, policy: list[float]) -> None:
     found = Visits(temperature)(node([0.5, 0.5], [2.0, 8.0], [0.0, 0.0]))
     assert found[0].tolist() == pytest.approx(policy)
+
+
+class Walk:
+    """A game without end for one player: from state s action a leads to (A s + a + 1) mod n."""
+
+    sign, length = 1, 10**6
+
+    def __init__(self, states: int, actions: int) -> None:
+        self.states, self.actions = states, actions
+
+    def legal(self, state: torch.Tensor) -> torch.Tensor:
+        return torch.ones(len(state), self.actions, dtype=torch.bool)
+
+    def step(self, state: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
+        return (self.actions * state + action + 1) % self.states
+
+    def over(self, state: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(len(state), dtype=torch.bool)
+
+    def outcome(self, state: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        return torch.zeros(len(state), dtype=torch.float64)
+
+
+@cases("alphazero-rule")
+def test_whole_searches_are_mctxs(case: Case) -> None:
+    prior, value = case.tensor("logits").softmax(-1), case.tensor("values")
+    given = {key: value for key, value in case.settings.items() if key != "simulations"}
+    made = registry.page("alphazero-rule").make({"scale": "node", "count_own": True, **given})
+    found = made(
+        Walk(*prior.shape),
+        torch.tensor(case.inputs["roots"]),
+        lambda state, generator: (prior[state], value[state]),
+        case.settings["simulations"],
+        torch.Generator().manual_seed(0),
+    )
+    case.check("visits", found.node.visits)
+    case.check("policy", found.target)
+    case.check("value", found.value)
 
 
 def test_settings_reach_the_parts() -> None:

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from tests.reference import Case, cases
 from vantage.fields.search.rules import UCB1
 from vantage.fields.search.tree import Node
 from vantage.methods import registry
@@ -34,6 +35,15 @@ def test_what_was_never_taken_comes_first_and_what_is_illegal_never() -> None:
     assert UCB1(1.0)(node([9.0, 0.0, 0.0], [1.0, 0.0, 0.0]))[0].tolist() == [0.0, 0.5, 0.5]
     legal = torch.tensor([[True, False, True]])
     assert UCB1(1.0)(node([9.0, 0.0, 0.0], [1.0, 0.0, 0.0], legal))[0].tolist() == [0.0, 0.0, 1.0]
+
+
+@cases("uct")
+def test_the_choice_is_openspiels(case: Case) -> None:
+    visits = case.tensor("visits")
+    q = (case.tensor("sums") / visits.clamp(min=1) + 1) / 2
+    settings = {"c": case.settings["uct_c"] / math.sqrt(8), "count_own": case.settings["count_own"]}
+    legal = torch.ones(1, len(q), dtype=torch.bool)
+    case.check("best", registry.page("uct").make(settings).tree(Node(q[None], visits[None], q[None], legal))[0])
 
 
 def test_defaults_are_the_papers() -> None:

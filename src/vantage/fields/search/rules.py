@@ -28,13 +28,20 @@ def exploration(total: Tensor, c: float, growth: float | None) -> Tensor:
 
 @component
 class UCB1:
-    """Tree rule: argmax q + c sqrt(2 log N / n), an action never visited first; c = 1 is UCB1's for q in [0, 1]."""
+    """Tree rule: argmax q + c sqrt(2 log N / n), an action never visited first; c = 1 is UCB1's for q in [0, 1].
+
+    Attributes:
+        c: at least 0.
+        count_own: N counts the node's own evaluation too.
+    """
 
     c: Annotated[float, at_least(0)] = 1.0
+    count_own: bool = False
 
     def __call__(self, node: Node) -> Tensor:
         """Return the distribution, uniform over equals."""
-        width = (2.0 * node.total.clamp(min=1.0).log() / node.visits.clamp(min=1.0)).sqrt()
+        total = node.total + self.count_own
+        width = (2.0 * total.clamp(min=1.0).log() / node.visits.clamp(min=1.0)).sqrt()
         return best((node.q + self.c * width).masked_fill(node.visits == 0, torch.inf), node.legal)
 
 
@@ -44,15 +51,18 @@ class PUCT:
 
     Attributes:
         c, growth: of `exploration`.
+        count_own: N counts the node's own evaluation too.
     """
 
     c: Annotated[float, at_least(0)] = 1.25
     growth: Annotated[float, above(0)] | None = 19652.0
+    count_own: bool = False
 
     def __call__(self, node: Node) -> Tensor:
         """Return the distribution, uniform over equals."""
-        c = exploration(node.total, self.c, self.growth)
-        return best(node.q + c * node.prior * node.total.clamp(min=1.0).sqrt() / (1.0 + node.visits), node.legal)
+        total = node.total + self.count_own
+        c = exploration(total, self.c, self.growth)
+        return best(node.q + c * node.prior * total.clamp(min=1.0).sqrt() / (1.0 + node.visits), node.legal)
 
 
 @component

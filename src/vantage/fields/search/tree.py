@@ -14,7 +14,7 @@ from typing import Annotated, Literal, Protocol
 import torch
 from torch import Tensor
 
-from vantage.core import between, component
+from vantage.core import above, between, component
 from vantage.core.errors import UserError
 from vantage.fields.search.games import Game
 
@@ -113,9 +113,12 @@ class Search:
         final: rule by which it acts when it counts.
         target: rule whose distribution at the root the prior learns.
         evaluate: in place of the evaluator that the search is called with.
-        normalise: "tree": q between the least and the greatest mean value of the tree so far; "range": between -1 and 1.
-        unvisited: q of an action never visited: "node", the node's own mean value so far; "low", the least.
-        noise: part of the root's prior that is drawn from a flat Dirichlet distribution while it learns.
+        normalise: "tree": q between the least and the greatest mean value of the tree so far; "node": of the node and its
+            actions; "range": between -1 and 1.
+        unvisited: q of an action never visited: "node", the node's own mean value so far; "low", the least of what
+            `normalise` names.
+        noise: part of the root's prior that is drawn from a Dirichlet distribution while it learns.
+        concentration: alpha of that distribution, above 0; 1 is flat.
     """
 
     tree: Rule
@@ -123,9 +126,10 @@ class Search:
     final: Rule
     target: Rule
     evaluate: Callable[[Game], Evaluator] | None = None
-    normalise: Literal["tree", "range"] = "tree"
+    normalise: Literal["tree", "node", "range"] = "tree"
     unvisited: Literal["node", "low"] = "node"
     noise: Annotated[float, between(0, 1)] = 0.0
+    concentration: Annotated[float, above(0)] = 1.0
 
     def replace(self, **changes: object) -> Search:
         """Return the search with other parts."""
@@ -167,17 +171,17 @@ class Search:
         """Return the statistics of one node of each tree, `at` [B]."""
         row = torch.arange(len(at), device=at.device)
         visits, sums = tree.visits[row, at], tree.sums[row, at]
+        mean = (sums.sum(-1, keepdim=True) + tree.value[row, at].unsqueeze(-1)) / (1.0 + visits.sum(-1, keepdim=True))
+        q = torch.where(visits > 0, sums / visits.clamp(min=1.0), mean)
         if self.normalise == "tree":
             low, high = tree.low.unsqueeze(-1), tree.high.unsqueeze(-1)
+        elif self.normalise == "node":
+            every = torch.cat([q, mean], -1)
+            low, high = every.amin(-1, keepdim=True), every.amax(-1, keepdim=True)
         else:
             low, high = torch.full_like(tree.low, -1.0).unsqueeze(-1), torch.ones_like(tree.low).unsqueeze(-1)
-        if self.unvisited == "node":
-            default = (sums.sum(-1, keepdim=True) + tree.value[row, at].unsqueeze(-1)) / (
-                1.0 + visits.sum(-1, keepdim=True)
-            )
-        else:
-            default = low
-        q = torch.where(visits > 0, sums / visits.clamp(min=1.0), default)
+        if self.unvisited == "low":
+            q = torch.where(visits > 0, q, low)
         # A tree with one value (up to the rounding of means of it), or none, has no scale yet: all alike.
         scale = (high - low).clamp(min=0.0)
         differ = scale > 1e-9 * torch.maximum(low.abs(), high.abs())
@@ -225,9 +229,7 @@ def grow(
         raise UserError("search: the game is over at a root; search only where there is something to decide")
     if noise:
         legal, prior = tree.legal[:, 0], tree.prior[:, 0]
-        draw = (
-            -torch.log1p(-torch.rand(prior.shape, generator=generator, dtype=prior.dtype, device=prior.device)) * legal
-        )
+        draw = torch._standard_gamma(torch.full_like(prior, search.concentration), generator=generator) * legal
         tree.prior[:, 0] = (1.0 - noise) * prior + noise * draw / draw.sum(-1, keepdim=True)
     for simulation in range(1, simulations + 1):
         _simulate(search, tree, game, row, simulation, evaluate, generator)

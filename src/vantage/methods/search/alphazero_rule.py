@@ -4,8 +4,13 @@
     act by, and learn   n_a^(1/temperature) / sum n^(1/temperature)
 
 with q scaled by the least and greatest mean value in the tree (MuZero's, arXiv 1911.08265). arXiv 1712.01815. An action never
-visited has the mean value of its node, which with few simulations is a stronger search than the least value that the papers give
-it (`unvisited="low"`). During training, `noise` of the root's prior is a draw from a flat Dirichlet distribution.
+visited has the least value, as the papers give it; the mean value of its node (`unvisited="node"`) is a stronger search with few
+simulations. During training, `noise` of the root's prior is a draw from a Dirichlet distribution with `alpha`.
+
+Differences from mctx's `muzero_policy`: it scales q by the values of the node and its actions alone (`scale="node"`), N counts the
+node's own evaluation too (`count_own=true`, with which the papers' pseudocode agrees, their formula does not), and equals are
+told apart by noise of 1e-7, here by a draw; its target is the share of visits whatever the temperature. With both settings and no
+Dirichlet noise the visit counts are its own.
 """
 
 from __future__ import annotations
@@ -32,23 +37,29 @@ PAPERS = (
 )
 
 
-@method(papers=PAPERS)
+@method(papers=PAPERS, source="google-deepmind/mctx@0.0.71 mctx/_src/policies.py")
 def alphazero_rule(
     c: float = 1.25,
     growth: float | None = 19652.0,
     temperature: float = 1.0,
-    unvisited: Literal["node", "low"] = "node",
+    unvisited: Literal["node", "low"] = "low",
+    scale: Literal["tree", "node"] = "tree",
+    count_own: bool = False,
     noise: float = 0.25,
+    alpha: float = 0.3,
 ) -> Search:
     """c: c1, weight of the prior; growth: c2, visits after which that weight grows, none keeps it constant; temperature: of
     the visit counts for acting and learning, the last action is the most visited one; unvisited: value of an
-    action never visited, `node` the mean of its node, `low` the least; noise: share of Dirichlet noise in the
-    root's prior during training."""
+    action never visited, `node` the mean of its node, `low` the least; scale: values that q lies between, those of the
+    `tree` or of the `node` and its actions; count_own: N counts the node's own evaluation; noise: share of Dirichlet noise
+    in the root's prior during training; alpha: of that noise, 1 is flat."""
     return Search(
-        tree=PUCT(c, growth),
+        tree=PUCT(c, growth, count_own),
         act=Visits(temperature),
         final=Visits(0.0),
         target=Visits(temperature),
+        normalise=scale,
         unvisited=unvisited,
         noise=noise,
+        concentration=alpha,
     )

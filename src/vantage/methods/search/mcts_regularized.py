@@ -30,7 +30,10 @@ PAPER = Paper(
 USES = ("act", "search", "learn")
 
 
-@method(id="S054", papers=PAPER, base=alphazero_rule, without=("temperature",))
+@method(
+    id="S054", papers=PAPER, base=alphazero_rule, without=("temperature",),
+    source="none: the authors have published no code",
+)  # fmt: skip
 def mcts_regularized(base: Search, use: str = "all", c: float = 1.25, growth: float | None = 19652.0) -> Search:
     """use: where the exact policy is used, `act`, `search`, `learn`, several joined by +, or `all`."""
     chosen = set(USES) if use == "all" else set(use.split("+"))
@@ -47,22 +50,28 @@ def mcts_regularized(base: Search, use: str = "all", c: float = 1.25, growth: fl
     return base
 
 
+_NODE = {"unvisited": "node"}
+"""The best of the baseline's settings, on both sides."""
+
 claim = (
     Claim(
-        name="4-simulations", arena="tictactoe-4", against="alphazero-rule",
+        name="4-simulations", arena="tictactoe-4", against="alphazero-rule", settings=_NODE, against_settings=_NODE,
         note="Acting, searching and learning by the exact policy against visit counts, same priors to begin with. The"
         " baseline's settings are the best of four (c 0.6, 1.25, 2.5; unvisited low).",
     ),
     Claim(
         name="16-simulations", arena="tictactoe-16", against="alphazero-rule", direction="no worse", margin=0.1,
+        settings=_NODE, against_settings=_NODE,
         note="The authors expect the gain at small budgets; the margin is a tenth of a lost draw.",
     ),
     Claim(
-        name="act", arena="tictactoe-4", against="alphazero-rule", settings={"use": "act"},
+        name="act", arena="tictactoe-4", against="alphazero-rule", settings={"use": "act", **_NODE},
+        against_settings=_NODE,
         note="Only acting by the exact policy; the tree and what is learnt are the baseline's.",
     ),
     Claim(
         name="bandit-tree", arena="bandit-tree", against="alphazero-rule", metric="area",
+        settings=_NODE, against_settings=_NODE,
         note="Nothing is learnt: the priors are random and fixed. Mean over budgets of up to 64 simulations.",
     ),
 )  # fmt: skip
