@@ -10,6 +10,7 @@ ROOT = Path(__file__).parents[1] / "src" / "vantage"
 DONE = (
     "advantages",
     "core",
+    "fields",
     "functions",
     "integrations",
     "objectives",

@@ -1,1 +1,1 @@
-"""Runtimes of the fields that have no rollout loop."""
+"""Runtimes of fields without a rollout loop."""

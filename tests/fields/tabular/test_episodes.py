@@ -106,9 +106,9 @@ def test_bad_plans_are_refused() -> None:
     generator = torch.Generator().manual_seed(0)
     with pytest.raises(UserError, match=r"must be \[R, 3, 2, 2\]"):
         list(play(Fixed(torch.ones(1, 3, 2, 3)), where, known, generator))
-    with pytest.raises(UserError, match="would never end"):
+    with pytest.raises(UserError, match="would never be spent"):
         list(play(Fixed(random_policy(where.mdp, 1), episodes=0), where, known, generator))
-    with pytest.raises(UserError, match="must name the law"):
+    with pytest.raises(UserError, match="must give the distribution"):
         sample(where, Plan(random_policy(where.mdp, 1), 1, 2), 0, generator, moves(where))
     with pytest.raises(UserError, match=r"options.known"):
         known.model("some-method")

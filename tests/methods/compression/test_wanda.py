@@ -85,7 +85,7 @@ def test_a_pattern_overrides_the_sparsity() -> None:
 
 @pytest.mark.parametrize("name", ["wanda", "magnitude"])
 def test_half_a_pattern_is_refused(name: str) -> None:
-    with pytest.raises(UserError, match="kept=2 says nothing without `of`"):
+    with pytest.raises(UserError, match="kept=2 has no effect without `of`"):
         registry.page(name).make({"kept": 2})
 
 

@@ -60,5 +60,5 @@ def test_what_an_arena_may_say() -> None:
     bad = replace(bad, arena=replace(bad.arena, scoring=replace(bad.arena.scoring, metric="regret")))
     with pytest.raises(UserError, match="unknown metric 'regret'"):
         run(bad, Reporter("x", 0, 1000))
-    with pytest.raises(UserError, match="begins some in the middle"):
+    with pytest.raises(UserError, match="begins some at a later step"):
         run(job("riverswim-tabular", "dynamic-pg", 12 * 13 * 32, {}), Reporter("x", 0, 12 * 13 * 32))

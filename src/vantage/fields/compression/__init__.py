@@ -1,1 +1,1 @@
-"""Compression: networks made smaller, their prunable units, statistics of their layers, and what is left of them."""
+"""Compression: pruning of networks, their prunable units, statistics of their layers, and their sizes."""

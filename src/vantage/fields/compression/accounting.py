@@ -1,4 +1,4 @@
-"""What is left of a network, counted exactly: parameters, those that are not 0, and multiplications."""
+"""Exact sizes of a network: parameters, nonzero parameters, and multiplications."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class Size:
     """Size of a network.
 
     Attributes:
-        parameters: numbers in all parameters; tied ones once.
-        nonzero: those of them that are not 0.
-        operations: multiplications of inputs with weights that are not 0, of all linear and convolutional layers, in the run that
-            was counted; products of activations with activations (attention scores) are not among them.
+        parameters: number of parameters; tied ones count once.
+        nonzero: number of parameters that are not 0.
+        operations: multiplications of inputs with nonzero weights in all linear and convolutional layers in the counted run,
+            without products of activations with activations (attention scores).
         dense_operations: the same with all weights.
     """
 
@@ -31,17 +31,17 @@ class Size:
 
     @property
     def sparsity(self) -> float:
-        """Share of the parameters that is 0."""
+        """Share of the parameters that are 0."""
         return 1 - self.nonzero / self.parameters
 
 
 @torch.no_grad()
 def size_of(model: nn.Module, run: Callable[[], Any]) -> Size:
-    """Count a network; `run` runs it once, and its operations are those of that run."""
+    """Return a network's size; `run` runs it once, and its operations are counted."""
     used: dict[Any, int] = {}
 
     def count(layer: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        # Every weight of a layer meets one input at each position of the output.
+        # Every weight of a layer is multiplied with one input at each position of the output.
         used[layer] = used.get(layer, 0) + output.numel() // layer.weight.shape[0]
 
     handles = [module.register_forward_hook(count) for module in model.modules() if is_layer(module)]

@@ -1,4 +1,4 @@
-"""A small classifier: handwritten digits of 8 by 8 pixels (1,797 of them come with scikit-learn) and a perceptron."""
+"""Small classifier: a perceptron on the 1,797 handwritten digits of 8 by 8 pixels that come with scikit-learn."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ STEPS, BATCH, RATE = 800, 64, 3e-3
 
 
 def digits(hidden: Sequence[int] | str = (64, 64), seed: int = 0, steps: int = STEPS) -> Network:
-    """Return a perceptron 64-`hidden`-10 with rectifiers, trained on 1,200 digits; the other 597 judge it.
+    """Return a perceptron 64-`hidden`-10 with rectifiers, trained on 1,200 digits; the other 597 are held out.
 
     Args:
         hidden: widths of the hidden layers; as text, 64x64.
-        seed: of the split, the first weights and the order of training.
-        steps: of its training.
+        seed: seed of the split, the initial weights and the order of training.
+        steps: optimiser steps of its training.
 
     Raises:
         UserError: there is no hidden layer, or one without neurons.

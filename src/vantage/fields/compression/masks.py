@@ -1,4 +1,4 @@
-"""Which weights or units stay: exact counts, whatever ties there are, and the projection of means onto a budget."""
+"""Masks of the weights or units to keep: exact counts, whatever the ties, and the projection of means onto a budget."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from vantage.core.errors import UserError
 
 
 def share(name: str, value: float) -> float:
-    """Return a share if it lies in [0, 1).
+    """Return a share in [0, 1).
 
     Raises:
-        UserError: it does not.
+        UserError: the value is outside of the range.
     """
     if not 0 <= value < 1:
         raise UserError(f"{name}={value} is out of range: at least 0 and below 1")
@@ -20,12 +20,12 @@ def share(name: str, value: float) -> float:
 
 
 def pruned_count(total: int, sparsity: float) -> int:
-    """Return how many of `total` go: total * sparsity rounded down (in floating point 10 * (1 - 0.9) is 0.99..., and means 1)."""
+    """Return the number pruned of `total`: total * sparsity, rounded down but for rounding errors (10 * (1 - 0.9) is 1)."""
     return int(total * sparsity + 1e-9)
 
 
 def keep_largest(score: Tensor, count: int) -> Tensor:
-    """Return the mask [..., n] of the `count` largest scores of each row; of equal ones the first stay. No gradient."""
+    """Return the mask [..., n] of the `count` largest scores of each row; of equal ones the first are kept. No gradient."""
     if not 0 <= count <= score.shape[-1]:
         raise UserError(f"count={count} is out of range: 0 to {score.shape[-1]}")
     order = torch.sort(score.detach(), dim=-1, descending=True, stable=True).indices[..., :count]
@@ -33,12 +33,12 @@ def keep_largest(score: Tensor, count: int) -> Tensor:
 
 
 def keep_all_but(score: Tensor, count: int, *, inclusive: bool = False) -> Tensor:
-    """Return the mask [..., n] without the `count` smallest scores of each row; of equal ones the first go. No gradient.
+    """Return the mask [..., n] without the `count` smallest scores of each row; of equal ones the first are removed. No gradient.
 
     Args:
         score: [..., n].
         count: from 0 to n, below n if inclusive.
-        inclusive: the (count + 1)-th smallest goes too, with all that equal it.
+        inclusive: the (count + 1)-th smallest is removed too, with all that equal it.
     """
     rising = torch.sort(score.detach(), dim=-1, stable=True)
     if inclusive:
@@ -49,10 +49,10 @@ def keep_all_but(score: Tensor, count: int, *, inclusive: bool = False) -> Tenso
 
 
 def keep_pattern(score: Tensor, kept: int, of: int) -> Tensor:
-    """Return the mask [..., n] in which each `of` scores that stand side by side keep their `kept` largest (2:4 sparsity: 2, 4).
+    """Return the mask [..., n] that keeps the `kept` largest of each `of` adjacent scores (2:4 sparsity: 2, 4).
 
     Raises:
-        UserError: n is no multiple of `of`, or `kept` is not in 0 .. `of`.
+        UserError: n is not a multiple of `of`, or `kept` is not in 0 .. `of`.
     """
     if of < 1 or score.shape[-1] % of:
         raise UserError(f"a pattern {kept}:{of} does not fit {score.shape[-1]} inputs: that must be a multiple of {of}")
@@ -62,7 +62,7 @@ def keep_pattern(score: Tensor, kept: int, of: int) -> Tensor:
 def project(means: Tensor, budget: float) -> Tensor:
     """Return the point nearest to `means` [n] in {s: 0 <= s <= 1, sum s <= budget}: clip(means - v, 0, 1). No gradient.
 
-    v is 0 where the clipped means already keep the budget; else it solves sum clip(means - v, 0, 1) = budget, exactly: the
+    v is 0 where the clipped means already meet the budget; otherwise it solves sum clip(means - v, 0, 1) = budget, exactly: the
     sum is piecewise linear in v, with corners at the means and at the means less 1. O(n log n).
     """
     means = means.detach()
@@ -78,13 +78,13 @@ def threshold(means: Tensor, budget: float) -> Tensor:
     tail = torch.cat([rising.flip(0).cumsum(0).flip(0), rising.new_zeros(1)])
 
     def excess(v: Tensor) -> Tensor:
-        """Sum of max(means - v, 0), for each v."""
+        """Return the sum of max(means - v, 0), for each v."""
         above = torch.searchsorted(rising, v, right=True)
         return tail[above] - (len(rising) - above) * v
 
     corners = torch.cat([rising, rising - 1, rising.new_zeros(1)]).clamp(min=0).sort().values
     mass = excess(corners) - excess(corners + 1)
-    # The mass falls from corner to corner; the root lies between the last that is above the budget and the next.
+    # The sum falls from corner to corner; the root lies between the last one above the budget and the next.
     last = (mass > budget).sum() - 1
     low, high = corners[last.clamp(min=0)], corners[(last + 1).clamp(max=len(corners) - 1)]
     top, bottom = mass[last.clamp(min=0)], mass[(last + 1).clamp(max=len(corners) - 1)]

@@ -1,4 +1,4 @@
-"""A trained network, the data that it was trained on and is judged by: what every method of compression is given.
+"""Trained network with its training and held-out data: the input of every compression method.
 
 A method without a rollout loop is a `Pruner`: called with a network and a sparsity, it changes the weights in place.
 """
@@ -29,17 +29,17 @@ Predict = Callable[[nn.Module, Rows], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Network:
-    """A trained network with its data.
+    """Trained network with its data.
 
     Attributes:
-        name: what it is called.
+        name: name in messages.
         model: the network; pruners change it in place.
-        train: rows that methods may learn from and calibrate on.
-        held: rows that it is judged by, and nothing else sees.
-        predict: how it is run.
-        figure: what `evaluate` adds to the loss: "accuracy" or "perplexity".
-        tokenizer: of a language model, to save it with.
-        rows: rows judged at once.
+        train: rows for training and calibration.
+        held: held-out rows, for evaluation alone.
+        predict: function that runs the model.
+        figure: metric of `evaluate` beside the loss: "accuracy" or "perplexity".
+        tokenizer: tokenizer of a language model, to save with it.
+        rows: rows per forward pass.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Network:
     rows: int = 256
 
     def copy(self) -> Network:
-        """Return the network with weights of its own; the data is shared."""
+        """Return a copy of the network; the data is shared."""
         return dataclasses.replace(self, model=copy.deepcopy(self.model))
 
     def units(self) -> Registry:
@@ -60,7 +60,7 @@ class Network:
         return find_units(self.model)
 
     def layers(self) -> list[str]:
-        """Return the paths of the layers whose weights are pruned: all that `is_layer` knows but a language model's output."""
+        """Return the paths of the layers whose weights are pruned: all of `is_layer` except a language model's output layer."""
         output = getattr(self.model, "get_output_embeddings", lambda: None)()
         return [name for name, module in self.model.named_modules() if is_layer(module) and module is not output]
 
@@ -75,13 +75,13 @@ class Network:
         return list(grouped.values())
 
     def sample(self, count: int, seed: int) -> Rows:
-        """Return `count` training rows, drawn without replacement by the seed, all of them where there are fewer."""
+        """Return `count` training rows, sampled without replacement, or all of them where there are fewer."""
         total = len(self.train[0])
         order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:count]
         return tuple(column[order] for column in self.train)
 
     def batches(self, rows: Rows, size: int) -> Iterator[Rows]:
-        """Cut rows into batches of at most `size`."""
+        """Yield batches of at most `size` rows."""
         for start in range(0, len(rows[0]), size):
             yield tuple(column[start : start + size] for column in rows)
 
@@ -93,7 +93,7 @@ class Network:
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """Judge it on the held-out rows: `loss` in nats, and `accuracy` in [0, 1] or `perplexity`."""
+        """Evaluate the network on the held-out rows: `loss` in nats, and `accuracy` in [0, 1] or `perplexity`."""
         training = self.model.training
         self.model.eval()
         loss = right = count = 0.0
@@ -105,26 +105,26 @@ class Network:
             count += len(wanted)
         self.model.train(training)
         mean = loss / count
-        # A pruned model may be bad beyond what a float holds.
+        # The perplexity of a pruned model may exceed the range of a float.
         value = right / count if self.figure == "accuracy" else math.exp(min(mean, 700.0))
         return {"loss": mean, self.figure: value}
 
     def size(self) -> Size:
-        """Count what is left of it; operations are those of one held-out row."""
+        """Return the network's size; operations are those of one held-out row."""
         with torch.no_grad():
             return size_of(self.model, lambda: self.predict(self.model, tuple(column[:1] for column in self.held)))
 
 
 class Pruner(Protocol):
-    """A method of compression by formula."""
+    """Interface of a compression method without a rollout loop."""
 
     def __call__(self, network: Network, sparsity: float, *, seed: int = 0) -> dict[str, float]:
-        """Set at least the share `sparsity` of the weights of the network's layers to 0, in place; biases stay.
+        """Set at least the share `sparsity` of the weights of the network's layers to 0, in place; biases are unchanged.
 
         Args:
-            network: `network.layers()` are pruned, `network.train` may be looked at.
+            network: `network.layers()` are pruned, `network.train` may be used.
             sparsity: in [0, 1).
-            seed: of the rows that it draws.
+            seed: seed of the rows that are sampled.
 
         Returns:
             Diagnostics by name.
@@ -145,10 +145,10 @@ def flat_weights(network: Network) -> Tensor:
 
 @torch.no_grad()
 def set_flat_weights(network: Network, flat: Tensor) -> None:
-    """Write a vector of all prunable weights [p] back.
+    """Set all prunable weights from one vector [p].
 
     Raises:
-        UserError: it is not as long as the weights are many.
+        UserError: the vector's length is not the number of weights.
     """
     parameters = [network.model.get_parameter(name) for name in weight_names(network.layers())]
     sizes = [parameter.numel() for parameter in parameters]

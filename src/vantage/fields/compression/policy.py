@@ -1,4 +1,4 @@
-"""A policy over masks: each unit of a network stays with its own probability, and a budget holds for what stays on average."""
+"""Policy over masks: a probability for each unit of a network to be kept, with a budget on the expected share."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from vantage.fields.compression.units import Registry
 from vantage.policies.folder import write_tensors
 
 _IMPOSSIBLE = -16.0
-"""Log-probability that a decision gets which the policy cannot take (about that of 1e-7): ratios to it stay finite."""
+"""Log-probability of a decision of probability 0 (about that of 1e-7), so that ratios are finite."""
 WEIGHTS, CARD = "policy.safetensors", "units.json"
 
 
 class MaskPolicy(nn.Module):
-    """Independent Bernoulli decisions, one a unit: action 1 keeps unit t of the network, for t in [0, T), T the registry's size.
+    """Policy of independent Bernoulli decisions, one per unit: action 1 keeps unit t in [0, T), T the registry's size.
 
-    The parameter `mean` [T] is projected onto the budget where it is read, so that any optimiser keeps it: in each pool the
-    probabilities sum to at most `keep` times its units. A probability that is exactly 0 or 1 takes no gradient.
+    The parameter `mean` [T] is projected onto the budget where it is read, so that any optimiser respects it: in each pool the
+    probabilities sum to at most `keep` times its number of units. A probability of exactly 0 or 1 has no gradient.
 
     Args:
-        registry: of the units.
-        keep: share of each pool's units that stay, in (0, 1].
-        initial: [T] probabilities to begin with.
+        registry: the units.
+        keep: share of each pool's units to keep, in (0, 1].
+        initial: initial probabilities [T].
         within: "pool" for one budget over all layers, "layer" for one each.
-        export: writes the network without the units that a mask [T] does not keep into a folder; None writes none.
+        export: writes the network without the units that a mask [T] does not keep into a folder; None for no export.
     """
 
     memoryless = False
-    """A decision is that of its place in the row."""
+    """A decision depends on its position in the row."""
 
     def __init__(
         self,
@@ -63,13 +63,13 @@ class MaskPolicy(nn.Module):
         self.project()
 
     def means(self) -> Tensor:
-        """Return each unit's probability to stay, [T]; with gradient into `mean` where it is neither 0 nor 1."""
+        """Return each unit's probability of being kept, [T]; with gradient to `mean` where it is neither 0 nor 1."""
         held = [self.mean[part] for part in self.parts]
         return torch.cat([(raw - threshold(raw, self._budget(len(raw)))).clamp(0, 1) for raw in held])
 
     @torch.no_grad()
     def project(self) -> None:
-        """Move the parameter onto the budget, in place: the nearest point."""
+        """Project the parameter onto the budget, in place."""
         for part in self.parts:
             raw = self.mean[part]
             raw.copy_(project(raw, self._budget(len(raw))))
@@ -79,7 +79,7 @@ class MaskPolicy(nn.Module):
 
     @torch.no_grad()
     def hard(self) -> Tensor:
-        """Return the mask [T] of the units most likely to stay: all but floor(n (1 - keep)) of the n of each budget."""
+        """Return the mask [T] of the most probable units: all but floor(n (1 - keep)) of the n of each budget."""
         mask = torch.empty(self.registry.size, dtype=torch.bool, device=self.mean.device)
         for part in self.parts:
             raw = self.mean[part]
@@ -96,7 +96,7 @@ class MaskPolicy(nn.Module):
         return torch.where(free, torch.where(kept, safe.log(), torch.log1p(-safe)), fixed)
 
     def evaluate(self, batch: Trajectories, want: frozenset[str]) -> Evaluation:
-        """Judge the batch's decisions: `logp`, `entropy`, and `distribution`, logits of (out, stay) [N, T, 2]."""
+        """Evaluate the batch's decisions: `logp`, `entropy` [N, T], and `distribution`, logits of (remove, keep) [N, T, 2]."""
         found = Evaluation()
         if "logp" in want:
             found.logp = self.logp(batch.action)
@@ -110,7 +110,7 @@ class MaskPolicy(nn.Module):
         return found
 
     def values(self, batch: Trajectories) -> tuple[Tensor, Tensor]:
-        """Refuse: there is no critic.
+        """Raise UserError: there is no critic.
 
         Raises:
             UserError: always.
@@ -118,12 +118,12 @@ class MaskPolicy(nn.Module):
         raise UserError("a policy over masks has no critic: choose a method without one")
 
     def frozen(self) -> MaskPolicy:
-        """Return a copy that never learns."""
+        """Return a frozen copy."""
         copied = MaskPolicy(self.registry, self.keep, self.mean, self.within, self.export).to(self.mean.device)
         return copied.requires_grad_(False)
 
     def save(self, folder: Path | str) -> None:
-        """Write the probabilities, which units stay in each layer, and where it can the pruned network in `folder/network`."""
+        """Write the probabilities, the kept units of each layer, and with `export` the pruned network in `folder/network`."""
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
         write_tensors({"mean": self.mean.detach()}, target / WEIGHTS)
@@ -134,7 +134,7 @@ class MaskPolicy(nn.Module):
             self.export(target / "network", mask)
 
     def restore(self, folder: Path | str) -> None:
-        """Take back the probabilities that `save` wrote.
+        """Restore the probabilities that `save` wrote.
 
         Raises:
             UserError: the folder holds none, or those of another network.
@@ -150,7 +150,7 @@ class MaskPolicy(nn.Module):
 
 
 class MaskEngine:
-    """Draws whole masks; a row is a mask, a group the masks that one mini-batch judges."""
+    """Engine that samples whole masks; a row is a mask, a group the masks that are scored on one mini-batch."""
 
     def __init__(self, policy: MaskPolicy) -> None:
         self.policy = policy
@@ -159,7 +159,7 @@ class MaskEngine:
     def sample(
         self, prompts: Prompts, count: int, context: Context, *, greedy: bool = False, limit: int | None = None
     ) -> Trajectories:
-        """Draw `count` masks for each mini-batch; greedily the one mask of the units most likely to stay."""
+        """Sample `count` masks for each mini-batch; greedily the mask of the most probable units."""
         n, steps = len(prompts) * count, self.max_length
         with torch.no_grad():
             means = self.policy.means()
@@ -186,12 +186,12 @@ class MaskEngine:
         )
 
     def advance(self, rows: int, steps: int, context: Context) -> Trajectories:
-        """Draw one mask for each of the next `rows` mini-batches: an episode is one mask, whatever `steps`."""
+        """Sample one mask for each of the next `rows` mini-batches: an episode is one mask, whatever `steps`."""
         return self.sample(context.next_prompts(rows), 1, context)
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing is remembered."""
+        """Return no state: random numbers are the run's."""
         return {}
 
     def load_state_dict(self, state: Any) -> None:
-        """Take nothing back."""
+        """Restore nothing: there is no state."""

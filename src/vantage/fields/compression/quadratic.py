@@ -1,9 +1,9 @@
-"""Sparse least squares: the best vector with at most k entries that are not 0, for a quadratic model of the loss.
+"""Sparse least squares: minimisation of a quadratic model of the loss over vectors with at most k nonzero entries.
 
     Q(w) = 1/2 ||y - X w||^2 + ridge ||w - center||^2 + linear . w          X [n, p], far more columns than rows
 
 The Hessian X^T X + 2 ridge I has rank n plus a ridge and is never formed; every product with it costs n p. Solvers: hard
-thresholding with an exact line search (`descend`), the same on a growing active set (`active_set`), and the exact minimum on a
+thresholding with an exact line search (`descend`), the same with an active set (`active_set`), and the exact minimum on a
 given support (`refit`). Fast as CHITA: Neural Network Pruning with Combinatorial Optimization (arXiv 2302.14623, section 3).
 """
 
@@ -20,12 +20,12 @@ from vantage.fields.compression.masks import keep_largest
 
 @dataclass(frozen=True)
 class Quadratic:
-    """The model Q of the module's text.
+    """Quadratic model Q of the module's docstring.
 
     Attributes:
         rows: X [n, p].
         target: y [n].
-        center: where the ridge pulls to, [p].
+        center: centre of the ridge penalty, [p].
         ridge: at least 0.
         linear: [p].
     """
@@ -53,13 +53,13 @@ class Quadratic:
         return cls(gradients, gradients @ weights, weights, ridge * len(gradients) / 2, linear)
 
     def restrict(self, index: Tensor) -> Quadratic:
-        """Return the problem in these entries alone, all others 0 (a constant of the ridge is lost)."""
+        """Return the problem in these entries alone, all others 0 (without a constant of the ridge)."""
         return Quadratic(self.rows[:, index], self.target, self.center[index], self.ridge, self.linear[index])
 
     def residual(self, w: Tensor) -> Tensor:
         """Return y - X w, [n]."""
         index = w.nonzero().squeeze(-1)
-        # Few entries: a gather of columns is cheaper than the whole product.
+        # With few entries a gather of columns is cheaper than the whole product.
         if 5 * len(index) < len(w):
             return self.target - self.rows[:, index] @ w[index]
         return self.target - self.rows @ w
@@ -82,7 +82,7 @@ class Quadratic:
 
 
 def largest(w: Tensor, k: int) -> Tensor:
-    """Return w with all but its k largest magnitudes set to 0; of equal ones the first stay."""
+    """Return w with all but its k largest magnitudes set to 0; of equal ones the first are kept."""
     return torch.where(keep_largest(w.abs(), min(k, len(w))), w, 0.0)
 
 

@@ -1,4 +1,4 @@
-"""Pruning by a score for each weight: what is compared with what, and the weights that lose set to 0."""
+"""Pruning by a score per weight: the weights with the smallest scores within a scope are set to 0."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _WITHIN = ("row", "layer", "global")
 
 @component
 class Scope:
-    """What scores are compared within.
+    """Scope within which scores are compared.
 
     Attributes:
-        within: "row" the weights of one output, "layer", or "global" all layers.
-        kept, of: where `of` is not 0, `kept` of each `of` weights of a row that stand side by side stay (2:4: 2, 4), and no
-            other sparsity is asked for.
-        inclusive: the smallest weight that would stay goes too, with all that equal it.
+        within: "row" for the weights of one output, "layer", or "global" for all layers.
+        kept, of: where `of` is not 0, `kept` of each `of` adjacent weights of a row are kept (2:4: 2, 4), instead of a
+            sparsity.
+        inclusive: the smallest weight that would be kept is pruned too, with all that equal it.
     """
 
     within: Annotated[str, one_of(_WITHIN)] = "layer"
@@ -35,7 +35,7 @@ class Scope:
 
     def __post_init__(self) -> None:
         if self.kept and not self.of:
-            raise UserError(f"kept={self.kept} says nothing without `of`: give both, as kept=2 of=4")
+            raise UserError(f"kept={self.kept} has no effect without `of`: give both, as kept=2 of=4")
         if self.of and self.kept > self.of:
             raise UserError(f"a pattern {self.kept}:{self.of} is out of range: keep 0 to {self.of} of {self.of}")
 
@@ -45,10 +45,10 @@ def prune_by_score(network: Network, scores: Mapping[str, Tensor], sparsity: flo
     """Set the weights with the smallest scores to 0, in place; of equal ones the first.
 
     Args:
-        network: whose model holds the layers.
-        scores: of each weight, by its layer's path; [outputs, inputs], further axes flattened or not.
-        sparsity: share of each row, layer or of all that goes, rounded down.
-        scope: what is compared.
+        network: changed in place.
+        scores: layer's path -> scores of its weights, [outputs, inputs], further axes flattened or not.
+        sparsity: share that is pruned of each row, of each layer or of all, rounded down.
+        scope: scope of the comparison.
     """
     if scope.within == "global" and not scope.of:
         flat = torch.cat([score.flatten() for score in scores.values()])
@@ -71,9 +71,9 @@ def _mask(score: Tensor, sparsity: float, scope: Scope) -> Tensor:
 
 
 def batch_losses(network: Network, count: int, batch: int, seed: int) -> list[Callable[[], Tensor]]:
-    """Return the mean losses of `count` mini-batches of `batch` training rows, to be computed one by one.
+    """Return functions that compute the mean losses of `count` mini-batches of `batch` training rows.
 
-    Rows are drawn without replacement while there are enough, in further passes where there are not.
+    Rows are sampled without replacement while there are enough, then in further passes.
 
     Raises:
         UserError: a number is less than 1.

@@ -1,4 +1,4 @@
-"""What a few rows of data say of a network's layers: their inputs, streamed through hooks, and gradients of the loss."""
+"""Statistics of a network's layers on calibration rows: their inputs, accumulated by hooks, and gradients of the loss."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from vantage.core.errors import UserError
 
 @dataclass
 class InputStatistics:
-    """Sums over the inputs x of a layer; no input is kept. For a convolution an input is a patch, flattened [C * k * k].
+    """Sums over the inputs x of a layer. For a convolution an input is a patch, flattened [C * k * k].
 
     Attributes:
-        count: inputs seen: rows, times positions.
+        count: number of inputs: rows, times positions.
         squares: [inputs] sum of x_c^2, float32.
-        gram: [inputs, inputs] sum of x x^T, float32, where it was asked for: half the Hessian of ||W x - W' x||^2 in a row of W'.
+        gram: [inputs, inputs] sum of x x^T, float32, where requested: half the Hessian of ||W x - W' x||^2 in a row of W'.
     """
 
     count: int = 0
@@ -42,23 +42,23 @@ class InputStatistics:
 
 
 class _Reached(Exception):
-    """The last layer that was asked for has run."""
+    """Raised when the last requested layer has run."""
 
 
 @torch.no_grad()
 def input_statistics(
     model: nn.Module, layers: Sequence[str], runs: Iterable[Callable[[], Any]], *, gram: bool = False
 ) -> dict[str, InputStatistics]:
-    """Return the statistics of these layers' inputs over runs of the model; each run ends where all the layers have run.
+    """Return the statistics of these layers' inputs over runs of the model; a run stops when all the layers have run.
 
     Args:
-        model: put into evaluation mode for the time.
-        layers: paths of linear or convolutional layers, each of which runs once a run.
-        runs: each runs the model on some rows.
-        gram: whether x x^T is summed too, inputs * inputs numbers a layer.
+        model: set to evaluation mode meanwhile.
+        layers: paths of linear or convolutional layers, each of which is called once per run.
+        runs: functions that run the model on some rows.
+        gram: whether x x^T is summed too, inputs * inputs numbers per layer.
 
     Raises:
-        UserError: no run called one of the layers.
+        UserError: a layer is not called in any run.
     """
     found = {name: InputStatistics() for name in layers}
     seen: set[str] = set()
@@ -106,7 +106,7 @@ def _positions(layer: nn.Module, x: Tensor) -> Tensor:
 
 
 def gradients(model: nn.Module, names: Sequence[str], losses: Iterable[Callable[[], Tensor]]) -> Iterable[list[Tensor]]:
-    """Yield the gradient of each loss in the named parameters, in evaluation mode; nothing is left in `.grad`."""
+    """Yield the gradient of each loss with respect to the named parameters, in evaluation mode; `.grad` does not change."""
     held = [model.get_parameter(name) for name in names]
     asked = [parameter.requires_grad for parameter in held]
     training = model.training
@@ -126,7 +126,7 @@ def gradients(model: nn.Module, names: Sequence[str], losses: Iterable[Callable[
 
 
 def gradient_rows(model: nn.Module, names: Sequence[str], losses: Sequence[Callable[[], Tensor]]) -> Tensor:
-    """Return the gradient of each loss as a row over all named parameters, flattened one after the other: [n, p]."""
+    """Return the gradient of each loss as a row over all named parameters, flattened and concatenated: [n, p]."""
     total = sum(model.get_parameter(name).numel() for name in names)
     first = model.get_parameter(names[0])
     filled = torch.empty(len(losses), total, dtype=first.dtype, device=first.device)

@@ -1,4 +1,4 @@
-"""Pruning as a task of the road: a decision keeps a unit or takes it out, a row is a mask, its reward what the loss then is.
+"""Pruning as a task of the training loop: a decision keeps or removes a unit, a row is a mask, the reward is minus the loss.
 
     prune-digits:hidden=64x64,keep=0.5          a perceptron on handwritten digits
     prune-text:data=FILE,keep=0.7               a small language model on a text, or `model=DIR` one of the user's
@@ -37,19 +37,19 @@ INITIAL = ("score", "minmax", "random", "even")
 
 
 class PruningTask:
-    """A trained network whose units are taken out by a policy.
+    """Task of pruning the units of a trained network.
 
     Args:
-        network: what is pruned; its weights stay as they are.
-        keep: share of the units of each pool that stays, in (0, 1].
-        batch: training rows of a mini-batch.
-        initial: what the policy begins with: probabilities that rise with each unit's score of weights and inputs ("score",
-            squashed; "minmax", linear), random ones, or all `keep` ("even").
-        calibration: training rows that the scores look at.
+        network: network to prune; its weights do not change.
+        keep: share of the units of each pool to keep, in (0, 1].
+        batch: training rows per mini-batch.
+        initial: initial probabilities: increasing with each unit's score of weights and inputs ("score", by a logistic function;
+            "minmax", linear), random, or all `keep` ("even").
+        calibration: number of training rows for the scores.
         within: "pool" for one budget over all layers, "layer" for one each.
-        units: pools that are pruned, joined by +; "" for all there are.
-        rows: rows that the network runs on at once.
-        spec: how the command line calls it.
+        units: pools that are pruned, joined by +; "" for all.
+        rows: rows per forward pass.
+        spec: specification on the command line.
 
     Raises:
         UserError: a setting is out of range.
@@ -86,12 +86,12 @@ class PruningTask:
         self.name, self.spec = f"prune-{network.name}", spec or f"prune-{network.name}"
 
     def prompts(self, ids: Tensor) -> Prompts:
-        """Return mini-batches; the id is the seed of their rows."""
+        """Return mini-batches; an id is the seed of its rows."""
         return Prompts(ids, ids.tolist())
 
     @torch.no_grad()
     def score(self, batch: Trajectories, context: Context) -> dict[str, Tensor]:
-        """Return `gain` [N], minus the loss of the network under each row's mask on the row's mini-batch; NaN where that is."""
+        """Return `gain` [N], minus the loss of the network under each row's mask on the row's mini-batch; NaN where the loss is."""
         model, device = self.network.model.to(batch.device), batch.device
         ids, place = torch.unique(batch.prompt, return_inverse=True)
         drawn = torch.stack([self._draw(int(seed)) for seed in ids.tolist()])[place.cpu()]
@@ -108,10 +108,10 @@ class PruningTask:
         return torch.randperm(total, generator=torch.Generator().manual_seed(seed))[: self.batch]
 
     def evaluate(self, policy: Any, *, samples: int, seed: int) -> dict[str, float]:
-        """Judge the network under the policy's hard mask on its held-out rows; there is no randomness in it.
+        """Evaluate the network under the policy's hard mask on its held-out rows, deterministically.
 
         Returns:
-            `loss` in nats, `accuracy` or `perplexity`, and `kept`, the share of the units that stays.
+            `loss` in nats, `accuracy` or `perplexity`, and `kept`, the share of kept units.
         """
         mask = policy.hard()
         with masked(self._on(mask.device).model, self.registry, mask.float()):
@@ -127,7 +127,7 @@ class PruningTask:
         """Return the initial policy, or the saved one in the folder `model`.
 
         Raises:
-            UserError: the folder holds none, or one for another network.
+            UserError: the folder holds no policy, or one for another network.
         """
         initial = initial_means(self.network, self.registry, self.keep, self.initial, self.calibration, seed)
         policy = MaskPolicy(self.registry, self.keep, initial, self.within, self._export, **options)
@@ -136,7 +136,7 @@ class PruningTask:
         return policy
 
     def make_engine(self, policy: MaskPolicy, seed: int = 0, **options: Any) -> MaskEngine:
-        """Return what draws masks."""
+        """Return an engine that samples masks."""
         return MaskEngine(policy)
 
     def _export(self, folder: Path, mask: Tensor) -> None:
@@ -153,10 +153,10 @@ class PruningTask:
 
 
 def initial_means(network: Network, registry: Registry, keep: float, kind: str, calibration: int, seed: int) -> Tensor:
-    """Return probabilities [T] to begin with; in each place clip(z + keep - mean(z), 0, 1), z in [0, 1] rising with the score.
+    """Return initial probabilities [T]; in each layer clip(z + keep - mean(z), 0, 1), z in [0, 1] increasing with the score.
 
     A unit's score sums, over the columns c in which its reader W reads it, mean_r |W_rc| * ||x_c||_2 on calibration rows; z is
-    its logistic function after standardising within the place (std with n - 1), or its place between smallest and largest.
+    its logistic function after standardisation within the layer (std with n - 1), or its position between smallest and largest.
     """
     generator = torch.Generator().manual_seed(seed)
     if kind == "even":
@@ -169,7 +169,7 @@ def initial_means(network: Network, registry: Registry, keep: float, kind: str, 
 
 
 def unit_scores(network: Network, registry: Registry, calibration: int, seed: int) -> list[Tensor]:
-    """Return the score [count] of the units of each place: weights times norms of inputs, as `initial_means` says."""
+    """Return the scores [count] of the units of each layer: weights times norms of inputs, see `initial_means`."""
     rows = list(network.batches(network.sample(calibration, seed), network.rows))
     device = next(network.model.parameters()).device
     runs = [partial(network.predict, network.model, tuple(column.to(device) for column in part)) for part in rows]
@@ -187,12 +187,12 @@ def unit_scores(network: Network, registry: Registry, calibration: int, seed: in
 def _squash(score: Tensor, kind: str) -> Tensor:
     if kind == "minmax":
         return (score - score.min()) / (score.max() - score.min()).clamp(min=1e-8)
-    # Scores may be as small as squared gradients are: the epsilon only keeps the root from 0.
+    # Scores may be as small as squared gradients, so the epsilon must only avoid a division by 0.
     return torch.sigmoid(whiten(score.unsqueeze(0), torch.ones(1, len(score), dtype=torch.bool), eps=1e-16).squeeze(0))
 
 
 def task_from_spec(spec: str, options: Mapping[str, Any] | None = None) -> PruningTask:
-    """Return the task of `prune-digits`, `prune-digits:hidden=64x64,keep=0.5` or `prune-text:data=FILE,model=DIR,keep=0.7`.
+    """Make the task of `prune-digits`, `prune-digits:hidden=64x64,keep=0.5` or `prune-text:data=FILE,model=DIR,keep=0.7`.
 
     Options of the network are `hidden` and `seed` (digits), or `data`, `model`, `length`, `steps` and `seed` (text); all others are
     the task's.

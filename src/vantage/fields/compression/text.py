@@ -1,4 +1,4 @@
-"""A small causal language model on text: the user's file, or text that a grammar makes; or a model of the user's own."""
+"""Causal language models on text: the user's file, or text of a small grammar, and a small model or the user's own."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from vantage.fields.compression.network import Network, Rows
 from vantage.fields.compression.training import fit, trained
 
 CHARACTERS = 120_000
-"""Length of the text that the grammar makes."""
+"""Number of characters of the grammar's text."""
 HELD = 0.1
-"""Share of the text, at its end, that judges."""
+"""Share of the text, at its end, that is held out."""
 STEPS, BATCH, RATE = 400, 16, 3e-3
 
 
@@ -25,12 +25,12 @@ def text(
     """Return a causal language model with windows of a text.
 
     Args:
-        data: text file; "" for text that a grammar makes.
+        data: text file; "" for the grammar's text.
         model: folder in Hugging Face format to compress; "" trains a new Llama of 0.2 M parameters over the text's characters.
-        length: tokens of a window.
-        seed: of the new model, its training and the made text.
-        steps: of its training.
-        characters: of the text that the grammar makes.
+        length: tokens per window.
+        seed: seed of the new model, its training and the grammar's text.
+        steps: optimiser steps of its training.
+        characters: number of characters of the grammar's text.
 
     Raises:
         UserError: a file or folder cannot be read, or the text is too short.
@@ -71,7 +71,7 @@ def text(
 
 
 def next_tokens(model: nn.Module, rows: Rows) -> tuple[Tensor, Tensor]:
-    """Return logits [B, T, V] and the tokens that follow [B, T] of rows (tokens [B, T + 1],)."""
+    """Return logits [B, T, V] and next tokens [B, T] of rows (tokens [B, T + 1],)."""
     tokens = rows[0]
     return model(input_ids=tokens[:, :-1], use_cache=False).logits, tokens[:, 1:]
 
@@ -80,7 +80,7 @@ def read_text(path: str) -> str:
     """Return a text file's content.
 
     Raises:
-        UserError: it cannot be read as UTF-8.
+        UserError: the file cannot be read as UTF-8.
     """
     try:
         return Path(path).read_text(encoding="utf-8")
@@ -94,7 +94,7 @@ def _new(content: str, seed: int) -> tuple[nn.Module, object]:
     from vantage.policies.tiny import Shape, new_config, new_tokenizer
 
     tokenizer = new_tokenizer(content)
-    # Two query heads to a key-value head, as in models that are worth pruning.
+    # Two query heads per key-value head, as in large models.
     config = new_config(Shape(width=64, inner=192, layers=3, heads=8, shared_heads=4), "llama", tokenizer)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -115,9 +115,9 @@ _PLACES = ("in the wood", "by the sea", "at night", "on the hill", "under the st
 
 
 def made_text(characters: int, seed: int = 0) -> str:
-    """Return English-like sentences of a small grammar whose verbs agree with their subjects, relative clauses included."""
+    """Return English-like sentences of a small grammar with agreement of subject and verb and with relative clauses."""
     generator = torch.Generator().manual_seed(seed)
-    # One draw for all choices; each sentence takes what it needs.
+    # All random numbers are drawn at once; each sentence uses as many as it needs.
     draws = iter(torch.randint(0, 1 << 30, (characters,), generator=generator).tolist())
 
     def pick(options: tuple[object, ...]) -> object:

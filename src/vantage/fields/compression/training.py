@@ -1,4 +1,4 @@
-"""The small networks' training: plain Adam, from a seed, kept in the cache of the user under what decides it."""
+"""Training of small networks by Adam, with a cache in the user's cache folder."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vantage.fields.compression.network import Network
 
 
 def cache_folder() -> Path:
-    """Return where trained networks are kept: `networks` in $VANTAGE_CACHE, or in `vantage` in the user's cache folder."""
+    """Return the folder of trained networks: `networks` in $VANTAGE_CACHE, or in `vantage` in the user's cache folder."""
     own = os.environ.get("VANTAGE_CACHE")
     base = Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vantage"
     return base / "networks"
@@ -28,13 +28,13 @@ def cache_folder() -> Path:
 def trained(
     network: Network, decides: Mapping[str, Any], sources: tuple[str, ...], train: Callable[[], None]
 ) -> Network:
-    """Return the network with the weights that `train` gives it, from the cache where they are there already.
+    """Return the network with the weights of `train`, from the cache where they are stored.
 
     Args:
-        network: its model has its first weights, and is trained in place.
-        decides: everything besides code that decides the weights, as JSON values.
-        sources: files whose code decides them.
-        train: trains the model in place, the same way each time.
+        network: its model has its initial weights, and is trained in place.
+        decides: everything besides code that determines the weights, as JSON values.
+        sources: files whose code determines them.
+        train: trains the model in place, deterministically.
     """
     code = [hashlib.sha256(Path(source).read_bytes()).hexdigest() for source in (*sources, __file__)]
     key = json.dumps({"decides": dict(decides), "code": code, "torch": torch.__version__}, sort_keys=True)
@@ -43,10 +43,10 @@ def trained(
         try:
             network.model.load_state_dict(load_tensors(path))
             return network
-        except Exception:  # a file that cannot be read counts as not there
+        except Exception:  # a file that cannot be read counts as missing
             path.unlink(missing_ok=True)
     train()
-    # Where nothing can be written, the next run trains again.
+    # Where the cache cannot be written, the next run trains again.
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
@@ -57,7 +57,7 @@ def trained(
 
 
 def fit(network: Network, *, steps: int, batch: int, lr: float, seed: int, decay: float = 0.0) -> None:
-    """Train a model by Adam on the mean loss of batches in a random order, the rate falling along half a cosine."""
+    """Train a model by Adam on the mean loss of batches in a random order, with a cosine learning rate."""
     generator = torch.Generator().manual_seed(seed)
     total = len(network.train[0])
     optimizer = torch.optim.AdamW(network.model.parameters(), lr=lr, weight_decay=decay)
@@ -78,7 +78,7 @@ def fit(network: Network, *, steps: int, batch: int, lr: float, seed: int, decay
 
 
 def seeded(seed: int, build: Callable[[], nn.Module]) -> nn.Module:
-    """Build a module whose first weights follow from the seed; the global random state stays as it is."""
+    """Build a module with initial weights determined by the seed; the global random state does not change."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return build()

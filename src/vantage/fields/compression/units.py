@@ -1,10 +1,10 @@
-"""The registry of a network's prunable units: hidden neurons, channels, attention heads.
+"""Registry of a network's prunable units: hidden neurons, channels, attention heads.
 
-A unit is what one layer, the reader, reads in some columns of its input and what rows of other layers, its writers, make.
-Multiplying those columns by 0 takes the unit out: nothing else reads it. A pool is all units of one kind; a budget holds for
-a pool over all layers.
+A unit is a set of input columns of one layer, the reader, which rows of other layers, its writers, produce. Multiplying those
+columns by 0 removes the unit: no other layer reads it. A pool is all units of one kind; a budget applies to a pool over all
+layers.
 
-Found by `find_units` are: hidden neurons and channels between linear or convolutional layers of a `torch.nn.Sequential` with
+`find_units` finds hidden neurons and channels between linear or convolutional layers of a `torch.nn.Sequential` with
 elementwise functions, pooling or flattening between them; and in a decoder the feed-forward channels and the attention heads,
 one unit for each key-value head with the query heads that share it.
 """
@@ -32,12 +32,12 @@ _NEURONS = (("down_proj", ("gate_proj", "up_proj")), ("down_proj", ("up_proj",))
 
 @dataclass(frozen=True)
 class Units:
-    """Units of one kind in one place.
+    """Units of one kind in one layer.
 
     Attributes:
-        reader: path of the layer that reads them; its input has equally many columns of each, side by side.
-        writers: paths of the layers whose output rows make them, equally many of each, side by side.
-        count: how many.
+        reader: path of the layer that reads them; its input has the same number of adjacent columns for each.
+        writers: paths of the layers whose output rows produce them, the same number of adjacent rows for each.
+        count: number of units.
         pool: "neurons" or "heads".
     """
 
@@ -49,7 +49,7 @@ class Units:
 
 @dataclass(frozen=True)
 class Registry:
-    """All units of a network, pool after pool: unit i of the network is place i of a mask [size]."""
+    """All units of a network, ordered by pool: unit i of the network is entry i of a mask [size]."""
 
     places: tuple[Units, ...]
 
@@ -59,14 +59,14 @@ class Registry:
         return sum(place.count for place in self.places)
 
     def slices(self) -> Iterator[tuple[Units, slice]]:
-        """Yield each place with its part of a mask."""
+        """Yield the units of each layer with their slice of a mask."""
         start = 0
         for place in self.places:
             yield place, slice(start, start + place.count)
             start += place.count
 
     def pools(self) -> dict[str, slice]:
-        """Return each pool's part of a mask."""
+        """Return each pool's slice of a mask."""
         found: dict[str, slice] = {}
         for place, part in self.slices():
             found[place.pool] = slice(found[place.pool].start if place.pool in found else part.start, part.stop)
@@ -89,7 +89,7 @@ def find_units(model: nn.Module) -> Registry:
     """Return the units of a network.
 
     Raises:
-        UserError: there are none that this module knows how to find.
+        UserError: the network has no units of a supported kind.
     """
     found: list[Units] = []
     for path, module in model.named_modules():
@@ -97,7 +97,7 @@ def find_units(model: nn.Module) -> Registry:
             found += _chain(path, module)
         found += _block(path, module, _HEADS, "heads") + _block(path, module, _NEURONS, "neurons")
     if not found:
-        raise UserError("the network has no units that can be taken out: see vantage.fields.compression.units")
+        raise UserError("the network has no units that can be pruned: see vantage.fields.compression.units")
     return Registry(tuple(sorted(found, key=lambda place: place.pool)))
 
 
@@ -132,30 +132,30 @@ def _block(path: str, block: nn.Module, table: tuple[Any, ...], pool: str) -> li
 
 
 def is_layer(module: nn.Module) -> bool:
-    """Whether a module has a weight [outputs, inputs, ...] that this package prunes."""
+    """Return whether a module has a weight [outputs, inputs, ...] that this package prunes."""
     return isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1)
 
 
 def rows(layer: Any) -> int:
-    """Number of a layer's outputs."""
+    """Return the number of a layer's outputs."""
     return int(layer.weight.shape[0])
 
 
 def columns(layer: Any) -> int:
-    """Number of a layer's inputs."""
+    """Return the number of a layer's inputs."""
     return int(layer.weight.shape[1])
 
 
 def spread(part: Tensor, total: int) -> Tensor:
-    """Repeat each unit's value [..., n] over its columns or rows, which stand side by side: [..., total]."""
+    """Repeat each unit's value [..., n] over its adjacent columns or rows: [..., total]."""
     return part.repeat_interleave(total // part.shape[-1], -1)
 
 
 @contextmanager
 def masked(model: nn.Module, registry: Registry, mask: Tensor) -> Iterator[None]:
-    """Run the model with its units multiplied by `mask`, [size], or [K, size] for K masks at once.
+    """Multiply the model's units by `mask` within the context, [size], or [K, size] for K masks at once.
 
-    With K masks the rows of an input are K equal blocks, one for each mask in order. Carries gradient into the mask.
+    With K masks the rows of an input are K equal blocks, one for each mask in order. Gradient flows to the mask.
     """
     if mask.shape[-1] != registry.size or mask.dim() > 2:
         raise UserError(f"a mask of shape {list(mask.shape)} does not fit {registry.size} units")
@@ -189,7 +189,7 @@ class _Multiply:
 
 @torch.no_grad()
 def remove(model: nn.Module, registry: Registry, mask: Tensor) -> None:
-    """Set the weights of the units that `mask` [size] does not keep to 0, in place: what reads them and what makes them."""
+    """Set the weights of the units that `mask` [size] does not keep to 0, in readers and writers, in place."""
     for place, part in registry.slices():
         kept = mask[part].bool()
         reader: Any = model.get_submodule(place.reader)
@@ -205,10 +205,10 @@ def remove(model: nn.Module, registry: Registry, mask: Tensor) -> None:
 
 @torch.no_grad()
 def shrink(model: nn.Module, registry: Registry, mask: Tensor) -> None:
-    """Cut the units that `mask` [size] does not keep out of the weights, in place: the same outputs from smaller matrices.
+    """Remove the units that `mask` [size] does not keep from the weights, in place: the same outputs from smaller matrices.
 
-    A place that keeps no unit is left with one of zeros. Heads can be cut where the attention module reads their number off
-    the weights, as the Llama family of transformers does; the configuration of such a model no longer describes it where layers
+    A layer without kept units retains one of zeros. Heads can be removed where the attention module infers their number from
+    the weights, as in the Llama family of transformers; the configuration of such a model does not describe layers that
     differ, so it is saved by `remove` instead.
     """
     remove(model, registry, mask)

@@ -1,1 +1,1 @@
-"""Tree search: small exact games, trees held as arrays and searched in batch, and a budget in simulations."""
+"""Tree search: small exact games, batched trees stored as arrays, and a budget in simulations."""

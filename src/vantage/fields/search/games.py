@@ -1,8 +1,8 @@
-"""Games that a tree search plays, as tables small enough to be solved exactly.
+"""Games for tree search, as tables small enough to be solved exactly.
 
-A `Game` moves many states at once. `TableGame` numbers its states: that covers every game or deterministic MDP that fits in memory,
-and its exact values are a few gathers. Values are in [-1, 1] and always those of the player to move; after a move they change sign
-where `sign` is -1 (two players, one's gain the other's loss), and keep it where it is 1 (one player).
+A `Game` steps a batch of states. `TableGame` numbers its states, which covers every game or deterministic MDP that fits in
+memory, and its exact values are a few gathers. Values are in [-1, 1] and those of the player to move; after a move they change
+sign where `sign` is -1 (two players, zero sum), and keep it where it is 1 (one player).
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ LINES = ((0, 1, 2), (3, 4, 5), (6, 7, 8), (0, 3, 6), (1, 4, 7), (2, 5, 8), (0, 4
 
 
 class Game(Protocol):
-    """Rules, for states [B] or [B, ...] at once."""
+    """Interface of a game, for states [B] or [B, ...]."""
 
     @property
     def actions(self) -> int:
-        """A."""
+        """Number of actions, A."""
         ...
 
     @property
     def length(self) -> int:
-        """The most moves that a game can have."""
+        """Largest number of moves of a game."""
         ...
 
     @property
@@ -38,32 +38,32 @@ class Game(Protocol):
         ...
 
     def legal(self, state: Tensor) -> Tensor:
-        """Which actions a state has, bool [B, A]; none where the game is over."""
+        """Return the legal actions of states, bool [B, A]; none where the game is over."""
         ...
 
     def step(self, state: Tensor, action: Tensor) -> Tensor:
-        """The state after a legal action [B]."""
+        """Return the states after legal actions [B]."""
         ...
 
     def over(self, state: Tensor) -> Tensor:
-        """Whether the game is over, bool [B]."""
+        """Return whether the game is over, bool [B]."""
         ...
 
     def outcome(self, state: Tensor, generator: torch.Generator) -> Tensor:
-        """What the player to move has got where it is over [B]; anything elsewhere. May be drawn anew at every call."""
+        """Return the outcome for the player to move where the game is over [B], undefined elsewhere; it may be random."""
         ...
 
 
 @dataclass(frozen=True)
 class TableGame:
-    """A game of n numbered states; state 0 is the beginning.
+    """Game of n numbered states; state 0 is the initial one.
 
     Attributes:
         successor: state after each action [n, A], -1 where it is not legal.
         payoff: expected outcome for the player to move [n], where the game is over.
-        length: the most moves of a game.
+        length: largest number of moves of a game.
         sign: -1 for two players, 1 for one.
-        noisy: outcomes are drawn, 1 or -1, with the payoff as their mean.
+        noisy: outcomes are random, 1 or -1, with the payoff as mean.
     """
 
     successor: Tensor
@@ -78,19 +78,19 @@ class TableGame:
         return self.successor.shape[1]
 
     def legal(self, state: Tensor) -> Tensor:
-        """Which actions a state has."""
+        """Return the legal actions of states."""
         return self.successor[state] >= 0
 
     def step(self, state: Tensor, action: Tensor) -> Tensor:
-        """The state after an action."""
+        """Return the states after actions."""
         return self.successor[state, action]
 
     def over(self, state: Tensor) -> Tensor:
-        """Whether the game is over."""
+        """Return whether the game is over."""
         return ~self.legal(state).any(-1)
 
     def outcome(self, state: Tensor, generator: torch.Generator) -> Tensor:
-        """What the player to move has got."""
+        """Return the outcome for the player to move."""
         mean = self.payoff[state]
         if not self.noisy:
             return mean
@@ -99,7 +99,7 @@ class TableGame:
 
     @functools.cached_property
     def action_values(self) -> Tensor:
-        """Exact value of each action with the best play after it [n, A], -inf where it is not legal."""
+        """Exact value of each action under optimal play after it [n, A], -inf where it is not legal."""
         value = self.payoff
         for _ in range(self.length):
             q = self.ahead(value)
@@ -108,11 +108,11 @@ class TableGame:
 
     @functools.cached_property
     def open(self) -> Tensor:
-        """States in which there is something to decide [n]."""
+        """States in which the game is not over [n]."""
         return (self.successor >= 0).any(-1)
 
     def ahead(self, value: Tensor) -> Tensor:
-        """Return what each action leads to [n, A] for values of states [n]; -inf where it is not legal."""
+        """Return the values of actions [n, A] from the values of states [n]; -inf where an action is not legal."""
         return (self.sign * value[self.successor.clamp(min=0)]).masked_fill(self.successor < 0, -torch.inf)
 
     def average(self, q: Tensor, policy: Tensor) -> Tensor:
@@ -124,12 +124,12 @@ class TableGame:
         """Return exact values of states for the player to move [n] when that player follows a policy [n, A].
 
         Args:
-            policy: of the player to move.
-            against: policy of the other one [n, A]; the same one if None.
+            policy: policy of the player to move.
+            against: policy of the other player [n, A]; the same one if None.
         """
         mine = theirs = self.payoff
         for _ in range(self.length):
-            # A move of mine is followed by theirs: the value of my move is read from the table in which they are to move.
+            # After one player's move the other is to move: the value of a move is read from the other player's table.
             mine, theirs = (
                 self.average(self.ahead(theirs), policy),
                 self.average(self.ahead(mine), policy if against is None else against),
@@ -139,7 +139,7 @@ class TableGame:
 
 @functools.cache
 def tictactoe() -> TableGame:
-    """Three in a row on a board of 3 x 3: 5478 states, of which 4520 are open. The loser is to move when a game is lost."""
+    """Return tic-tac-toe: 5478 states, of which 4520 are open. The loser is to move when a game is lost."""
     empty: tuple[int, ...] = (0,) * 9
     boards, numbers = [empty], {empty: 0}
     successor, payoff = [], []
@@ -160,10 +160,10 @@ def tictactoe() -> TableGame:
 
 
 def bandit_tree(trees: int, depth: int, actions: int, *, generator: torch.Generator, players: int = 1) -> TableGame:
-    """Complete trees whose leaves pay 1 or -1 with a probability of their own, all in one table.
+    """Return complete trees with random leaf outcomes 1 or -1, all in one table.
 
-    Every edge has a normal number of standard deviation 1/2, and a leaf's mean payoff is tanh of the sum on the way to it: what is
-    good early stays good. The root of tree t is state t; a tree has `actions` ** depth leaves.
+    Every edge has a normal number of standard deviation 1/2, and a leaf's mean payoff is tanh of the sum on the path to it, so
+    that payoffs of a subtree are correlated. The root of tree t is state t; a tree has `actions` ** depth leaves.
     """
     if min(trees, depth, actions) < 1 or players not in (1, 2):
         raise UserError(
@@ -181,7 +181,7 @@ def bandit_tree(trees: int, depth: int, actions: int, *, generator: torch.Genera
 
 
 def openings(game: TableGame, count: int, generator: torch.Generator) -> Tensor:
-    """Return states after 0 to length - 1 random moves from the beginning, where the game is not over [count]."""
+    """Return states [count] after 0 to length - 1 random moves from the initial state in which the game is not over."""
     state = torch.zeros(count, dtype=torch.long)
     moves = torch.randint(game.length, (count,), generator=generator)
     for move in range(game.length - 1):
@@ -193,7 +193,7 @@ def openings(game: TableGame, count: int, generator: torch.Generator) -> Tensor:
 
 
 def playout(game: Game, state: Tensor, generator: torch.Generator) -> Tensor:
-    """Return outcomes of games played on at random, for the player to move in the states given [B], float64."""
+    """Return outcomes of games continued at random, for the player to move in the given states [B], float64."""
     sign = torch.ones(len(state), dtype=torch.float64, device=state.device)
     for _ in range(game.length):
         legal = game.legal(state)

@@ -1,4 +1,4 @@
-"""A table in the place of a network, and games that a search plays against itself to fill it."""
+"""Tabular prior and value, and self-play games that train them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vantage.fields.search.tree import Search, choose
 
 @dataclass
 class Table:
-    """Prior and value of every state of a table game: an evaluator.
+    """Evaluator with a table of prior and value of every state of a table game.
 
     Attributes:
         logits: [n, A].
@@ -34,7 +34,7 @@ class Table:
         return self.logits[state].softmax(-1).nan_to_num(0.0), self.value[state]
 
     def learn(self, seen: Seen, rate: float, value_rate: float) -> None:
-        """Take one gradient step on each state that was seen, its targets averaged.
+        """Take one gradient step on each visited state, with its targets averaged.
 
         The policy loss is the cross-entropy of the (constant) target, whose gradient with respect to the logits is prior - target;
         the value loss is half the squared error to the outcome.
@@ -54,9 +54,9 @@ class Seen:
 
     Attributes:
         state: [K].
-        target: distribution that the search found [K, A].
-        outcome: what the player to move got in the end [K].
-        simulations: that all of it cost.
+        target: distribution of the search [K, A].
+        outcome: outcome for the player to move [K].
+        simulations: total number of simulations.
     """
 
     state: Tensor
@@ -68,7 +68,7 @@ class Seen:
 def self_play(
     search: Search, game: TableGame, table: Table, games: int, simulations: int, generator: torch.Generator
 ) -> Seen:
-    """Play games from random openings to their end, both sides by the search's `act`."""
+    """Play games from random openings to their end, both players by the search's `act`."""
     state = openings(game, games, generator)
     live = torch.arange(games)
     moves: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -80,7 +80,7 @@ def self_play(
     value = game.outcome(state, generator)
     outcomes: list[Tensor] = []
     for who, _, _ in reversed(moves):
-        # Whoever moved sees the value of the state after the move from the other side.
+        # The value of the state after a move is the other player's.
         value = value.clone()
         value[who] *= game.sign
         outcomes.append(value[who])

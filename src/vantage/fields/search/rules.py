@@ -1,4 +1,4 @@
-"""Rules that choose among the actions of a node, and distributions that a root acts by or that a prior learns."""
+"""Rules that select actions within the tree, and distributions at the root for acting and as targets of the prior."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def exploration(total: Tensor, c: float, growth: float | None) -> Tensor:
 
 @component
 class UCB1:
-    """Tree rule: argmax q + c sqrt(2 log N / n), an action never visited first; c = 1 is UCB1's for q in [0, 1].
+    """Tree rule argmax q + c sqrt(2 log N / n), unvisited actions first; c = 1 is UCB1's for q in [0, 1].
 
     Attributes:
         c: at least 0.
@@ -39,7 +39,7 @@ class UCB1:
     count_own: bool = False
 
     def __call__(self, node: Node) -> Tensor:
-        """Return the distribution, uniform over equals."""
+        """Return the distribution [B, A], uniform over ties."""
         total = node.total + self.count_own
         width = (2.0 * total.clamp(min=1.0).log() / node.visits.clamp(min=1.0)).sqrt()
         return best((node.q + self.c * width).masked_fill(node.visits == 0, torch.inf), node.legal)
@@ -47,10 +47,10 @@ class UCB1:
 
 @component
 class PUCT:
-    """Tree rule: argmax q + c prior sqrt(N) / (1 + n), with `exploration`'s c. At N = 0 it is the prior's argmax.
+    """Tree rule argmax q + c prior sqrt(N) / (1 + n), with `exploration`'s c. At N = 0 it is the prior's argmax.
 
     Attributes:
-        c, growth: of `exploration`.
+        c, growth: arguments of `exploration`.
         count_own: N counts the node's own evaluation too.
     """
 
@@ -59,7 +59,7 @@ class PUCT:
     count_own: bool = False
 
     def __call__(self, node: Node) -> Tensor:
-        """Return the distribution, uniform over equals."""
+        """Return the distribution [B, A], uniform over ties."""
         total = node.total + self.count_own
         c = exploration(total, self.c, self.growth)
         return best(node.q + c * node.prior * total.clamp(min=1.0).sqrt() / (1.0 + node.visits), node.legal)
@@ -67,7 +67,7 @@ class PUCT:
 
 @component
 class Visits:
-    """n^(1/temperature) / sum; at temperature 0 the most visited, of equals those of the highest q."""
+    """Distribution n^(1/temperature) / sum; at temperature 0 the most visited action, on ties that of the highest q."""
 
     temperature: Annotated[float, at_least(0)] = 1.0
 
@@ -82,23 +82,23 @@ class Visits:
 
 @dataclass(frozen=True)
 class Greedy:
-    """The most likely actions of another rule."""
+    """Rule that takes the most probable actions of another rule."""
 
     rule: Rule
 
     def __call__(self, node: Node) -> Tensor:
-        """Return the distribution, uniform over equals."""
+        """Return the distribution [B, A], uniform over ties."""
         return best(self.rule(node), node.legal)
 
 
 @component
 class Regularized:
-    """The exact maximum over policies y of q . y - lam KL(prior, y): y_a = lam prior_a / (alpha - q_a), arXiv 2007.12509.
+    """Exact maximiser over policies y of q . y - lam KL(prior, y): y_a = lam prior_a / (alpha - q_a), arXiv 2007.12509.
 
     lam = c sqrt(N) / (A + N) with A legal actions and `exploration`'s c; the prior itself at N = 0.
 
     Attributes:
-        c, growth: of `exploration`.
+        c, growth: arguments of `exploration`.
     """
 
     c: Annotated[float, at_least(0)] = 1.25
@@ -112,13 +112,13 @@ class Regularized:
     def __call__(self, node: Node) -> Tensor:
         """Return the distribution."""
         weight = self.multiplier(node) * node.prior
-        # A node where the game is over has no action: any weight keeps the solver finite, and what it gives is not used.
+        # A node where the game is over has no action: any weight keeps the solver finite, and its result is not used.
         weight = torch.where(node.legal.any(-1, keepdim=True), weight, 1.0)
         return torch.where(node.total > 0, power_policy(node.q, weight, 1)[0], node.prior)
 
 
 def uniform_playouts(game: Game) -> Evaluator:
-    """Return the evaluator without knowledge: a uniform prior, and the outcome of one random game."""
+    """Return an evaluator with a uniform prior and the outcome of one random game as value."""
 
     def evaluate(state: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         return game.legal(state).to(torch.float64), playout(game, state, generator)

@@ -1,8 +1,8 @@
-"""Trees held as arrays, B of them grown at once: every simulation adds at most one node to each.
+"""Search in a batch of B trees stored as arrays: every simulation adds at most one node to each.
 
 Node 0 is the root, and node i is the one that simulation i added. An edge is (node, action); its statistics are [B, M, A].
-A simulation descends by the tree rule to an edge that leads nowhere yet, adds the node there, asks the evaluator for its prior and
-value, and adds the value to every edge of the path. The value where the game is over is the outcome, drawn anew at each visit.
+A simulation descends by the tree rule to an edge without a node, adds the node, evaluates its prior and value, and adds
+the value to every edge of the path. The value where the game is over is the outcome, sampled at each visit.
 """
 
 from __future__ import annotations
@@ -19,18 +19,19 @@ from vantage.core.errors import UserError
 from vantage.fields.search.games import Game
 
 Evaluator = Callable[[Tensor, torch.Generator], tuple[Tensor, Tensor]]
-"""States [B] -> prior over actions [B, A], of which the illegal ones are dropped, and value for the player to move [B]."""
+"""Function from states [B] to the prior over actions [B, A], whose illegal ones are dropped, and the value for the player to
+move [B]."""
 
 
 @dataclass(frozen=True)
 class Node:
-    """What is known at one node of each of B trees.
+    """Statistics of one node of each of B trees.
 
     Attributes:
         prior: [B, A], sum 1, 0 for illegal actions.
         visits: [B, A].
-        q: mean value of each action for the player to move [B, A], in [0, 1] (see `Search.normalise`); the default where it
-            was never visited.
+        q: mean value of each action for the player to move [B, A], in [0, 1] (see `Search.normalise`); the default where it was
+            not visited.
         legal: bool [B, A].
     """
 
@@ -41,7 +42,7 @@ class Node:
 
     @property
     def total(self) -> Tensor:
-        """N, all visits of actions [B, 1]."""
+        """Total visits of actions N [B, 1]."""
         return self.visits.sum(-1, keepdim=True)
 
     @property
@@ -51,7 +52,7 @@ class Node:
 
 
 class Rule(Protocol):
-    """A distribution over the actions of a node [B, A], 0 for illegal ones."""
+    """Interface of a rule: a distribution over the actions of a node [B, A], 0 for illegal ones."""
 
     def __call__(self, node: Node) -> Tensor:
         """Return the distribution."""
@@ -60,16 +61,16 @@ class Rule(Protocol):
 
 @dataclass
 class Tree:
-    """B trees of up to M nodes.
+    """Batch of B trees of up to M nodes.
 
     Attributes:
         state: [B, M, ...].
-        child: node behind each edge [B, M, A], -1 for none.
-        prior, visits, sums: [B, M, A]; `sums` of values, for the player to move at the node.
+        child: node at the end of each edge [B, M, A], -1 for none.
+        prior, visits, sums: [B, M, A]; `sums` are sums of values, for the player to move at the node.
         legal: bool [B, M, A].
-        value: what the evaluator said [B, M].
+        value: value by the evaluator [B, M].
         over: bool [B, M].
-        low, high: least and greatest mean value of an edge so far [B].
+        low, high: smallest and largest mean value of an edge so far [B].
     """
 
     state: Tensor
@@ -86,12 +87,12 @@ class Tree:
 
 @dataclass(frozen=True)
 class Found:
-    """What a search says of its B roots.
+    """Result of a search at its B roots.
 
     Attributes:
-        act: distribution to act by while learning [B, A].
-        final: distribution to act by when it counts [B, A].
-        target: distribution to learn from [B, A].
+        act: distribution of actions in training [B, A].
+        final: distribution of actions in evaluation [B, A].
+        target: target distribution of the prior [B, A].
         value: mean of all values backed up to the root, its own included [B].
         node: the root's statistics.
     """
@@ -105,19 +106,19 @@ class Found:
 
 @component(label="search")
 class Search:
-    """A tree search: what a page of this field makes.
+    """Tree search, as methods of this field make it.
 
     Attributes:
-        tree: rule by which a simulation chooses inside the tree.
-        act: rule by which the root acts while it learns.
-        final: rule by which it acts when it counts.
-        target: rule whose distribution at the root the prior learns.
-        evaluate: in place of the evaluator that the search is called with.
-        normalise: "tree": q between the least and the greatest mean value of the tree so far; "node": of the node and its
-            actions; "range": between -1 and 1.
-        unvisited: q of an action never visited: "node", the node's own mean value so far; "low", the least of what
-            `normalise` names.
-        noise: part of the root's prior that is drawn from a Dirichlet distribution while it learns.
+        tree: rule of the simulations within the tree.
+        act: rule of the root's actions in training.
+        final: rule of the root's actions in evaluation.
+        target: rule of the prior's target at the root.
+        evaluate: replaces the evaluator with which the search is called.
+        normalise: q is scaled from the smallest to the largest mean value so far of the tree ("tree") or of the node and its
+            actions ("node"), or from -1 to 1 ("range").
+        unvisited: q of an unvisited action: "node", the node's own mean value so far; "low", the smallest value of
+            `normalise`.
+        noise: share of a Dirichlet sample in the root's prior in training.
         concentration: alpha of that distribution, above 0; 1 is flat.
     """
 
@@ -132,7 +133,7 @@ class Search:
     concentration: Annotated[float, above(0)] = 1.0
 
     def replace(self, **changes: object) -> Search:
-        """Return the search with other parts."""
+        """Return the search with other attributes."""
         return replace(self, **changes)  # type: ignore[arg-type]
 
     def __call__(
@@ -150,12 +151,12 @@ class Search:
             game: the rules.
             roots: states [B, ...].
             evaluate: prior and value of states.
-            simulations: evaluations of each tree, the root's not counted; at least 1.
-            generator: of every draw.
+            simulations: evaluations per tree, without the root's; at least 1.
+            generator: random generator.
             explore: whether the root's prior is mixed with noise.
 
         Raises:
-            UserError: no simulation, or a root where the game is over.
+            UserError: there is no simulation, or the game is over at a root.
         """
         if simulations < 1:
             raise UserError(f"search: simulations={simulations} is out of range: at least 1")
@@ -182,7 +183,7 @@ class Search:
             low, high = torch.full_like(tree.low, -1.0).unsqueeze(-1), torch.ones_like(tree.low).unsqueeze(-1)
         if self.unvisited == "low":
             q = torch.where(visits > 0, q, low)
-        # A tree with one value (up to the rounding of means of it), or none, has no scale yet: all alike.
+        # A tree with one distinct value (up to rounding), or none, has no scale yet: all q are equal.
         scale = (high - low).clamp(min=0.0)
         differ = scale > 1e-9 * torch.maximum(low.abs(), high.abs())
         q = torch.where(differ, (q - low) / scale.masked_fill(~differ, 1.0), 0.5).clamp(0.0, 1.0)
@@ -190,7 +191,7 @@ class Search:
 
 
 def plant(game: Game, roots: Tensor, nodes: int, dtype: torch.dtype = torch.float64) -> Tree:
-    """Return trees [B] of nothing, with room for `nodes`."""
+    """Return trees [B] with the root alone, and room for `nodes`."""
     batch, device = len(roots), roots.device
 
     def zeros(*shape: int, kind: torch.dtype = dtype) -> Tensor:
@@ -226,7 +227,7 @@ def grow(
     row = torch.arange(len(roots), device=roots.device)
     _add(tree, game, row, 0, roots, evaluate, generator)
     if bool(tree.over[:, 0].any()):
-        raise UserError("search: the game is over at a root; search only where there is something to decide")
+        raise UserError("search: the game is over at a root; search only states in which it is not")
     if noise:
         legal, prior = tree.legal[:, 0], tree.prior[:, 0]
         draw = torch._standard_gamma(torch.full_like(prior, search.concentration), generator=generator) * legal
@@ -252,14 +253,14 @@ def _simulate(
         fresh = following < 0
         at = torch.where(going & ~fresh, following, at)
         going = going & ~fresh & ~tree.over[row, at]
-        # Few paths are as long as the tree may be deep. To ask is cheap where nothing has to be waited for.
+        # Few paths have the largest possible length. The test is cheap where it needs no synchronisation.
         if going.device.type == "cpu" and not going.any():
             break
     behind = tree.child[row, leaf, edge]
     fresh = behind < 0
     state = game.step(tree.state[row, leaf], edge)
     _add(tree, game, row, new, state, evaluate, generator)
-    # A path that ended where the game was over before adds nothing: its node stays unreachable, and only its outcome is new.
+    # A path that ends at an existing terminal node adds only its outcome; its new node is unreachable.
     tree.child[row, leaf, edge] = torch.where(fresh, torch.full_like(behind, new), behind)
     value = tree.value[:, new]
     for step in reversed(range(len(path))):
@@ -286,7 +287,7 @@ def _add(
 
 
 def choose(policy: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw an action [B] from distributions [B, A]; one of probability 0 never. Rows of zeros give 0."""
+    """Sample actions [B] from distributions [B, A], never one of probability 0. Rows of zeros give 0."""
     cumulated = policy.cumsum(-1)
     draw = torch.rand(len(policy), 1, generator=generator, dtype=policy.dtype, device=policy.device)
     return (cumulated <= draw * cumulated[:, -1:]).sum(-1).clamp(max=policy.shape[-1] - 1)

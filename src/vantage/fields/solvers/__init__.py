@@ -1,1 +1,1 @@
-"""Solvers: problems with a known optimum, and what is asked of a method that solves them."""
+"""Solvers: problems with a known optimum, and the interface of methods that solve them."""

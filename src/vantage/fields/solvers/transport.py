@@ -1,4 +1,4 @@
-"""Optimal transport between two histograms: the problem, a plan, its cost and its faults, and the exact optimum.
+"""Optimal transport between two histograms: the problem, plans, their costs and violations, and the exact optimum.
 
 A method is a `Solver`: called with a problem, it returns a plan.
 """
@@ -17,12 +17,12 @@ from vantage.core.errors import UserError, require
 
 @dataclass(frozen=True)
 class Transport:
-    """Move the mass of `source` to `target` at least cost; a plan T >= 0 has row sums `source` and column sums `target`.
+    """Transport problem: move the mass of `source` to `target` at minimum cost, by T >= 0 with these row and column sums.
 
     Attributes:
         source: a [m], non-negative.
-        target: b [n], non-negative, of the same total.
-        cost: of moving one unit of mass from i to j, [m, n].
+        target: b [n], non-negative, with the same sum.
+        cost: cost of moving one unit of mass from i to j, [m, n].
 
     Raises:
         UserError: shapes, signs or totals do not fit.
@@ -41,22 +41,22 @@ class Transport:
             raise UserError("the histograms of a transport problem cannot be negative")
         if not float(self.source.sum()) > 0:
             raise UserError(
-                f"the source of a transport problem holds a mass of {float(self.source.sum()):g}: it must be above 0"
+                f"the source of a transport problem has a mass of {float(self.source.sum()):g}: it must be above 0"
             )
         if not torch.isclose(self.source.sum(), self.target.sum(), rtol=1e-5):
             raise UserError(
-                f"source and target hold different masses: {float(self.source.sum()):g} and {float(self.target.sum()):g}"
+                f"source and target have different masses: {float(self.source.sum()):g} and {float(self.target.sum()):g}"
             )
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a solver found.
+    """Result of a solver.
 
     Attributes:
         plan: T [m, n].
-        value: of the objective that the solver maximised or minimised.
-        iterations: that it took.
+        value: value of the solver's objective.
+        iterations: number of iterations.
     """
 
     plan: Tensor
@@ -64,15 +64,15 @@ class Plan:
     iterations: int
 
     def cost(self, problem: Transport) -> float:
-        """Return the cost of moving what the plan moves, whether or not that is what should be moved."""
+        """Return the cost of the plan, feasible or not."""
         return float(torch.where(self.plan == 0, 0.0, self.plan * problem.cost).sum())
 
     def violation(self, problem: Transport) -> float:
-        """Return by how much the marginals fail: the sum of absolute differences of row and column sums."""
+        """Return the violation of the marginals: the sum of absolute differences of row and column sums."""
         return float((self.plan.sum(1) - problem.source).abs().sum() + (self.plan.sum(0) - problem.target).abs().sum())
 
     def nonzeros(self, least: float = 0.0) -> Tensor:
-        """Return how many entries of each column are above `least`, [n]."""
+        """Return the number of entries of each column above `least`, [n]."""
         return (self.plan > least).sum(0)
 
 
@@ -81,18 +81,18 @@ Told = Callable[[int, Tensor], None]
 
 
 class Solver(Protocol):
-    """A method that solves transport problems."""
+    """Interface of a method that solves transport problems."""
 
     def __call__(self, problem: Transport, told: Told | None = None) -> Plan:
-        """Return a plan; `told` sees those on the way."""
+        """Return a plan; `told` receives those of the iterations."""
         ...
 
 
 def feasible(plan: Tensor, problem: Transport) -> Tensor:
-    """Return a plan with exactly the right marginals near a non-negative one, [m, n].
+    """Return a feasible plan near a non-negative one, [m, n].
 
-    Rows, then columns, that hold too much are scaled down, and what is missing is added as a product of what rows and columns lack:
-    at most twice the violation moves. Altschuler, Weed and Rigollet (arXiv 1705.09634, algorithm 2).
+    Rows, then columns, with too much mass are scaled down, and the missing mass is added as the product of the rows' and columns'
+    deficits: the change is at most twice the violation. Altschuler, Weed and Rigollet (arXiv 1705.09634, algorithm 2).
     """
     rows = plan.sum(1)
     plan = plan * torch.where(rows > problem.source, problem.source / rows.clamp(min=1e-300), 1.0).unsqueeze(1)
@@ -104,7 +104,7 @@ def feasible(plan: Tensor, problem: Transport) -> Tensor:
 
 
 def exact(problem: Transport) -> float:
-    """Return the least cost, by linear programming.
+    """Return the minimum cost, by linear programming.
 
     Raises:
         ImportError: scipy is not installed; the message names the extra.
@@ -124,9 +124,9 @@ def exact(problem: Transport) -> float:
 
 
 def clouds(points: int = 30, seed: int = 0, shift: float = 1.0) -> Transport:
-    """Return the problem of moving one cloud of points in the plane onto another, at the squared distance, masses equal.
+    """Return the transport between two random point clouds in the plane, with squared distances as costs and equal masses.
 
-    The clouds are normal, one `shift` to the right of and above the other; the costs are scaled to a mean of 1.
+    The clouds are normal, with means that differ by `shift` in both coordinates; the costs are scaled to a mean of 1.
     """
     if points < 2:
         raise UserError(f"points={points} is out of range: at least 2")

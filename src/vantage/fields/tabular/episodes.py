@@ -1,6 +1,6 @@
-"""The protocol of episodes: a learner names a policy, sees episodes of it, and names the next.
+"""Protocol of episodes for tabular learners: a learner gives a policy, receives episodes of it, and gives the next.
 
-A learner is a generator. It yields a `Plan` and is sent the `Episodes` that came of it:
+A learner is a generator. It yields a `Plan` and is sent its `Episodes`:
 
     def __call__(self, known: Known) -> Learner:
         policy = ...
@@ -8,7 +8,7 @@ A learner is a generator. It yields a `Plan` and is sent the `Episodes` that cam
             seen = yield Plan(policy)
             policy = ...
 
-R replicas, independent runs of the same learner on the same MDP, go in lockstep along the first dimension of everything.
+R replicas, independent runs of the same learner on the same MDP, are batched along the first dimension of all tensors.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from vantage.fields.tabular.mdp import MDP
 
 @dataclass(frozen=True)
 class Known:
-    """What a learner is told beforehand.
+    """Information that a learner has before the first episode.
 
     Attributes:
         shape: (H, S, A).
         replicas: R.
-        budget: environment steps of a replica, an episode from the first step being H.
-        transition: P [H, S, A, S] where the field gives it, else None.
-        start: law of the first state [S], likewise.
-        dtype, device: of policies.
+        budget: environment steps per replica; an episode from the first step has H.
+        transition: P [H, S, A, S] where the arena gives it, else None.
+        start: distribution of the first state [S], likewise.
+        dtype, device: those of policies.
     """
 
     shape: tuple[int, int, int]
@@ -49,26 +49,28 @@ class Known:
         """Return transition and start.
 
         Raises:
-            UserError: they are not known here.
+            UserError: the arena does not give them.
         """
         if self.transition is None or self.start is None:
-            raise UserError(f"{who} needs the transition law, which this arena keeps: set options.known = true")
+            raise UserError(
+                f"{who} needs the transition probabilities, which this arena does not give: set options.known = true"
+            )
         return self.transition, self.start
 
     def uniform(self) -> Tensor:
-        """Return the policy [R, H, S, A] that does anything."""
+        """Return the uniform policy [R, H, S, A]."""
         return torch.full((self.replicas, *self.shape), 1.0 / self.shape[-1], dtype=self.dtype, device=self.device)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a learner asks for.
+    """Request of a learner for episodes.
 
     Attributes:
         policy: [R, H, S, A].
-        episodes: K, of each replica.
-        step: at which the episodes begin.
-        start: law of the state in which they begin [S]; None is the MDP's own, for step 0.
+        episodes: K, number of episodes per replica.
+        step: step at which the episodes begin.
+        start: distribution of the state in which they begin [S]; None is the MDP's own, for step 0.
     """
 
     policy: Tensor
@@ -79,13 +81,13 @@ class Plan:
 
 @dataclass(frozen=True)
 class Episodes:
-    """What came of a plan: K episodes of D = H - step decisions for each of R replicas.
+    """Episodes of a plan: K episodes of D = H - step decisions for each of R replicas.
 
     Attributes:
         state, action: [R, K, D], int64.
         reward: [R, K, D].
-        last: the state after the last decision [R, K].
-        step: of the first decision.
+        last: state after the last decision [R, K].
+        step: step of the first decision.
     """
 
     state: Tensor
@@ -96,7 +98,7 @@ class Episodes:
 
     @property
     def to_go(self) -> Tensor:
-        """Reward from each decision to the end [R, K, D]."""
+        """Sum of rewards from each decision to the end [R, K, D]."""
         return self.reward.flip(-1).cumsum(-1).flip(-1)
 
 
@@ -104,22 +106,22 @@ Learner = Generator[Plan, Episodes, None]
 
 
 class Algorithm(Protocol):
-    """What a page of this field makes."""
+    """Interface of an algorithm, as methods of this field make it."""
 
     def __call__(self, known: Known) -> Learner:
-        """Begin to learn."""
+        """Return a learner."""
         ...
 
 
 @dataclass(frozen=True)
 class World:
-    """An MDP whose expected rewards may be another table in every episode, chosen beforehand.
+    """MDP whose table of expected rewards may differ between episodes, chosen beforehand.
 
     Attributes:
-        mdp: without leading dimensions; its reward is the only table, or the mean one.
+        mdp: MDP without leading dimensions; its reward is the only table, or the mean one.
         tables: expected rewards [M, H, S, A].
         order: table of each episode [T], int64; None is always table 0.
-        noisy: rewards are 1 with the expected reward's probability, else 0; otherwise they are the expected ones.
+        noisy: rewards are Bernoulli with the expected reward as probability; otherwise they are the expected ones.
     """
 
     mdp: MDP
@@ -128,7 +130,7 @@ class World:
     noisy: bool = True
 
     def which(self, first: int, count: int) -> Tensor:
-        """Return the tables of `count` episodes from episode `first` on [count]; the last one stays."""
+        """Return the tables of `count` episodes from episode `first` on [count]; beyond the last episode, its table."""
         if self.order is None:
             return torch.zeros(count, dtype=torch.long, device=self.tables.device)
         index = torch.arange(first, first + count, device=self.tables.device)
@@ -142,14 +144,14 @@ def sample(world: World, plan: Plan, first: int, generator: torch.Generator, mov
         moves: `world.mdp.transition.cumsum(-1)`.
 
     Raises:
-        UserError: the plan's policy does not fit, or it begins in the middle without saying where.
+        UserError: the plan's policy does not fit, or it begins at a later step without `start`.
     """
     steps, states, actions = world.mdp.shape
     rows, count = plan.policy.shape[0], plan.episodes
     if tuple(plan.policy.shape[1:]) != world.mdp.shape:
         raise UserError(f"a plan's policy is {tuple(plan.policy.shape)}; it must be [R, {steps}, {states}, {actions}]")
     if plan.start is None and plan.step:
-        raise UserError(f"a plan that begins at step {plan.step} must name the law of the state there (start)")
+        raise UserError(f"a plan that begins at step {plan.step} must give the distribution of the state there (start)")
     law = world.mdp.start if plan.start is None else plan.start
     table = world.which(first, count)
     replica = torch.arange(rows, device=law.device).unsqueeze(-1)
@@ -173,13 +175,13 @@ def sample(world: World, plan: Plan, first: int, generator: torch.Generator, mov
 
 
 def _invert(cumulated: Tensor, draw: Tensor) -> Tensor:
-    """First index whose cumulated probability [..., n] is above the draw [...]; never one of probability zero."""
+    """Return the first index whose cumulative probability [..., n] exceeds the draw [...]; never one of probability zero."""
     return (cumulated <= (draw * cumulated[..., -1]).unsqueeze(-1)).sum(-1)
 
 
 @dataclass(frozen=True)
 class Round:
-    """One exchange: the plan; environment steps of a replica and episodes before it; whether it is played."""
+    """One plan of a learner: the plan; environment steps per replica and episodes before it; whether it is played."""
 
     plan: Plan
     spent: int
@@ -188,12 +190,12 @@ class Round:
 
 
 def play(algorithm: Algorithm, world: World, known: Known, generator: torch.Generator) -> Iterator[Round]:
-    """Let an algorithm learn until the budget is spent; yield each exchange just before its episodes are played.
+    """Run an algorithm until the budget is spent; yield each plan before its episodes are played.
 
-    A plan that does not fit into what is left is yielded as not played, and is the last: what was learnt.
+    A plan that exceeds the remaining budget is yielded as not played, and is the last: the result.
 
     Raises:
-        UserError: a plan asks for no episode, or does not fit the MDP.
+        UserError: a plan has no episode, or does not fit the MDP.
     """
     learner = algorithm(known)
     moves = world.mdp.transition.cumsum(-1)
@@ -204,7 +206,8 @@ def play(algorithm: Algorithm, world: World, known: Known, generator: torch.Gene
             cost = plan.episodes * (known.shape[0] - plan.step)
             if cost < 1:
                 raise UserError(
-                    f"a plan of {plan.episodes} episodes from step {plan.step} costs nothing, and would never end"
+                    f"a plan of {plan.episodes} episodes from step {plan.step} has no environment steps:"
+                    " the budget would never be spent"
                 )
             if spent + cost > known.budget:
                 yield Round(plan, spent, first, played=False)

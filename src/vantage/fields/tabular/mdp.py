@@ -1,6 +1,6 @@
-"""Finite-horizon tabular MDPs as tensors, and exact dynamic programming on them.
+"""Finite-horizon tabular MDPs as tensors, and exact dynamic programming.
 
-Every tensor may have leading dimensions, written [...]: several MDPs, or several policies of one, at once. They broadcast.
+Every tensor may have leading dimensions, written [...], for a batch of MDPs or of policies. They broadcast.
 Steps are h = 0 .. H-1, the policy is [..., H, S, A], and there is no discount.
 """
 
@@ -16,15 +16,15 @@ from vantage.core.errors import UserError
 
 @dataclass(frozen=True)
 class MDP:
-    """A finite-horizon MDP.
+    """Finite-horizon MDP.
 
     Attributes:
         transition: P(s' | h, s, a) [..., H, S, A, S].
         reward: expected reward [..., H, S, A].
-        start: law of the first state [..., S].
+        start: distribution of the first state [..., S].
 
     Raises:
-        UserError: shapes that do not fit, or a law that is none.
+        UserError: shapes do not fit, or probabilities are invalid.
     """
 
     transition: Tensor
@@ -62,7 +62,7 @@ def backup(
         transition: [..., H, S, A, S].
         payoff: [..., H, S, A]; actions may be broadcast ([..., H, S, 1]).
         policy: [..., H, S, A].
-        growth: what a later payoff counts more (or less) for each step: 1 for returns.
+        growth: factor on later payoffs per step, as a discount; 1 for returns.
     """
     steps, states, actions = transition.shape[-4:-1]
     batch = torch.broadcast_shapes(
@@ -82,7 +82,7 @@ def backup(
 
 
 def occupancy(transition: Tensor, start: Tensor, policy: Tensor) -> Tensor:
-    """Return the law of the state at each step [..., H, S]. Gradient flows through the policy."""
+    """Return the distribution of the state at each step [..., H, S]. Gradient flows through the policy."""
     steps = transition.shape[-4]
     moves = transition.flatten(-3, -2)
     law = [start.expand(*torch.broadcast_shapes(transition.shape[:-4], start.shape[:-1], policy.shape[:-3]), -1)]
@@ -98,16 +98,16 @@ def value(mdp: MDP, policy: Tensor) -> Tensor:
 
 
 def optimal_value(mdp: MDP) -> Tensor:
-    """Return the best expected return from the start [...]."""
+    """Return the optimal expected return from the start [...]."""
     return (backup(mdp.transition, mdp.reward)[1][..., 0, :] * mdp.start).sum(-1)
 
 
 def greedy(q: Tensor) -> Tensor:
-    """Return the deterministic policy [..., A] of action values [..., A], the first of equals."""
+    """Return the greedy deterministic policy [..., A] of action values [..., A], on ties the first action."""
     return torch.nn.functional.one_hot(q.argmax(-1), q.shape[-1]).to(q.dtype)
 
 
 def uniform(mdp: MDP) -> Tensor:
-    """Return the policy that does anything [H, S, A]."""
+    """Return the uniform policy [H, S, A]."""
     steps, states, actions = mdp.shape
     return torch.full((steps, states, actions), 1.0 / actions, dtype=mdp.reward.dtype, device=mdp.reward.device)

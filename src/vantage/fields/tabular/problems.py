@@ -1,4 +1,4 @@
-"""Small MDPs with exact answers, and sequences of rewards that an adversary chose beforehand. All in float64, rewards in [0, 1]."""
+"""Small MDPs with exact solutions, and sequences of adversarial rewards. All in float64, rewards in [0, 1]."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ DOUBLE = torch.float64
 
 
 def random_mdp(horizon: int, states: int, actions: int, *, generator: torch.Generator) -> MDP:
-    """Draw laws uniformly from the simplex and rewards from [0, 1]; the start is state 0."""
+    """Return an MDP with transition probabilities uniform on the simplex and rewards uniform on [0, 1]; it starts in state 0."""
     shape = (horizon, states, actions, states)
     draws = -torch.log1p(-torch.rand(shape, generator=generator, dtype=DOUBLE))
     reward = torch.rand(shape[:-1], generator=generator, dtype=DOUBLE)
@@ -20,7 +20,7 @@ def random_mdp(horizon: int, states: int, actions: int, *, generator: torch.Gene
 
 
 def riverswim(horizon: int = 12, states: int = 5) -> MDP:
-    """RiverSwim: left is always safe and pays 0.005 at the bank, right is against the stream and pays 1 at its head.
+    """Return RiverSwim: left always succeeds, with reward 0.005 at the bank; right is against the stream, with 1 at its head.
 
     Strehl and Littman's chain: right succeeds with probability 0.35, stays with 0.6 and slips back with 0.05; at the
     bank it succeeds with 0.6 and stays with 0.4, at the head it stays with 0.6 and slips with 0.4. The start is the bank.
@@ -43,10 +43,10 @@ def riverswim(horizon: int = 12, states: int = 5) -> MDP:
 
 
 def stopping(horizon: int = 8, low: float = 0.4, rare: float = 0.5) -> MDP:
-    """Optimal stopping, cheap now and dear later: take the offer on the table (action 0) or wait for the next (action 1).
+    """Return an optimal stopping problem with increasing payoffs: accept the present offer (action 0) or wait (action 1).
 
-    State 0 is a low offer, 1 a high one, 2 "sold", which ends all. An offer taken at step h pays (h + 1) / H, times `low` if it
-    is low; what waiting brings next is high with probability `rare`. The start is a low offer or a high one, alike.
+    State 0 is a low offer, 1 a high one, 2 the absorbing state after a sale. An offer accepted at step h gives (h + 1) / H, times
+    `low` if it is low; the next offer is high with probability `rare`. The start is a low or a high offer with equal probability.
     """
     move = torch.zeros(3, 2, 3, dtype=DOUBLE)
     move[:, 0, 2] = 1.0
@@ -61,10 +61,10 @@ def stopping(horizon: int = 8, low: float = 0.4, rare: float = 0.5) -> MDP:
 
 
 def layered(horizon: int = 3, states: int = 2, actions: int = 2, gap: float = 0.3, level: float = 0.5) -> MDP:
-    """Layers in which one action of each state pays `gap` more than the others, wherever the episode goes.
+    """Return a layered MDP in which one action of each state has a reward `gap` above the others', whatever the next state.
 
-    Action a of state s leads to state (s + a) mod S with probability 0.7, and anywhere otherwise. The better action of step h
-    and state s is (h + s) mod A; what follows is worth the same from every state, so that the gap of every decision is `gap`.
+    Action a of state s leads to state (s + a) mod S with probability 0.7, and to a uniform state otherwise. The better action of
+    step h and state s is (h + s) mod A; all states of a step have the same value, so that the gap of every decision is `gap`.
     """
     if not 0 <= level - gap / 2 <= level + gap / 2 <= 1:
         raise UserError(f"layered: level={level} and gap={gap} leave [0, 1]: level -+ gap / 2 must lie inside")
@@ -77,7 +77,7 @@ def layered(horizon: int = 3, states: int = 2, actions: int = 2, gap: float = 0.
 
 
 def growing_phases(count: int, growth: float = 1.6, kinds: int = 2) -> Tensor:
-    """Return which of `kinds` an adversary plays in each of `count` rounds [count]: in turn, in phases that grow by `growth`."""
+    """Return the adversary's choice among `kinds` in `count` rounds [count]: in turn, in phases that lengthen by `growth`."""
     if growth <= 1:
         raise UserError(f"growing_phases: growth={growth} is out of range: above 1")
     ends, length = [0.0], 1.0

@@ -1,4 +1,4 @@
-"""Exact regret: what the best fixed policy would have earned, less what the policies that were played were expected to earn."""
+"""Exact regret: the expected return of the best fixed policy less that of the policies played."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from vantage.fields.tabular.episodes import Round, World
 from vantage.fields.tabular.mdp import backup, occupancy, optimal_value
 
 BLOCK = 512
-"""Exchanges whose values are computed together."""
+"""Number of plans whose values are computed together."""
 
 
 class Regret:
-    """Expected regret so far [R], against the policy that is best for the episodes so far.
+    """Expected regret so far [R], against the best fixed policy for the episodes so far.
 
-    regret = max over policies of sum_t V(policy; r_t)  -  sum_t V(pi_t; r_t), both by dynamic programming: no episode's luck is
-    in it. The transition law never changes, so that the best policy is that of the sum of the r_t.
+    regret = max over policies of sum_t V(policy; r_t)  -  sum_t V(pi_t; r_t), both by dynamic programming, without sampling
+    noise. The transition probabilities do not change, so that the best policy is that of the sum of the r_t.
     """
 
     def __init__(self, world: World) -> None:
@@ -28,14 +28,14 @@ class Regret:
         self._tables = world.tables.new_zeros(len(world.tables))
 
     def add(self, round_: Round) -> None:
-        """Count an exchange that is played.
+        """Add a plan that is played.
 
         Raises:
-            UserError: its episodes begin in the middle, where there is no regret to speak of.
+            UserError: its episodes begin at a later step, where regret is not defined.
         """
         if round_.plan.step:
             raise UserError(
-                "regret is of whole episodes; this learner begins some in the middle: measure its gap instead"
+                "regret is defined for whole episodes; this learner begins some at a later step: measure its gap instead"
             )
         self.episodes += round_.plan.episodes
         self._waiting.append(round_)
@@ -68,6 +68,6 @@ class Regret:
 
 
 def gap(world: World, policy: Tensor) -> Tensor:
-    """Return what a policy's value falls short of the best, for the mean rewards [R]."""
+    """Return the optimal value less the policy's, for the mean rewards [R]."""
     mdp = world.mdp
     return optimal_value(mdp) - (backup(mdp.transition, mdp.reward, policy)[1][..., 0, :] * mdp.start).sum(-1)

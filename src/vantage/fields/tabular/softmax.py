@@ -1,4 +1,4 @@
-"""Policy gradients of a tabular softmax with its own parameters at every step: sampled and exact."""
+"""Policy gradients of a tabular softmax policy with separate parameters at every step: sampled and exact."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def reinforce(policy: Tensor, seen: Episodes) -> Tensor:
 
         (1/K) sum_i 1{s_h^i = s} (1{a_h^i = a} - pi_h(a | s)) G_h^i        G_h the reward from step h on, no baseline
 
-    Its expectation is `exact_gradient` where all of the episodes' steps follow the policy from the law that they began in.
+    Its expectation is `exact_gradient` where all of the episodes' steps follow the policy from their start distribution.
 
     Args:
         policy: [R, H, S, A].
@@ -32,12 +32,12 @@ def exact_gradient(mdp: MDP, policy: Tensor, law: Tensor) -> Tensor:
     """Return law_h(s) pi_h(a | s) A_h(s, a) [..., H, S, A], the gradient with respect to the logits.
 
     With law = `occupancy(...)` of the policy it is that of the return, for all steps together; with any other law each step's
-    slice is the gradient of law_h . V_h while the steps after it stay as they are.
+    slice is the gradient of law_h . V_h with the later steps fixed.
 
     Args:
         mdp: the MDP.
         policy: [..., H, S, A].
-        law: of the state at each step [..., H, S].
+        law: distribution of the state at each step [..., H, S].
     """
     q, v = backup(mdp.transition, mdp.reward, policy)
     return law.unsqueeze(-1) * policy * (q - v.unsqueeze(-1))
