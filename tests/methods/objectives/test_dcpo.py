@@ -132,16 +132,26 @@ def test_many_visits_follow_the_merging_rule() -> None:
 
 def test_binary_rewards_never_turn_a_sign() -> None:
     groups = torch.tensor(list(itertools.product((0.0, 1.0), repeat=3)))
-    histories = torch.tensor(list(itertools.product(range(len(groups)), repeat=3)))  # one prompt each
-    count, part = len(histories), SmoothStandardized()
-    prompt = torch.arange(count).repeat_interleave(3)
-    for scores in groups[histories].unbind(1):
-        mask = torch.ones(3 * count, 1, dtype=torch.bool)
-        batch = Trajectories({"mask": mask, "score": scores.flatten(), "group": prompt, "prompt": prompt})
-        found = part(batch, context())[:, 0].view(count, 3)
-        centred = scores - scores.mean(-1, keepdim=True)
-        assert bool((found * centred >= 0).all())
-    assert int((found != 0).any(-1).sum()) == 510  # all but the histories of equal scores alone
+    # A prompt for each history of three visits.
+    histories = torch.cartesian_prod(*[torch.arange(8)] * 3)
+    prompt = torch.arange(len(histories)).repeat_interleave(3)
+    part, batch = SmoothStandardized(), random_batch(len(prompt), 1).replace(prompt=prompt, group=prompt)
+    for visited in histories.T:
+        score = groups[visited]
+        found = part(batch.replace(score=score.flatten()), context()).view(-1, 3)
+    mean = score.mean(1, keepdim=True)
+    mixed = (score != mean).any(1)
+    assert int(mixed.sum()) == 6 * 64
+    assert (found * (score - mean))[mixed].min() >= 0
+
+
+def test_all_answers_to_a_prompt_are_one_visit_whatever_their_groups() -> None:
+    batch = random_batch(4, 1).replace(score=torch.tensor([1.0, 1.0, 0.0, 0.0]), prompt=torch.full((4,), 7))
+    part = SmoothStandardized()
+    split = part(batch.replace(group=torch.tensor([0, 0, 1, 1])), context())[:, 0]
+    # mean 1/2 and sample std 0.57735 of the four, where either pair alone would have no spread.
+    assert split.tolist() == pytest.approx([0.866025, 0.866025, -0.866025, -0.866025])
+    assert float(part._records.read(torch.tensor([7]))["visits"]) == 1
 
 
 def test_clip_gradient_dual_clip_and_averaging() -> None:
