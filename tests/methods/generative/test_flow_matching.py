@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,11 @@ import vantage
 from tests.core.toy import ToyTask
 from tests.harness import context
 from tests.methods.generative.flows import assert_resumes
+from tests.reference import Case, cases
 from vantage.core import UserError
+from vantage.core.loss import method_loss, weighted
+from vantage.methods import registry
+from vantage.policies.flow import FlowPolicy
 from vantage.rollouts.interpolated import Interpolated
 from vantage.tasks.generative.task import task_from_spec
 
@@ -38,6 +43,29 @@ def test_the_loss_is_the_mean_squared_error_of_the_velocity() -> None:
     torch.testing.assert_close(loss, (velocity - batch.action).square().mean(-1))
     with pytest.raises(UserError, match="data to match"):
         Interpolated(4)(context(task=ToyTask()))
+
+
+@cases("flow-matching")
+def test_points_loss_and_gradient_are_those_of_the_library(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its time is 1 - t, and its velocity minus ours."""
+    noise, data = case.tensor("noise"), case.tensor("data")
+    monkeypatch.setattr(torch, "randn", lambda *_, **__: noise)
+    monkeypatch.setattr(torch, "rand", lambda *_, **__: 1 - case.tensor("time").unsqueeze(1))
+    method = registry.page("flow-matching").make({"batch": len(data)})
+    drawn = SimpleNamespace(data=SimpleNamespace(draw=lambda *_: (data, None)))
+    batch = method.rollout(context(task=drawn, device=torch.device("cpu")))
+    case.check("point", batch.observation["x"][:, 0])
+    case.check("velocity", -batch.action[:, 0])
+    found = case.tensor("predicted").requires_grad_()
+    policy = FlowPolicy.new((2,), hidden=(4,))
+    monkeypatch.setattr(FlowPolicy, "velocity", lambda *_: -found.unsqueeze(1))
+    # The page's loss in double precision: the policy's own is in single.
+    monkeypatch.setattr(torch.Tensor, "float", lambda self: self)
+    evaluation = policy.evaluate(batch, method.wants)
+    ready = weighted(batch, method.averaging)
+    loss = method_loss(evaluation, ready, context(method=method), ready)
+    case.check("loss", loss)
+    case.check("gradient", torch.autograd.grad(loss, found)[0])
 
 
 def test_it_learns_and_its_model_is_loaded_again(tmp_path: Path) -> None:

@@ -104,7 +104,10 @@ def tangent(gap: Tensor, estimator: str) -> tuple[Tensor, Tensor]:
     return value.detach(), slope
 
 
-@method(id="S078", papers=BGPO_PAPER, base=elbo_grpo, samples=16)
+@method(
+    id="S078", papers=BGPO_PAPER, base=elbo_grpo, samples=16,
+    source="none: the paper, whose repository could not be had",
+)  # fmt: skip
 def bgpo_boundary(
     base: Method,
     by_length: bool = False,

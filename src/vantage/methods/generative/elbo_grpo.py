@@ -31,7 +31,7 @@ PAPER = Paper(
 
 @method(
     kind="recipe", papers=PAPER, needs="masked", base=grpo, without=("beta", "eps", "dual", "epochs"), beta=0.0, group_size=8,
-    lr=5e-7,
+    lr=5e-7, source="none: the paper, whose repository could not be had",
 )  # fmt: skip
 def elbo_grpo(base: Method, samples: int = 4, kind: Literal["fixed", "bernoulli"] = "fixed") -> Method:
     """samples: n, sets of masked positions an answer; kind: `fixed` draws how many positions are masked,

@@ -7,7 +7,9 @@ prediction, the mean direction through the point, transports noise to data along
     loss = mean over pairs of mean over dimensions of  (v(x_t, t) - (x_1 - x_0))^2
 
 arXiv 2210.02747 with the straight paths of arXiv 2209.03003. It is the supervised training before reinforcement learning, and
-a method like any other, whose rollout yields pairs. The optimiser's settings are ours: the papers' are for image models.
+a method like any other, whose rollout yields pairs. The loss is that of facebookresearch/flow_matching, whose time runs from noise
+to data and whose velocity has the other sign. The optimiser's settings are ours, for the small models of the tasks: its example in
+two dimensions takes 4096 points a step, a constant 1e-3 and no bound of the gradient.
 """
 
 from __future__ import annotations
@@ -54,7 +56,10 @@ class MatchVelocity:
         return -evaluation.logp
 
 
-@method(kind="recipe", papers=(PAPER, STRAIGHT), needs="flow")
+@method(
+    kind="recipe", papers=(PAPER, STRAIGHT), needs="flow",
+    source="facebookresearch/flow_matching@11568d3 examples/2d_flow_matching.ipynb",
+)  # fmt: skip
 def flow_matching(
     batch: int = 256, lr: float = 2e-3, weight_decay: float = 0.0, final: float = 0.05, max_grad_norm: float = 1.0
 ) -> Method:

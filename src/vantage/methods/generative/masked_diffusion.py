@@ -5,9 +5,10 @@ weight of a mask makes the loss a bound on the likelihood, so that the same mode
 
     l ~ U{1..L}, M = l random positions of y     loss = -mean over answers of (1 / l) sum_{i in M} log p(y_i | x, y with M masked)
 
-LLaDA, arXiv 2502.09992, algorithm 2, with the fixed count of positions in place of independent ones (the same expectation).
-It is the training before reinforcement learning, and a method like any other, whose rollout yields worked answers. The
-settings are ours.
+LLaDA, arXiv 2502.09992, algorithm 2, with the fixed count of positions in place of independent ones (the same expectation), as the
+authors estimate likelihoods; `kind="bernoulli"` is their training, whose share of masks is at least 0.001 there, so that 1 / t is
+bounded. Answers have one length here; there the padding after the end belongs to an answer and counts in its length. It is the
+training before reinforcement learning, and a method like any other, whose rollout yields worked answers. The settings are ours.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ PAPER = Paper(
 )
 
 
-@method(kind="recipe", papers=PAPER, needs="masked")
+@method(kind="recipe", papers=PAPER, needs="masked", source="ML-GSAI/LLaDA@b7e6c35 GUIDELINES.md")
 def masked_diffusion(
     batch: int = 64,
     lr: float = 2e-3,
