@@ -15,7 +15,7 @@ from torch import Tensor
 from vantage.core import at_least, component
 from vantage.core.context import Context
 from vantage.core.trajectories import Trajectories
-from vantage.functions.groups import group_moments, leave_one_out_mean
+from vantage.functions.groups import group_moments, group_sums, leave_one_out_mean
 from vantage.functions.rows import per_decision, value_at_last
 from vantage.functions.whitening import masked_moments, standardize, whiten
 
@@ -53,14 +53,18 @@ class GroupStandardized:
 
 @dataclass(frozen=True)
 class LeaveOneOut:
-    """Advantage score - mean of the other members' scores (RLOO, arXiv 2402.14740, eq. 8); unbiased, no scaling."""
+    """Advantage score - mean of the other members' scores (RLOO, arXiv 2402.14740, eq. 8); unbiased, no scaling.
+
+    Where a row's group has no other score there is no baseline, and the advantage is 0, as in TRL (verl: the bare score).
+    """
 
     def __call__(self, batch: Trajectories, context: Context) -> Tensor:
         """Return the advantage [N, T]."""
         _, std = group_moments(batch.score, batch.group)
         record_groups(std, batch.group, context)
         centred = torch.nan_to_num(batch.score - leave_one_out_mean(batch.score, batch.group), nan=0.0)
-        return per_decision(centred, batch.mask)
+        alone = group_sums(batch.score, batch.group)[1] < 2
+        return per_decision(torch.where(alone, 0.0, centred), batch.mask)
 
 
 @component

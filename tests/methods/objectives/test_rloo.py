@@ -66,6 +66,14 @@ def test_on_policy_both_forms_have_the_same_gradient(case: Case, minibatches: in
     case.check("grad", logp.grad)
 
 
+def test_without_another_score_in_the_group_there_is_no_advantage() -> None:
+    batch = random_batch(6, 3, size=2).replace(
+        score=torch.tensor([1.0, 0.0, 1.0, float("nan"), float("nan"), float("nan")])
+    )
+    found = vantage.method("rloo").advantage(batch, context()) * batch.mask
+    assert found[:, 0].tolist() == [1.0, -1.0, 0.0, 0.0, 0.0, 0.0]
+
+
 def test_a_group_of_one_is_refused() -> None:
     with pytest.raises(UserError, match=r"rloo\.group_size=1"):
         vantage.method("rloo", group_size=1)
