@@ -107,7 +107,7 @@ def test_continuations_of_a_language_model_start_at_step_boundaries() -> None:
         assert len(tails) == 3
         assert (tails.action[:, :size] == batch.action[which[state], :size]).all()
         assert not tails.mask[:, :size].any()
-    credit = where.method.adapt("advantage", whiten=False).advantage(batch, where)
+    credit = where.method.advantage(batch, where)
     torch.testing.assert_close(
         credit.gather(1, torch.zeros_like(batch.length).unsqueeze(1))[:, 0],
         (batch.next_value - batch.value)[:, 0] + batch.score * (batch.length == 1),

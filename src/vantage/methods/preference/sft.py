@@ -8,8 +8,8 @@ methods, and is a method like any other, whose rollout yields demonstrations:
 Prompts carry no loss. The first stage of arXiv 2203.02155, whose code is not public (from memory: 9.65e-6, batch 32, cosine to
 a tenth without warm-up, 16 epochs, dropout 0.2). The defaults are those of OpenRLHF's script: 256 demonstrations, 5e-6, Adam's
 betas 0.9 and 0.95, a warm-up over 3 % of the run, then a cosine to a tenth. TRL: 2e-5 falling linearly to 0 without
-warm-up, betas 0.9 and 0.999, 8 demonstrations a device. Both libraries cut long texts (2048 and 1024 tokens); here `max_tokens`
-cuts answers where it is set.
+warm-up, betas 0.9 and 0.999, 8 demonstrations a device. DPO's repository sums a row's tokens and averages rows, so that long
+answers weigh more. Both libraries cut long texts (2048 and 1024 tokens); here `max_tokens` cuts answers where it is set.
 """
 
 from __future__ import annotations
