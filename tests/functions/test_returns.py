@@ -34,19 +34,16 @@ def case(rows: int, steps: int, seed: int = 0) -> dict[str, Tensor]:
 
 def recursion(columns: dict[str, Tensor], gamma: float, lam: float) -> Tensor:
     """Equation 16, decision by decision, in float64."""
-    out = torch.zeros(columns["reward"].shape, dtype=torch.float64)
-    for n in range(len(out)):
-        running = 0.0
-        for t in range(out.shape[1] - 1, -1, -1):
-            if not columns["mask"][n, t]:
-                running = 0.0
-                continue
-            over, cut = bool(columns["terminated"][n, t]), bool(columns["truncated"][n, t])
-            after = 0.0 if over else float(columns["next_value"][n, t])
-            delta = float(columns["reward"][n, t]) + gamma * after - float(columns["value"][n, t])
-            running = delta + (0.0 if over or cut else gamma * lam * running)
-            out[n, t] = running
-    return out
+    names = ("mask", "terminated", "truncated", "next_value", "reward", "value")
+    rows = []
+    for row in zip(*(columns[name].tolist() for name in names), strict=True):
+        running, out = 0.0, []
+        for here, over, cut, after, reward, value in reversed(list(zip(*row, strict=True))):
+            delta = reward + gamma * (0.0 if over else after) - value
+            running = delta + (0.0 if over or cut else gamma * lam * running) if here else 0.0
+            out.append(running)
+        rows.append(out[::-1])
+    return torch.tensor(rows, dtype=torch.float64)
 
 
 def test_the_cards_example() -> None:
