@@ -13,13 +13,13 @@ against all visits of its prompt so far; of two mixtures of both it takes the on
     loss = mean over rows of the row's mean of max(-A ratio, -A clip(ratio, low, high)), for A < 0 at most -A c
 
 arXiv 2509.02333; formulas, merging, the dual clip at c = 10 and the defaults as in the authors' code and launch script. No
-divergence term. A row without variance (std below 1e-6) counts as equal scores. Where they differ:
+divergence term. A row without variance (std below 1e-6) counts as equal scores. Paper, code and page differ in:
 
-- The script leaves the history off; that is `history=False`, and A is A_new. The paper has it on, which is the default here.
-- The paper adds up the rows, `averaging="seq-sum-token-mean"`. The code averages them: it takes the mean over the tokens of a pack
-  of rows (`averaging="token-mean"` where one pack holds the minibatch), and weighs packs by their rows.
-- The paper's table of bounds has 0.16 and 0.2, the script 0.2 and 0.28. Where q underflows to 0 their lower bound is 1, not 1/2.
-- Their reward is 1 for a right answer, -1 where no answer can be read and 0 otherwise; here it is the task's.
+- History: the script leaves it off; that is `history=False`, and A is A_new. The paper has it on, which is the default here.
+- Averaging: the paper adds up the rows, `averaging="seq-sum-token-mean"`. The code takes the mean over the tokens of a pack of rows
+  (`averaging="token-mean"` where one pack holds the minibatch), and averages packs by their rows.
+- Bounds: the paper's table has 0.16 and 0.2, the script 0.2 and 0.28. Where q underflows to 0 their lower bound is 1, not 1/2.
+- Reward: theirs is 1 for a right answer, -1 where no answer can be read and 0 otherwise; here it is the task's.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ def dcpo(
     averaging: Literal["seq-mean-token-mean", "seq-sum-token-mean", "token-mean"] = "seq-mean-token-mean",
 ) -> Method:
     """eps_low, eps_high: bounds on |ratio - 1| times the new probability; limit: c, largest ratio; history: whether scores are also
-    compared with earlier visits of the prompt; averaging: of the loss over rows and tokens."""
+    compared with earlier visits of the prompt; averaging: of the loss over rows and tokens, the paper's is "seq-sum-token-mean"."""
     return base.replace(
         advantage=SmoothStandardized() if history else GroupStandardized(eps=0.0),
         objective=DynamicClip(eps_low, eps_high, limit),
