@@ -16,7 +16,7 @@ LOWEST = {"annotations", "metrics", "randomness", "core", "functions"}
 """What everything but core may import: checks of settings, means of a step, the values and protocols, pure functions of tensors."""
 COMPONENTS = {"advantages", "objectives", "regularizers", "rewards", "selection", "updates"}
 BELOW_METHODS = LOWEST | COMPONENTS | {"policies", "rollouts", "fields"}
-BELOW_STUDY = BELOW_METHODS | {"methods", "tasks", "settings", "console", "config", "progress"}
+BELOW_STUDY = BELOW_METHODS | {"methods", "tasks", "settings", "console", "config", "folders", "progress"}
 ARROWS: dict[str, set[str]] = {
     "annotations": set(),
     "randomness": set(),
@@ -36,6 +36,7 @@ ARROWS: dict[str, set[str]] = {
     "upgrade": set(),
     "console": set(),
     "devices": {"core"},
+    "folders": {"core"},
     "progress": {"core"},
     "curves": {"core"},
     "api": BELOW_STUDY | {"integrations", "curves", "devices"},

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +18,7 @@ from vantage.core.method import Method
 from vantage.core.runlog import read_metrics
 from vantage.core.trainer import Listener, Outcome, Schedule, Trainer
 from vantage.devices import device_of
+from vantage.folders import claimed, locked
 from vantage.methods import registry
 from vantage.progress import outlook
 from vantage.randomness import seed_all
@@ -103,13 +102,13 @@ def train(
         threads: CPU threads, 0 leaves them.
         wandb: Weights & Biases project, "" for none.
         engine: what samples completions: "" for the task's own engine, or "vllm" (see `vantage.integrations.vllm`).
-        force: overwrite a run in `out`.
+        force: overwrite a run in `out`; it is removed when the new one has its first checkpoint.
         listeners: called after each step.
         policy: the policy to train, instead of one that the task makes.
         report: called with the length of the run before its first step.
 
     Raises:
-        UserError: something given is wrong; nothing was loaded or written.
+        UserError: something given is wrong, or another process writes `out`; nothing was written, and what `out` held is there.
     """
     where = (
         device_of(device) if device else next(policy.parameters()).device if policy is not None else device_of("cpu")
@@ -150,8 +149,16 @@ def train(
     )
     _check_engine(config.options.get("engine", ""), made)
     _check_run(config)
-    folder = _claim_folder(Path(out), force) if out is not None else None
-    return _run(config, built, made, folder, listeners, policy, resume=False, report=report)
+    if out is None:
+        return _run(config, built, made, None, listeners, policy, resume=False, report=report)
+    folder = Path(out)
+    if force and model and folder.resolve() in (Path(model).resolve(), *Path(model).resolve().parents):
+        raise UserError(f"--model {model} is in --out {out}, which --force replaces: give another folder")
+    again = f", or `vantage resume {out}`" if is_run(folder) else ""
+    with claimed(folder, is_run, force, again) as drop:
+        # Called after a step: the checkpoint of the start is written by then.
+        hold = (*listeners, lambda report: drop() if report.step == 1 else None)
+        return _run(config, built, made, folder, hold, policy, resume=False, report=report)
 
 
 def resume(
@@ -178,7 +185,8 @@ def resume(
     made = _make_task(config.task, config.data, config.verifier, config.options)
     _check_engine(config.options.get("engine", ""), made)
     _check_run(config)
-    return _run(config, built, made, folder, listeners, None, resume=True, report=report)
+    with locked(folder):
+        return _run(config, built, made, folder, listeners, None, resume=True, report=report)
 
 
 def evaluate(
@@ -219,28 +227,6 @@ def _check_run(config: RunConfig) -> None:
     """Refuse invalid settings of a run before anything is loaded or written."""
     if config.steps < 1:
         raise UserError(f"steps={config.steps} is out of range: at least 1")
-
-
-def _claim_folder(folder: Path, force: bool) -> Path:
-    """Make the run's folder, or refuse: a folder is overwritten only with `force`."""
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"--out {folder} is a file; give a folder")
-    if folder.is_dir() and any(folder.iterdir()):
-        if not force:
-            raise UserError(
-                f"--out {folder} is not empty: give another folder, --force to overwrite, or `vantage resume {folder}`"
-            )
-        if not is_run(folder):
-            raise UserError(f"--out {folder} is not empty and not a run: --force overwrites only runs")
-        shutil.rmtree(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".probe.{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(f"--out {folder} cannot be written: {error.strerror or error}") from error
-    return folder
 
 
 def _check_engine(engine: str, task: Any) -> None:

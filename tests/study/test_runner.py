@@ -148,6 +148,8 @@ def test_a_folder_of_another_comparison_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds another comparison"):
         claim_folder(tmp_path, contest(where, 1, ("b", {})), force=False)
     claim_folder(tmp_path, contest(where, 1, ("b", {})), force=True)
+    (tmp_path / "killed early" / "logs").mkdir(parents=True)
+    claim_folder(tmp_path / "killed early", one, force=False)
     (tmp_path / "other").mkdir()
     (tmp_path / "other/thesis.txt").touch()
     with pytest.raises(UserError, match="holds no comparison"):

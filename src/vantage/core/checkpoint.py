@@ -61,6 +61,15 @@ def save_tensors(state: Mapping[str, Tensor], path: Path) -> None:
         seen[key] = name
         kept[name] = tensor.detach().contiguous()
     save_file(kept, str(path), metadata={"aliases": json.dumps(aliases)})
+    share(path)
+
+
+def share(path: Path) -> None:
+    """Give a file the mode of any other that is made beside it: safetensors makes its files private."""
+    probe = path.with_name(f".{path.name}.{os.getpid()}.mode")
+    probe.touch()
+    path.chmod(probe.stat().st_mode)
+    probe.unlink()
 
 
 def load_tensors(path: Path, device: str = "cpu") -> dict[str, Tensor]:

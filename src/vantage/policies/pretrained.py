@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
+from vantage.core.checkpoint import share
 from vantage.core.errors import UserError, nearest, require
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -179,6 +180,8 @@ def write_pretrained(
         with quiet(), _untied(model) if untie else contextlib.nullcontext():
             model.save_pretrained(fresh, **({} if state is None else {"state_dict": dict(state)}))
             tokenizer.save_pretrained(fresh)
+        for path in fresh.glob("*.safetensors"):
+            share(path)
         if target.exists():
             target.rename(old)
         fresh.rename(target)

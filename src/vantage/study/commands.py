@@ -43,6 +43,7 @@ class Compare:
 
     def __call__(self) -> int:
         """Run the command."""
+        from vantage.folders import locked
         from vantage.study.arenas import arena, names
         from vantage.study.contest import REPORT, Contest, claim_folder, entrant, read_entry, seeds_of
         from vantage.study.live import Live
@@ -58,7 +59,7 @@ class Compare:
         contest = Contest(where, entrants, seeds, command=shlex.join(command))
         out = Path(self.out or _default_out(where.name, self.methods))
         claim_folder(out, contest, self.force)
-        with Live(where.name, contest.works, self.jobs) as live:
+        with locked(out), Live(where.name, contest.works, self.jobs) as live:
             study = contest.run(jobs=self.jobs, fresh=self.fresh, out=out, watchers=[live])
         _print_summary(study)
         crashed = [run for run in study.runs if run.status == "crashed"]

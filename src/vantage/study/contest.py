@@ -11,6 +11,7 @@ from typing import Any
 
 from vantage.config import commit, versions
 from vantage.core.errors import UserError
+from vantage.folders import LOCK
 from vantage.methods import registry
 from vantage.methods.composition import configure, describe
 from vantage.settings import read_settings
@@ -241,7 +242,8 @@ def claim_folder(folder: Path, contest: Contest, force: bool) -> None:
     Raises:
         UserError: it holds another comparison, or something else, or it cannot be written.
     """
-    if folder.is_dir() and any(folder.iterdir()) and not force:
+    # A comparison that was killed while its model was made has its logs alone.
+    if folder.is_dir() and any(path.name not in (LOCK, "logs") for path in folder.iterdir()) and not force:
         if not (folder / STUDY).is_file():
             raise UserError(f"--out {folder} is not empty and holds no comparison: give another folder, or --force")
         before = Study.load(folder / STUDY)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import secrets
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from vantage.core.errors import UserError
 from vantage.core.trainer import Report, Schedule, Trainer
 from vantage.methods import registry
 from vantage.policies.tiny import PRINTABLE, new_model
@@ -27,8 +31,8 @@ def make(arena: Arena, folder: Path, send: Send) -> None:
     torch.set_num_threads(1)
     model = arena.model
     assert model is not None
-    draft = folder.with_name(f".{folder.name}.draft")
-    shutil.rmtree(draft, ignore_errors=True)
+    # A name of its own: another process may be making the same model.
+    draft = folder.with_name(f".{folder.name}.{os.getpid()}.{secrets.token_hex(4)}.draft")
     base = ""  # without a preset the task makes its own
     if model.preset:
         alphabet = model.alphabet or PRINTABLE
@@ -55,9 +59,11 @@ def make(arena: Arena, folder: Path, send: Send) -> None:
             raise InterruptedError("the warm start was interrupted")  # half a model must not be kept as a whole one
     policy.save(draft / "model")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(folder, ignore_errors=True)
-    (draft / "model").rename(folder)
+    with contextlib.suppress(OSError):  # the other process was first: the same seed made the same model
+        (draft / "model").rename(folder)
     shutil.rmtree(draft, ignore_errors=True)
+    if not folder.is_dir():
+        raise UserError(f"the model cannot be written to {folder}: name another cache by VANTAGE_CACHE")
 
 
 class _Progress:
