@@ -53,7 +53,7 @@ WHERE: dict[str, Callable[[str], Any]] = {
 """Tasks that are tried, in this order, and what makes each small."""
 BOTH = ("addition:digits=1", "cartpole")
 """Every page is tried on these; one that neither offers enough is tried on the first other one that does."""
-ROAD = [page.name for page in registry.pages() if isinstance(page.make(), vantage.Method)]
+TRAINING = [page.name for page in registry.pages() if isinstance(page.make(), vantage.Method)]
 
 
 def small(name: str, spec: str = "") -> vantage.Method:
@@ -68,7 +68,7 @@ def fits(method: vantage.Method, spec: str) -> bool:
 
 
 def test_a_page_of_a_field_without_a_rollout_loop_says_that_it_cannot_be_trained() -> None:
-    others = sorted(set(registry.names()) - set(ROAD))
+    others = sorted(set(registry.names()) - set(TRAINING))
     assert len(others) >= 10
     for name in others:
         with pytest.raises(UserError, match=f"{name} has no rollout loop"):
@@ -105,7 +105,7 @@ def test_pairs_of_a_file_are_seen_in_its_first_row(tmp_path: Any) -> None:
 
 
 @pytest.mark.parametrize("spec", BOTH)
-@pytest.mark.parametrize("name", ROAD)
+@pytest.mark.parametrize("name", TRAINING)
 def test_it_is_refused_before_anything_loads_or_it_runs(name: str, spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
     method = small(name, spec)
     if fits(method, spec):
@@ -122,7 +122,7 @@ def test_it_is_refused_before_anything_loads_or_it_runs(name: str, spec: str, mo
     assert f"{name} needs {' and '.join(missing)}, which the task '{spec}' does not offer" in str(caught.value)
 
 
-@pytest.mark.parametrize("name", [name for name in ROAD if not any(fits(small(name), spec) for spec in BOTH)])
+@pytest.mark.parametrize("name", [name for name in TRAINING if not any(fits(small(name), spec) for spec in BOTH)])
 def test_it_runs_on_a_task_that_offers_what_it_needs(name: str) -> None:
     method = small(name)
     takes_two_steps(method, next(spec for spec in WHERE if fits(method, spec)))

@@ -213,8 +213,8 @@ def evaluate(
             raise UserError(f"the run {target} has no model yet: resume it with `vantage resume {target}`")
     made = _make_task(task, data, verifier, chosen)
     policy = made.make_policy(model=str(folder), seed=seed).to(where)
-    judged: dict[str, float] = made.evaluate(policy, samples=samples, seed=seed)
-    return judged
+    metrics: dict[str, float] = made.evaluate(policy, samples=samples, seed=seed)
+    return metrics
 
 
 def _make_task(spec: str, data: str, verifier: str, options: Mapping[str, Any] | None) -> Any:

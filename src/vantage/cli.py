@@ -147,7 +147,7 @@ class Eval:
         from vantage import api
         from vantage.settings import parse_settings
 
-        judged = api.evaluate(
+        metrics = api.evaluate(
             self.target,
             self.task,
             samples=self.samples,
@@ -158,10 +158,10 @@ class Eval:
             device=self.device,
         )
         if self.json:
-            print(json.dumps(judged))
+            print(json.dumps(metrics))
         else:
-            width = max(len(name) for name in judged)
-            for name, value in judged.items():
+            width = max(len(name) for name in metrics)
+            for name, value in metrics.items():
                 print(f"{name:<{width}}  {value:.4f}")
         return 0
 

@@ -82,8 +82,8 @@ def run(out: Path, task: str, warm_steps: int, steps: int) -> int:
 def _ends(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     from vantage.core.runlog import read_metrics
 
-    judged = [line for line in read_metrics(folder) if any(key.startswith("eval/") for key in line)]
-    return judged[0], judged[-1]
+    evaluations = [line for line in read_metrics(folder) if any(key.startswith("eval/") for key in line)]
+    return evaluations[0], evaluations[-1]
 
 
 if __name__ == "__main__":

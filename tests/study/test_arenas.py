@@ -12,7 +12,7 @@ from vantage.core.errors import UserError
 from vantage.study import models
 from vantage.study.arenas import arena, arenas, names, parse
 from vantage.study.contest import entrant, read_entry
-from vantage.study.jobs import ROAD
+from vantage.study.jobs import TRAINING
 from vantage.tasks.registry import TASKS, make_task
 
 TOY = """
@@ -130,7 +130,7 @@ def test_defaults_apply_where_a_method_has_them_and_the_users_settings_win() -> 
     assert entrant(where, "ppo", {"lr": 3e-4}).arm.settings["lr"] == 3e-4
     # A setting that is the method's own default decides nothing.
     assert entrant(arena("cartpole"), "ppo", {"lr": 3e-4}).settings == {}
-    assert ours.function == ROAD
+    assert ours.function == TRAINING
 
 
 def test_entries_are_read_with_their_settings() -> None:

@@ -236,7 +236,7 @@ def test_the_course_of_a_figure_is_its_mean_between_columns() -> None:
 
 def stored(one: Stated, folder: Path, **changes: Any) -> Result:
     """A result of no run, with these figures, in the page's file."""
-    result = replace(claims.judge(one, claims.contest_of(one).study()), **changes)
+    result = replace(claims.result_of(one, claims.contest_of(one).study()), **changes)
     claims.store(folder, one.page, result)
     return result
 

@@ -103,7 +103,7 @@ def test_of_a_package_that_imports_its_names_when_asked_only_those_are_followed(
 )
 def test_a_field_without_a_rollout_loop_depends_on_nothing_of_the_training_loop(where: str, name: str) -> None:
     code = code_of_job(entrant(arena(where), name, {}).job(arena(where), 0))
-    loop = {"vantage.core.trainer", "vantage.core.checkpoint", "vantage.core.runlog", "vantage.study.road"}
+    loop = {"vantage.core.trainer", "vantage.core.checkpoint", "vantage.core.runlog", "vantage.study.training"}
     assert not loop & set(code)
 
 
@@ -179,8 +179,8 @@ def test_a_run_depends_on_its_page_and_parts_and_not_on_other_pages_or_the_repor
         "vantage.core.trainer",
         "vantage.policies.control",
         "vantage.rollouts.environments",
-        "vantage.study.road",
-        "vantage.study.judge",
+        "vantage.study.training",
+        "vantage.study.evaluation",
     } <= set(code)
     assert not {
         "vantage.methods.control.trpo",

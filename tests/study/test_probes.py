@@ -123,7 +123,7 @@ def test_bless_stores_the_probe_and_marks_the_results_that_its_change_alters(
 ) -> None:
     page = registry.page("simpo")
     for one in claims.of_page(page):
-        claims.store(tmp_path, page, claims.judge(one, claims.contest_of(one).study()))
+        claims.store(tmp_path, page, claims.result_of(one, claims.contest_of(one).study()))
     known = dict.fromkeys(sides_of(page), Side({"parameters/moved": (1.0, 2.0), "kl/old": (0.0, 0.0)}))
     monkeypatch.setattr(probes, "measure", lambda one, side, *_, **__: (known[side_name(one, side)], Draws()))
     assert all(line.endswith("none was stored") for line in bless(tmp_path, page, "first"))

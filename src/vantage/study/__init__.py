@@ -1,1 +1,1 @@
-"""Compare methods, with statistics and a report."""
+"""Study: comparisons of methods, with statistics and a report."""

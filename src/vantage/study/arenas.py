@@ -1,28 +1,28 @@
-"""Arenas: everything of a comparison but the method, as data. Built-in ones are TOML files in `arena_files/`.
+"""Arenas: everything of a comparison except the methods, as data. Built-in ones are TOML files in `arena_files/`.
 
-    name = "cartpole"                       # what the command line calls it
-    field = "control"                       # language, control, ...; says which methods make sense
+    name = "cartpole"                       # name on the command line
+    field = "control"                       # language, control, ...; determines which methods apply
     description = "..."
     task = "cartpole"                       # as for `vantage train --task`
     options = { normalize_rewards = true }  # of the task's engine and policy
     seeds = 5                               # runs of each method
 
-    [budget]                                # what each run may spend; never counted in updates
+    [budget]                                # budget of each run; never counted in updates
     unit = "environment steps"              # or "samples", "tokens"
     size = 30_000
 
     [scoring]
-    metric = "return"                       # a figure of the task's evaluation
+    metric = "return"                       # a metric of the task's evaluation
     samples = 20                            # episodes, or completions of each held-out problem
-    points = 10                             # evaluations on the way
+    points = 10                             # evaluations during the run
 
-    [defaults]                              # settings that every method gets which has them, before the user's own
+    [defaults]                              # settings of every method that has them, overridden by the user's own
     lr = 1e-3
 
-    [probe]                                 # what a probe of it makes smaller (`Small`)
+    [probe]                                 # reductions for a probe of it (`Small`)
     options = { max_new_tokens = 4 }
 
-A language arena starts from a model: `[model] path = "DIR"`, or one that is made and warm-started here (`Model`). A field
+A language arena starts from a model: `[model] path = "DIR"`, or one that is made and warm-started (`Model`). A field
 without a rollout loop names a Python function instead of a task: `function = "module:function"` (see `vantage.study.jobs`).
 Paths are relative to the file.
 """
@@ -44,22 +44,22 @@ from vantage.study.results import Budget, Direction
 from vantage.study.schema import decode, plain
 
 UNITS = ("samples", "tokens", "environment steps")
-"""What a run on the road can count. A function counts its own."""
+"""Budget units of runs in the training loop. A function has its own."""
 
 
 @component(label="scoring")
 class Scoring:
-    """How a policy is judged.
+    """Evaluation of a policy.
 
     Args:
-        metric: a figure of the task's evaluation: `return`, `pass@1`, ...
+        metric: a metric of the task's evaluation: `return`, `pass@1`, ...
         direction: whether "higher" or "lower" is better.
         samples: episodes of an evaluation, or completions of each held-out problem.
-        points: evaluations after the first, evenly spread over the budget; at least 1, the last is the final score.
+        points: evaluations after the first, evenly spaced over the budget; at least 1, the last is the final score.
         optimum: the best possible score, where it is known.
         threshold: score for "samples to threshold"; None lets the report choose.
         tasks: names of the strata of the final score, where a function gives several.
-        paired: whether a seed fixes more than random numbers.
+        paired: whether a seed determines more than random numbers.
     """
 
     metric: str
@@ -74,18 +74,18 @@ class Scoring:
 
 @dataclass(frozen=True)
 class Model:
-    """The model that every run starts from: a folder, or one made here once and kept in the cache.
+    """Initial model of every run: a folder, or a model that is made once and cached.
 
     Args:
-        path: folder in Hugging Face format; then nothing else is read.
-        preset, architecture: size and kind of a new model (`vantage new-model`); preset "" takes what the task itself makes.
-        alphabet: characters that are its tokens; "" for all printable ones.
-        seed: of its random weights and of its warm start.
-        method: what warms it up.
-        steps: length of the warm start in steps of the road; 0 leaves the weights random.
-        settings: of that method.
-        task: what the warm start learns from; "" is the arena's own task.
-        options: of that task; None is the arena's own. Given, they stand instead of all of the arena's.
+        path: folder in Hugging Face format; all other settings are then ignored.
+        preset, architecture: size and kind of a new model (`vantage new-model`); preset "" takes the task's own model.
+        alphabet: characters of its vocabulary; "" for all printable ones.
+        seed: seed of its random weights and of its warm start.
+        method: method of the warm start.
+        steps: training steps of the warm start; 0 leaves the weights random.
+        settings: settings of that method.
+        task: task of the warm start; "" is the arena's own.
+        options: options of that task; None is the arena's own, which they replace otherwise.
     """
 
     path: str = ""
@@ -102,12 +102,12 @@ class Model:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What was measured of an arena, for the reader; no result depends on it.
+    """Measured properties of an arena, for information; no result depends on them.
 
     Args:
         untrained: score before training.
         trained: method -> final score, mean over seeds.
-        seconds: CPU seconds of one run, mean over the methods.
+        seconds: CPU seconds per run, mean over the methods.
     """
 
     untrained: float
@@ -117,13 +117,13 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Small:
-    """What of an arena is made smaller for a probe (`vantage.study.probes`); no result depends on it.
+    """Reductions of an arena for a probe (`vantage.study.probes`); no result depends on them.
 
     Args:
-        task: stands instead of the arena's task or function.
-        options: stand over the arena's; those of a task that is given here stand alone.
-        settings: of every method that has them, over all others.
-        size, points: stand instead of the budget's and of the scoring's.
+        task: replaces the arena's task or function.
+        options: override the arena's; with `task` they replace them.
+        settings: settings of every method that has them, which override all others.
+        size, points: replace the budget's and the scoring's.
     """
 
     task: str = ""
@@ -133,7 +133,7 @@ class Small:
     points: int | None = None
 
     def of(self, arena: Arena) -> Arena:
-        """Return the arena, smaller."""
+        """Return the reduced arena."""
         arena = replace(
             arena,
             budget=replace(arena.budget, size=self.size or arena.budget.size),
@@ -147,7 +147,7 @@ class Small:
 
 @dataclass(frozen=True)
 class Arena:
-    """Everything of a comparison but the method. See the module's text for the file."""
+    """Everything of a comparison except the methods. The module's docstring describes the file."""
 
     name: str
     field: str
@@ -185,7 +185,7 @@ class Arena:
             object.__setattr__(self, name, plain(getattr(self, name), f"{where}: {name}"))
 
     def decides(self) -> dict[str, Any]:
-        """Return what of the arena decides a result, as JSON values; files and folders by what they hold."""
+        """Return the properties that determine a result, as JSON values; files and folders by their contents."""
         from vantage.study.fingerprint import files_digest
         from vantage.study.schema import encode
 
@@ -196,7 +196,7 @@ class Arena:
         del held["probe"]
         name, _, settings = self.task.partition(":")
         if name.endswith(".py"):
-            held["task"] = f"{Path(name).name}:{settings}"  # what it does is in the digest of its code
+            held["task"] = f"{Path(name).name}:{settings}"  # its behaviour is in the digest of its code
         if self.data:
             held["data"] = files_digest(Path(self.data))
         if self.model is not None and self.model.path:
@@ -214,7 +214,7 @@ def arena(name: str) -> Arena:
     """Return a built-in arena by its name, or the one that a TOML file defines.
 
     Raises:
-        UserError: there is none of this name, or the file is not an arena; the message names the place.
+        UserError: no arena has this name, or the file is not an arena; the message names the line.
     """
     if name.endswith(".toml"):
         path = Path(name)
@@ -224,7 +224,7 @@ def arena(name: str) -> Arena:
             raise UserError(f"cannot read the arena {path}: {error.strerror or error}") from error
         made = parse(text, str(path), path.parent)
         if made.function and str(path.parent.resolve()) not in sys.path:
-            # The function may stand in a file beside the arena's.
+            # The function may be in a file beside the arena's.
             sys.path.append(str(path.parent.resolve()))
         return made
     if name not in names():
@@ -242,7 +242,7 @@ def parse(text: str, where: str, folder: Path | None) -> Arena:
     """Read an arena from TOML; paths in it are relative to `folder`.
 
     Raises:
-        UserError: it is not TOML, a field is missing, unknown or of the wrong kind, or a path leads nowhere.
+        UserError: the text is not TOML, a field is missing, unknown or of the wrong type, or a path does not exist.
     """
     try:
         content = tomllib.loads(text)

@@ -1,4 +1,4 @@
-"""Finished runs and warm-started models, kept by the hash of everything that decides them."""
+"""Cache of finished runs and warm-started models, keyed by a hash of everything that determines them."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from typing import Any
 from vantage.core.errors import UserError
 from vantage.study import fingerprint
 from vantage.study.arenas import Arena, Model
-from vantage.study.jobs import ROAD, Job, Record
+from vantage.study.jobs import TRAINING, Job, Record
 from vantage.study.schema import decode
 
 FORMAT = 1
-"""Raised when what a record holds changes its meaning."""
+"""Version of the record's format, incremented when a field changes its meaning."""
 
 _MODEL_MODULES = ("vantage.study.models",)
 
 
 def default_folder() -> Path:
-    """Return where results are kept: $VANTAGE_CACHE, or `vantage` in the user's cache folder."""
+    """Return the folder of results: $VANTAGE_CACHE, or `vantage` in the user's cache folder."""
     own = os.environ.get("VANTAGE_CACHE")
     if own:
         return Path(own)
@@ -31,20 +31,20 @@ def default_folder() -> Path:
 
 @dataclass(frozen=True)
 class Cache:
-    """A folder of results. A file there is whole or not there; one that cannot be read counts as not there."""
+    """Folder of results, written atomically; a file that cannot be read counts as missing."""
 
     folder: Path
 
     def record_path(self, key: str) -> Path:
-        """Return where the record of a run is kept."""
+        """Return the path of a run's record."""
         return self.folder / "runs" / key[:2] / f"{key}.json"
 
     def model_path(self, key: str) -> Path:
-        """Return where a warm-started model is kept."""
+        """Return the path of a warm-started model."""
         return self.folder / "models" / key
 
     def load(self, key: str) -> Record | None:
-        """Return the record of a run that was finished before."""
+        """Return the record of a finished run, None where there is none."""
         path = self.record_path(key)
         try:
             return decode(Record, json.loads(path.read_text(encoding="utf-8")), str(path))
@@ -53,16 +53,16 @@ class Cache:
 
 
 def code_of_job(job: Job) -> dict[str, str]:
-    """Return module -> digest of the code that decides a job's result, its model's included."""
+    """Return module -> digest of the code that determines a job's result, its model's included."""
     roots = _roots(job.arena, job.function, job.method)
     model = job.arena.model
     if model is not None and not model.path:
-        roots += [*_MODEL_MODULES, *_roots(job.arena, ROAD, model.method)]
+        roots += [*_MODEL_MODULES, *_roots(job.arena, TRAINING, model.method)]
     return fingerprint.code_of(roots)
 
 
 def key_of_job(job: Job, code: Mapping[str, str]) -> str:
-    """Return the hash of everything that decides a job's result: code, settings, arena, seed, model, versions."""
+    """Return the hash of everything that determines a job's result: code, settings, arena, seed, model, versions."""
     decided: dict[str, Any] = {
         "format": FORMAT,
         "method": Path(job.method).name,
@@ -77,16 +77,16 @@ def key_of_job(job: Job, code: Mapping[str, str]) -> str:
 
 
 def key_of_model(arena: Arena) -> str:
-    """Return the hash of everything that decides the model that an arena's runs start from."""
+    """Return the hash of everything that determines an arena's initial model."""
     model = arena.model or Model()
-    code = fingerprint.code_of([*_MODEL_MODULES, *_roots(arena, ROAD, model.method)])
+    code = fingerprint.code_of([*_MODEL_MODULES, *_roots(arena, TRAINING, model.method)])
     held = arena.decides()
     decided = {name: held[name] for name in ("model", "task", "options", "data", "verifier")}
     return fingerprint.digest_of({"format": FORMAT, "code": code, "versions": fingerprint.versions(), **decided})
 
 
 def _roots(arena: Arena, function: str, method: str) -> list[str]:
-    """The modules from which everything that a run executes can be reached by imports."""
+    """Return the modules from which all code of a run can be reached by imports."""
     from vantage.methods import registry
     from vantage.study.peers import PEERS
     from vantage.tasks.language.problems import PROBLEM_SETS, Mixed
@@ -101,8 +101,8 @@ def _roots(arena: Arena, function: str, method: str) -> list[str]:
         try:
             roots.append(registry.page(method).module)
         except UserError:
-            # A function may know its methods by names of its own.
-            if function == ROAD:
+            # A function may have methods of its own.
+            if function == TRAINING:
                 raise
     if arena.data:
         roots.append("vantage.tasks.language.task")

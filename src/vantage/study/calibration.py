@@ -1,7 +1,7 @@
-"""How often the rule of `vantage.study.comparison` is wrong, and what it can see: measured, not argued.
+"""Measured error rates and power of the rule of `vantage.study.comparison`.
 
-`python -m vantage.study.calibration` prints the tables that stand in the docstrings (a minute).
-Scores are drawn as a study gets them: two arms' seeds are two handfuls of the same 200 recorded scores.
+`python -m vantage.study.calibration` prints the tables of the docstrings (a minute). As in a study of one method, the scores
+of two arms are disjoint samples of the same 200 recorded scores.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ SOURCES: Mapping[str, Source] = {
     "k of 8 right": lambda rng, count: rng.binomial(8, 0.6, count) / 8,
     "solved or not": lambda rng, count: rng.integers(2, size=count).astype(np.float64),
 }
-"""What 200 recorded scores may look like."""
+"""Name -> distribution of the 200 recorded scores."""
 
 
 def decide(arms: Array, pairs: list[tuple[int, int]], *, paired: bool = False) -> Array:
-    """The rule on a batch of studies: which of the pairs are "difference shown", bool [B, P].
+    """Return for a batch of studies which of the pairs are "difference shown", bool [B, P].
 
     Args:
         arms: scores [B, A, R] of B studies with A arms of R seeds.
@@ -45,7 +45,7 @@ def decide(arms: Array, pairs: list[tuple[int, int]], *, paired: bool = False) -
     for column, ((i, j), test) in enumerate(zip(pairs, tests, strict=True)):
         p, agrees = corrected[:, column], np.zeros(len(arms))
         candidate = shown(test, p, agrees, seeds, seeds, paired)
-        # The permutation test costs most by far, and only where the other two conditions hold can it change anything.
+        # The permutation test is by far the most expensive, and has an effect only where the other two conditions hold.
         agrees[candidate] = (sign_flip if paired else permutation)(arms[candidate, i], arms[candidate, j])
         result[:, column] = shown(test, p, agrees, seeds, seeds, paired)
     return result
@@ -62,17 +62,17 @@ def false_rate(
     studies: int = 1000,
     seed: int = 0,
 ) -> float:
-    """Share of studies of one and the same method in which any of the pairs is "difference shown".
+    """Return the share of studies of one method in which any of the pairs is "difference shown".
 
     Args:
-        source: draws recorded scores.
-        seeds: seeds an arm.
-        arms: arms a study, all of the same method.
+        source: samples recorded scores.
+        seeds: seeds per arm.
+        arms: arms per study, all of the same method.
         pairs: the family of comparisons; by default the one of two arms.
         paired: compare seed by seed.
-        records: sets of 200 recorded scores.
-        studies: studies drawn from each set; no score is used twice in a study.
-        seed: of the draws.
+        records: number of sets of 200 recorded scores.
+        studies: studies sampled from each set; no score is used twice in a study.
+        seed: random seed.
     """
     rng = np.random.default_rng(seed)
     wrong = 0
@@ -94,7 +94,7 @@ def found_rate(
     studies: int = 4000,
     seed: int = 0,
 ) -> float:
-    """Share of studies in which an arm that is better by `gap` standard deviations is shown to be so.
+    """Return the share of studies in which an arm that is better by `gap` standard deviations is shown to be so.
 
     The better arm is compared with arm 0, beside arms - 2 further comparisons of arms that do not differ from it.
     """
@@ -116,7 +116,7 @@ def coverage(
     resamples: int = 2000,
     seed: int = 0,
 ) -> float:
-    """Share of studies in which the 95 % bootstrap interval of a statistic holds its value for endless seeds."""
+    """Return the share of studies in which the 95 % bootstrap interval of a statistic contains its true value."""
     rng = np.random.default_rng(seed)
     truth = float(statistic(source(rng, 4_000_000)[:, None]))
     held = 0

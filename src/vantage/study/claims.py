@@ -37,7 +37,7 @@ from vantage.study.runner import Watcher
 
 @dataclass(frozen=True)
 class Stated:
-    """A claim of a page, with the arena that it is about; `file` is the page's, where it is a user's own."""
+    """Claim of a page, with its arena; `file` is the page's, where it is a user's own."""
 
     page: registry.Page
     claim: Claim
@@ -45,12 +45,12 @@ class Stated:
 
     @property
     def arena(self) -> Arena:
-        """The arena."""
+        """Return the arena."""
         return arena(self.claim.arena)
 
     @property
     def sides(self) -> tuple[Entrant, Entrant]:
-        """The method and the baseline."""
+        """Return the method and the baseline."""
         where, claim = self.arena, self.claim
         ours = entrant(where, self.file or self.page.name, claim.settings, name=self.page.name, function=claim.function)
         same = claim.against == self.page.name
@@ -65,7 +65,7 @@ class Stated:
 
     @property
     def words(self) -> str:
-        """The claim in words."""
+        """Return the claim in words."""
         claim, where = self.claim, self.arena
         metric = claim.metric or where.scoring.metric
         margin = f" by {claim.margin:g} or more" if claim.margin else ""
@@ -78,9 +78,9 @@ def stated(name: str) -> list[Stated]:
     """Return the claims of a page: all of `ppo`, or the one of `ppo/hopper`.
 
     Raises:
-        UserError: there is no such page, it makes no claim, or none of this name.
+        UserError: there is no such page, or it has no claim, or none of this name.
     """
-    # A file's path may hold slashes of its own.
+    # A file's path may contain slashes.
     start, ending, rest = name.partition(".py")
     method, _, label = (start + ending, "", rest.removeprefix("/")) if ending else name.partition("/")
     page = registry.page(method)
@@ -94,7 +94,7 @@ def stated(name: str) -> list[Stated]:
 
 
 def of_page(page: registry.Page) -> list[Stated]:
-    """Return the claims of a page, [] when it makes none."""
+    """Return the claims of a page, [] when it has none."""
     return [Stated(page, claim) for claim in claims_of(importlib.import_module(page.module))]
 
 
@@ -134,12 +134,12 @@ def run(
 ) -> Result:
     """Run a claim's comparison and store its result in `folder/FAMILY/NAME.json`, beside the page's other claims."""
     study = contest.run(cache or Cache(default_folder()), jobs=jobs, fresh=fresh, out=out, watchers=watchers)
-    result = judge(one, study, sum(work.record.cpu_seconds for work in contest.works if work.record))
+    result = result_of(one, study, sum(work.record.cpu_seconds for work in contest.works if work.record))
     store(folder, one.page, result)
     return result
 
 
-def judge(one: Stated, study: Study, cpu_seconds: float = 0.0) -> Result:
+def result_of(one: Stated, study: Study, cpu_seconds: float = 0.0) -> Result:
     """Return the result of a claim from the study of its two arms, the baseline first."""
     claim = one.claim
     theirs, ours = study.arms
@@ -184,7 +184,7 @@ def budget_of(where: Arena | Study) -> str:
 def decide(
     claim: Claim, ours: Sequence[float | None], theirs: Sequence[float | None], paired: bool = False
 ) -> tuple[Verdict, str, dict[str, Any]]:
-    """Return (verdict, reason, figures) for the values of both sides, one a seed; None is a crashed run."""
+    """Return (verdict, reason, statistics) for the values of both sides, one per seed; None is a crashed run."""
     missing = {"the method": ours.count(None), "the baseline": theirs.count(None)}
     crashed = " and ".join(f"{count} runs of {who}" for who, count in missing.items() if count)
     if crashed:
@@ -211,7 +211,7 @@ def decide(
 
 
 def kept(one: Stated, cache: Cache, seeds: int | None = None) -> list[tuple[Entrant, int, Run | None]]:
-    """Return the runs that a claim compares, the baseline's first; None where the cache has none made by the code that is here."""
+    """Return the runs that a claim compares, the baseline's first; None where the cache has none of the present code."""
     found = []
     for side in contest_of(one, seeds).entrants:
         for seed in seeds_of(one.claim.seeds if seeds is None else seeds):
@@ -222,12 +222,12 @@ def kept(one: Stated, cache: Cache, seeds: int | None = None) -> list[tuple[Entr
 
 
 def course(run_: Run, name: str, columns: Sequence[float]) -> list[float | None]:
-    """Return how a figure went: the mean of its values after the last column and up to this one; None where there are none.
+    """Return the course of a diagnostic: the mean of its values between consecutive columns; None where there are none.
 
     Args:
         run_: the run.
         name: a diagnostic; "" is the score.
-        columns: increasing samples.
+        columns: increasing numbers of samples.
     """
     points = [(point.samples, point.score) for point in run_.curve] if not name else run_.diagnostics.get(name, ())
     means: list[float | None] = []
@@ -240,10 +240,10 @@ def course(run_: Run, name: str, columns: Sequence[float]) -> list[float | None]
 
 
 def measure(run_: Run, metric: str, study: Study) -> float:
-    """Return what a claim compares of one run.
+    """Return the metric of one run that a claim compares.
 
     Raises:
-        UserError: the run has no such figure; the message has those that it has.
+        UserError: the run has no such metric; the message lists those that it has.
     """
     if metric in ("", study.metric):
         assert run_.score is not None
@@ -253,14 +253,14 @@ def measure(run_: Run, metric: str, study: Study) -> float:
     if metric == "area":
         return area_under_curve(samples, scores)
     if kind == "reach":
-        # A run that never gets there is given the whole budget: less than it would have needed.
+        # A run that never reaches the threshold gets the whole budget, a lower bound.
         reached = samples_to_threshold(samples, scores, float(rest), study.direction)
         return study.budget.size if reached.censored else reached.samples
     name = rest if kind == "mean" else metric
     points = run_.diagnostics.get(name)
     if not points:
         known = [study.metric, "area", "reach:SCORE", *run_.diagnostics]
-        raise UserError(f"metric {metric!r} is not there{nearest(name, known)} (figures: {', '.join(known)})")
+        raise UserError(f"metric {metric!r} is not known{nearest(name, known)} (metrics: {', '.join(known)})")
     found = [value for _, value in points]
     return sum(found) / len(found) if kind == "mean" else found[-1]
 
@@ -277,16 +277,16 @@ def sentence(label: str, result: Result) -> str:
 
 
 def store(folder: Path, page: registry.Page, result: Result) -> Path:
-    """Write a result beside the page's others, atomically; return the file.
+    """Write a result to the page's file, atomically; return the file.
 
-    What was seen of the runs that it replaces is kept where the values are the same.
+    The remarks (`seen`) of the replaced result are kept where the values are the same.
     """
     held = Results.of(folder, page)
     old = held.claims.get(result.name)
     if old is not None and (old.ours.values, old.theirs.values) == (result.ours.values, result.theirs.values):
         result = dataclasses.replace(result, seen=result.seen or old.seen)
     labels = [claim.label for claim in claims_of(importlib.import_module(page.module))]
-    # Results of claims that the page no longer makes are dropped.
+    # Results of claims that the page no longer has are dropped.
     results = {**held.claims, result.name: result}
     ordered = {name: results[name] for name in labels if name in results}
     return Results(FORMAT, page.name, page.family, ordered).store(folder)
@@ -303,20 +303,20 @@ def marked(folder: Path) -> list[Stated]:
 
 @dataclass
 class Findings:
-    """What `check` finds of the stored results, by names of claims but for `problems`, which are sentences."""
+    """Findings of `check` on the stored results: names of claims, and sentences in `problems`."""
 
     problems: list[str] = field(default_factory=list)
-    """Files that no page claims or that cannot be read, and results of another claim than the page now makes."""
+    """Files without a page or that cannot be read, and results of another claim than the page's present one."""
     missing: list[str] = field(default_factory=list)
     """Claims that have no result yet."""
     marked: list[str] = field(default_factory=list)
-    """Results that were measured before a change which altered them."""
+    """Results that were measured before a change that altered them."""
     unseen: list[str] = field(default_factory=list)
-    """Results that do not hold and of which `seen` does not say what the runs showed."""
+    """Results that do not hold and lack remarks on their runs (`seen`)."""
 
 
 def check(folder: Path) -> Findings:
-    """Compare the stored results with what the pages claim."""
+    """Compare the stored results with the pages' claims."""
     found = Findings()
     pages = {Results.path(folder, one.page): one.page for one in all_stated()}
     found.problems += [f"{path}: no page makes these claims" for path in files(folder) if path not in pages]

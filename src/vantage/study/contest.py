@@ -17,7 +17,7 @@ from vantage.methods.composition import configure, describe
 from vantage.settings import read_settings
 from vantage.study.arenas import Arena
 from vantage.study.cache import Cache, default_folder
-from vantage.study.jobs import ROAD, Job
+from vantage.study.jobs import TRAINING, Job
 from vantage.study.peers import PEERS
 from vantage.study.report import write_report
 from vantage.study.results import Arm, Run, Study
@@ -61,18 +61,18 @@ def entrant(arena: Arena, method: str, settings: Mapping[str, Any], *, name: str
         peer.check(settings)
         chosen = {key: value for key, value in settings.items() if value != peer.settings[key]}
         return Entrant(Arm(name or method, method, {**peer.settings, **settings}), chosen, peer.function)
-    runs = function or arena.function or ROAD
+    runs = function or arena.function or TRAINING
     try:
         page = registry.page(method)
     except UserError:
-        if runs == ROAD:
+        if runs == TRAINING:
             raise
         # A field's own function may know baselines that have no page.
         return Entrant(Arm(name or method, method, dict(settings)), dict(settings), runs)
     own = page.settings()
     given = {**_fitting(arena.defaults, page), **settings}
     built = page.make(given)
-    if runs == ROAD:
+    if runs == TRAINING:
         needs = page.as_method(built).declared("needs")
         check_needs(method, needs, arena.task, data=arena.data, options=arena.options)
     chosen = {key: value for key, value in given.items() if key not in own or own[key] != value}

@@ -8,7 +8,7 @@ A field without a rollout loop brings its own function, which an arena or a clai
             report.record(spent, entropy=...)           # diagnostics
         return final                                    # one score, one a task, or None: the last point's
 
-The road's own is `vantage.study.road:run`.
+The road's own is `vantage.study.training:run`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from vantage.study.arenas import Arena
 from vantage.study.results import Point, Run, Sample
 from vantage.study.schema import NAN_IS_NULL
 
-ROAD = "vantage.study.road:run"
+TRAINING = "vantage.study.training:run"
 BINS = 60
 """A diagnostic is averaged over this many equal parts of the budget."""
 
@@ -50,7 +50,7 @@ class Job:
     settings: Mapping[str, Any]
     seed: int
     arena: Arena
-    function: str = ROAD
+    function: str = TRAINING
     model: str = ""
 
 

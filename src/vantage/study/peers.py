@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from vantage.core.errors import UserError, nearest, require
-from vantage.study.judge import Judge, task_of
+from vantage.study.evaluation import Evaluator, task_of
 
 if TYPE_CHECKING:
     from vantage.study.jobs import Job, Reporter
@@ -113,9 +113,9 @@ def sb3_ppo(job: Job, report: Reporter) -> float:
     total = int(job.arena.budget.size // rollout) * rollout
     if not total:
         raise UserError(f"the budget of {job.arena.budget.size:g} steps is less than one rollout of {rollout}")
-    judge = Judge(job.arena, task, _Actor(model, normalizer), job.seed, report)
+    evaluator = Evaluator(job.arena, task, _Actor(model, normalizer), job.seed, report)
     generator = torch.Generator()
-    judge(0.0, generator)
+    evaluator(0.0, generator)
 
     class Listener(BaseCallback):
         """Evaluates between an update and the next rollout."""
@@ -123,16 +123,16 @@ def sb3_ppo(job: Job, report: Reporter) -> float:
         def _on_rollout_start(self) -> None:
             spent = float(self.num_timesteps)
             report.progress(spent)
-            if judge.due(spent):
-                judge(spent, generator)
+            if evaluator.due(spent):
+                evaluator(spent, generator)
 
         def _on_step(self) -> bool:
             return True
 
     model.learn(total, callback=Listener())
-    if judge.last < total:
-        judge(float(total), generator)
-    return judge.score
+    if evaluator.last < total:
+        evaluator(float(total), generator)
+    return evaluator.score
 
 
 @dataclass(frozen=True)

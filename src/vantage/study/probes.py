@@ -20,7 +20,7 @@ from vantage.study import claims, records
 from vantage.study.arenas import Arena
 from vantage.study.contest import Entrant
 from vantage.study.draws import Draws
-from vantage.study.judge import NAMES
+from vantage.study.evaluation import NAMES
 from vantage.study.peers import PEERS
 from vantage.study.schema import decode, encode, write_atomically
 from vantage.study.tiny_runs import LEARNT, STEPS, Side, measure

@@ -29,8 +29,8 @@ from vantage.methods import registry
 from vantage.randomness import seed_all
 from vantage.study.contest import Entrant
 from vantage.study.draws import Draws, token_engine_in_torch
-from vantage.study.jobs import ROAD, Job, Reporter, function_of
-from vantage.study.judge import task_of
+from vantage.study.evaluation import task_of
+from vantage.study.jobs import TRAINING, Job, Reporter, function_of
 from vantage.study.schema import NAN_IS_NULL, encode
 from vantage.updates.optimizers import Adam, RMSprop
 
@@ -86,7 +86,7 @@ def measure(one: Stated, side: Entrant, choices: str | None = None, shake: float
     small = one.arena.probe
     job = side.job(one.arena, 0)
     arena = small.of(one.arena)
-    function = ROAD if small.task else job.function
+    function = TRAINING if small.task else job.function
     settings = {**job.settings, **_sizes(job, small.settings)}
     job = Job(job.method, settings, 0, arena, function)
     key = json.dumps([encode(job), choices, shake], sort_keys=True, default=repr)
@@ -105,7 +105,7 @@ def _measured(job: Job, choices: str | None, shake: float) -> tuple[Side, Draws]
     draws = Draws(choices)
     try:
         with draws, token_engine_in_torch():
-            figures, unread = (_steps if job.function == ROAD else _function)(job, draws, shake)
+            figures, unread = (_steps if job.function == TRAINING else _function)(job, draws, shake)
     finally:
         torch.set_num_threads(threads)
         del os.environ["VANTAGE_CACHE"]

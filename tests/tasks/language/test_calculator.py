@@ -16,7 +16,7 @@ from vantage.policies.language import LanguagePolicy
 from vantage.rollouts.continuation import last_turn
 from vantage.rollouts.language import LanguageEngine
 from vantage.study.arenas import arena
-from vantage.study.judge import task_of
+from vantage.study.evaluation import task_of
 from vantage.tasks.language.calculator import CalculatorTask, task_from_spec
 from vantage.tasks.language.sft import TURNS, Demonstrations, conversation
 from vantage.tasks.language.sums import Sums, calculate

@@ -55,13 +55,13 @@ def run(job: Job, report: Reporter) -> float:
     # Rounded down in each row of a layer, a share may fall short by almost one weight a row.
     if reached < sparsity - 0.05:
         raise UserError(f"{job.method} left {1 - reached:.3f} of the weights; the arena allows {1 - sparsity:.3f}")
-    judged = network.evaluate()
+    metrics = network.evaluate()
     size = network.size()
     report.record(
         job.arena.budget.size,
-        {**told, **judged, "sparsity": reached, "operations": size.operations / size.dense_operations},
+        {**told, **metrics, "sparsity": reached, "operations": size.operations / size.dense_operations},
     )
-    score = judged[job.arena.scoring.metric]
+    score = metrics[job.arena.scoring.metric]
     report.point(job.arena.budget.size, score)
     return score
 

@@ -151,13 +151,13 @@ def perturbed(job: Job, report: Reporter) -> float:
         raise UserError(f"the budget of {arena.budget.size:g} transitions is less than one step of {rows}")
     policy = method.policy_for(task, seed=job.seed)
 
-    def judge(spent: int) -> float:
-        judged = task.evaluate(policy, samples=arena.scoring.samples, seed=job.seed + EVALUATION_SEED)
-        if arena.scoring.metric not in judged:
-            raise UserError(f"scoring.metric={arena.scoring.metric!r} is none of {', '.join(judged)}")
-        score = judged.pop(arena.scoring.metric)
+    def evaluate(spent: int) -> float:
+        metrics = task.evaluate(policy, samples=arena.scoring.samples, seed=job.seed + EVALUATION_SEED)
+        if arena.scoring.metric not in metrics:
+            raise UserError(f"scoring.metric={arena.scoring.metric!r} is none of {', '.join(metrics)}")
+        score = metrics.pop(arena.scoring.metric)
         report.point(spent, score)
-        report.record(spent, judged)
+        report.record(spent, metrics)
         return score
 
     def after_step(told: Report) -> None:
@@ -168,12 +168,12 @@ def perturbed(job: Job, report: Reporter) -> float:
         report.progress(spent)
         points = arena.scoring.points
         if told.step < steps and told.step * points // steps > (told.step - 1) * points // steps:
-            judge(spent)
+            evaluate(spent)
 
-    judge(0)
+    evaluate(0)
     trainer = Trainer(
         method, task, policy, method.engine_for(task, policy), Schedule(steps), seed=job.seed, listeners=[after_step]
     )
     if trainer.run().status != "finished":
         raise InterruptedError("the run was interrupted")
-    return judge(steps * rows)
+    return evaluate(steps * rows)

@@ -1,4 +1,4 @@
-"""The same evaluation for every run of an arena: ours, a peer library's, a user's."""
+"""Evaluation during a run, the same for every run of an arena: ours, a peer library's, a user's."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from vantage.study.jobs import Reporter
 
 EVALUATION_SEED = 10_000
-"""Added to a run's seed for its evaluations: the same held-out draws for every method."""
+"""Added to a run's seed for its evaluations, so that all methods are evaluated on the same random numbers."""
 
 NAMES = {
     "kl/reference": "kl",
@@ -27,7 +27,7 @@ NAMES = {
     "groups/without_variance": "zero_advantage_groups",
     "grad_norm": "gradient_norm",
 }
-"""What the report calls a metric."""
+"""Metric -> its name in the report."""
 
 
 def task_of(arena: Arena) -> Any:
@@ -35,8 +35,8 @@ def task_of(arena: Arena) -> Any:
     return make_task(arena.task, data=arena.data, verifier=arena.verifier, options=arena.options)
 
 
-class Judge:
-    """Evaluates the policy on the way, evenly spread over the budget; the clock and the run's randomness stand still."""
+class Evaluator:
+    """Evaluations of the policy, evenly spaced over the budget, which change neither the clock nor the run's random states."""
 
     def __init__(self, arena: Arena, task: Any, policy: Any, seed: int, report: Reporter) -> None:
         self.scoring, self.size = arena.scoring, arena.budget.size
@@ -46,33 +46,33 @@ class Judge:
         self.score = 0.0
 
     def due(self, spent: float) -> bool:
-        """Whether one of the marks has been passed since the last evaluation."""
+        """Return whether an evaluation point has been passed since the last evaluation."""
         step = self.size / self.scoring.points
         return int(spent / step) > int(max(self.last, 0.0) / step)
 
     def __call__(self, spent: float, generator: torch.Generator) -> None:
-        """Evaluate now."""
+        """Evaluate the policy and report the score."""
         started = time.perf_counter()
         with _untouched(self.policy, generator), torch.no_grad():
-            judged = self.task.evaluate(self.policy, samples=self.scoring.samples, seed=self.seed)
+            metrics = self.task.evaluate(self.policy, samples=self.scoring.samples, seed=self.seed)
         self.report.pause(time.perf_counter() - started)
-        if self.scoring.metric not in judged:
+        if self.scoring.metric not in metrics:
             raise UserError(
-                f"scoring.metric={self.scoring.metric!r} is none of the task's figures"
-                f"{nearest(self.scoring.metric, judged)} (figures: {', '.join(judged)})"
+                f"scoring.metric={self.scoring.metric!r} is none of the task's metrics"
+                f"{nearest(self.scoring.metric, metrics)} (metrics: {', '.join(metrics)})"
             )
-        self.last, self.score = spent, float(judged[self.scoring.metric])
+        self.last, self.score = spent, float(metrics[self.scoring.metric])
         self.report.point(spent, self.score)
-        self.record(spent, {name: value for name, value in judged.items() if name != self.scoring.metric})
+        self.record(spent, {name: value for name, value in metrics.items() if name != self.scoring.metric})
 
     def record(self, spent: float, metrics: Mapping[str, float]) -> None:
-        """Pass metrics on under the names that the report knows."""
+        """Report metrics under the report's names."""
         self.report.record(spent, {NAMES.get(name, name): value for name, value in metrics.items()})
 
 
 @contextmanager
 def _untouched(policy: Any, generator: torch.Generator) -> Iterator[None]:
-    """Leave all random states, and whether the policy is training, as they were."""
+    """Restore all random states and the policy's mode at the end of the context."""
     saved, training = random_state(generator), policy.training
     try:
         yield

@@ -1,4 +1,4 @@
-"""A run on the road: the task's policy and engine, the method, and a budget instead of a number of steps."""
+"""Run of a comparison in the training loop, with a budget instead of a number of steps."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vantage.core.errors import UserError
 from vantage.core.trainer import Report, Schedule, Trainer
 from vantage.methods import registry
 from vantage.randomness import seed_all
-from vantage.study.judge import EVALUATION_SEED, Judge, task_of
+from vantage.study.evaluation import EVALUATION_SEED, Evaluator, task_of
 from vantage.study.meter import BudgetSpent, Horizon, Meter
 from vantage.tasks.language.turns import marked, read
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from vantage.study.jobs import Job, Reporter
 
 READABLE = 8
-"""Held-out problems whose completions are kept to be read."""
+"""Number of held-out problems whose completions are stored for the report."""
 
 
 def run(job: Job, report: Reporter) -> float:
@@ -37,16 +37,16 @@ def run(job: Job, report: Reporter) -> float:
     horizon = Horizon(arena.budget.size, cost(method.rollout, episode).of(arena.budget.unit))
     policy = method.policy_for(task, model=job.model, seed=job.seed)
     meter = Meter(method.engine_for(task, policy, seed=job.seed), arena.budget.unit, arena.budget.size)
-    judge = Judge(arena, task, policy, job.seed, report)
+    evaluator = Evaluator(arena, task, policy, job.seed, report)
 
     def after_step(told: Report) -> None:
         if told.step == 0:
             return
-        judge.record(meter.spent, told.metrics)
+        evaluator.record(meter.spent, told.metrics)
         trainer.context.total_steps = horizon.after(told.step, meter.spent)
         report.progress(meter.spent)
-        if judge.due(meter.spent):
-            judge(meter.spent, trainer.context.generator)
+        if evaluator.due(meter.spent):
+            evaluator(meter.spent, trainer.context.generator)
 
     trainer = Trainer(
         method,
@@ -58,7 +58,7 @@ def run(job: Job, report: Reporter) -> float:
         micro_batch=getattr(task, "micro_batch", None),
         listeners=[after_step],
     )
-    judge(0.0, trainer.context.generator)
+    evaluator(0.0, trainer.context.generator)
     try:
         outcome = trainer.run()
         if outcome.status != "finished":
@@ -70,14 +70,14 @@ def run(job: Job, report: Reporter) -> float:
             f"the budget of {arena.budget.size:g} {arena.budget.unit} is less than one step of {job.method}:"
             " give it smaller batches"
         )
-    if judge.last < horizon.spent:
-        judge(horizon.spent, trainer.context.generator)
+    if evaluator.last < horizon.spent:
+        evaluator(horizon.spent, trainer.context.generator)
     _keep_samples(task, policy, job.seed, report)
-    return judge.score
+    return evaluator.score
 
 
 def _keep_samples(task: Any, policy: Any, seed: int, report: Reporter) -> None:
-    """Keep one completion of each of the first held-out problems, where the task has problems."""
+    """Store one completion of each of the first held-out problems, where the task has problems."""
     problems = getattr(task, "problems", None)
     if problems is None or not problems.size("test"):
         return
