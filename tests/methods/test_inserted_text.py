@@ -66,7 +66,7 @@ def test_reinforce_plus_plus_gives_questions_and_answers_of_a_conversation_the_s
     batch = conversations(2)
     found = vantage.method("reinforce-plus-plus").advantage(batch, context()).advantage
     rows = [found[row][batch.mask[row]].tolist() for row in range(3)]
-    high, low = 1 / 3 / (8 / 33) ** 0.5, -2 / 3 / (8 / 33) ** 0.5
+    high, low = 1 / 3 / (2 / 9) ** 0.5, -2 / 3 / (2 / 9) ** 0.5  # the variance of the population
     for row, expected in zip(rows, (high, low, high), strict=True):
         assert row == pytest.approx([expected] * 4, abs=1e-4)
 
