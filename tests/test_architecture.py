@@ -16,7 +16,7 @@ LOWEST = {"annotations", "metrics", "randomness", "core", "functions"}
 """What everything but core may import: checks of settings, means of a step, the values and protocols, pure functions of tensors."""
 COMPONENTS = {"advantages", "objectives", "regularizers", "rewards", "selection", "updates"}
 BELOW_METHODS = LOWEST | COMPONENTS | {"policies", "rollouts", "fields"}
-BELOW_STUDY = BELOW_METHODS | {"methods", "tasks", "settings", "console", "config", "folders", "progress"}
+BELOW_STUDY = BELOW_METHODS | {"methods", "tasks", "settings", "userfile", "console", "config", "folders", "progress"}
 ARROWS: dict[str, set[str]] = {
     "annotations": set(),
     "randomness": set(),
@@ -29,8 +29,9 @@ ARROWS: dict[str, set[str]] = {
     "fields": LOWEST | {"settings"},
     "integrations": LOWEST | {"rollouts"},
     "settings": {"core"},
-    "tasks": LOWEST | {"settings", "policies", "rollouts", "rewards"},
-    "methods": BELOW_METHODS | {"settings"},
+    "userfile": {"core"},
+    "tasks": LOWEST | {"settings", "userfile", "policies", "rollouts", "rewards"},
+    "methods": BELOW_METHODS | {"settings", "userfile"},
     "study": BELOW_STUDY,
     "config": {"core", "settings", "upgrade"},
     "upgrade": set(),

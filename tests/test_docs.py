@@ -13,6 +13,7 @@ import pytest
 
 from vantage.cli import main
 from vantage.core.checkpoint import newest_checkpoint
+from vantage.userfile import PREFIX
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs" / "architecture.md").read_text()
@@ -36,7 +37,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     before = set(sys.modules)
     yield tmp_path
     for name in set(sys.modules) - before:
-        if name in ("bandits",) or name.startswith(("vantage_task_", "vantage_page_")):
+        if name in ("bandits",) or name.startswith(PREFIX):
             del sys.modules[name]
 
 

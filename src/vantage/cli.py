@@ -225,7 +225,7 @@ class Show:
         if one.doc:
             print(f"\n{one.doc}\n")
         for title, text in (
-            ("page", str(one.path)),
+            ("page", self.method if self.method.endswith(".py") else str(one.path)),
             ("id", one.id),
             ("base", " < ".join(base.name for base in one.bases())),
             ("needs", ", ".join(sorted(one.needs))),

@@ -111,10 +111,44 @@ def entry(name: str) -> Entry:
         UserError: there is no such method or file, or the file cannot be read as a page.
     """
     if name.endswith(".py"):
-        if not Path(name).is_file():
+        path = Path(name)
+        if not path.is_file():
             raise UserError(f"there is no file {name}")
-        return _read(Path(name))
+        inside = module_of_file(path)
+        if inside:
+            return _entry_of(inside)
+        found = _read(path)
+        check_own_name(found.name, f"{name}: ")
+        return found
     return _entry_of(module_of(name)[1])
+
+
+def not_one(path: Path, count: int) -> str:
+    """Return the error for a file with no method or several."""
+    return f"{path} defines {count} methods; exactly one recipe must be marked with @method(papers=..., ...)"
+
+
+def module_of_file(path: Path) -> str:
+    """Return the module of a file that is a page of the package, "" for any other."""
+    resolved = path.resolve().with_suffix("")
+    if not resolved.is_relative_to(ROOT):
+        return ""
+    inside = ".".join(("vantage.methods", *resolved.relative_to(ROOT).parts))
+    return inside if inside in modules().values() else ""
+
+
+def check_own_name(name: str, where: str = "") -> None:
+    """Refuse the name of a method of the package for a method in a user's own file; `where` begins the message.
+
+    Raises:
+        UserError: the name is taken.
+    """
+    if name in modules():
+        taken = f"src/{modules()[name].replace('.', '/')}.py"
+        raise UserError(
+            f"{where}the name {name!r} is that of a method of the package ({taken}): rename the file, or give"
+            " @method(name=...)"
+        )
 
 
 def entries(
@@ -162,11 +196,13 @@ def _read(path: Path, module: str = "") -> Entry:
     Raises:
         UserError: not exactly one function is marked with @method, or the file is not valid Python.
     """
-    source = path.read_text(encoding="utf-8")
     try:
+        source = path.read_text(encoding="utf-8")
         tree = ast.parse(source)
     except SyntaxError as error:
         raise UserError(f"{path}, line {error.lineno}: {error.msg}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 at byte {error.start + 1}") from error
     marked = [
         (node, mark)
         for node in tree.body
@@ -175,7 +211,7 @@ def _read(path: Path, module: str = "") -> Entry:
         if isinstance(mark, ast.Call) and ast.unparse(mark.func).rpartition(".")[2] == "method"
     ]
     if len(marked) != 1:
-        raise UserError(f"{path} defines {len(marked)} methods; exactly one recipe must be marked with @method")
+        raise UserError(not_one(path, len(marked)))
     recipe, mark = marked[0]
     constants = _constants(tree)
     arguments = {keyword.arg: keyword.value for keyword in mark.keywords if keyword.arg}
@@ -266,6 +302,8 @@ def _base(value: ast.expr, tree: ast.Module, path: Path) -> Entry:
             and node.module
             and called in (one.asname or one.name for one in node.names)
         ):
+            if node.module.startswith("vantage.") and node.module not in modules().values():
+                raise UserError(f"{path}, line {node.lineno}: base={called}: {node.module} is no page of a method")
             beside = path.with_name(f"{node.module}.py")
             return _read(beside) if beside.is_file() else _entry_of(node.module)
     raise UserError(f"{path}: base={called}: import it by `from vantage.methods.FAMILY.NAME import {called}`")

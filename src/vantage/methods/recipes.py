@@ -12,6 +12,7 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_typ
 from vantage.core.component import check_value
 from vantage.core.errors import UserError, nearest
 from vantage.settings import tuples
+from vantage.userfile import called
 
 M = TypeVar("M")
 
@@ -31,7 +32,9 @@ def inherit(
     Raises:
         UserError: a name in `without` or `changed` is none of the base's settings, or a default is given twice.
     """
-    who = f"{recipe.__module__}.{recipe.__qualname__}"
+    who = called(recipe)
+    if not callable(base) or not hasattr(base, "page"):
+        raise UserError(f"{who}: base={getattr(base, '__name__', base)!r} is no recipe that @method marks")
     theirs, hidden = inspect.signature(base).parameters, frozenset(without)
     names = list(inspect.signature(recipe).parameters.values())
     own = names[1:]
@@ -52,7 +55,7 @@ def inherit(
     passed = [name for name in theirs if name not in hidden]
     shown = [mine.get(name, theirs[name].replace(default=changed.get(name, theirs[name].default))) for name in passed]
     new = [p for p in own if p.name not in passed]
-    hints, inherited = (get_type_hints(f, include_extras=True) for f in (recipe, base))
+    hints, inherited = hints_of(recipe), hints_of(base)
     signature = inspect.Signature(
         [p.replace(annotation=hints.get(p.name, inherited.get(p.name, Any))) for p in (*shown, *new)],
         return_annotation=hints.get("return", Any),
@@ -85,10 +88,10 @@ def checked(recipe: Callable[..., M], name: str) -> Callable[..., M]:
 
     @functools.cache
     def known() -> tuple[inspect.Signature, dict[str, Any]]:
-        return inspect.signature(recipe), get_type_hints(recipe, include_extras=True)
+        return inspect.signature(recipe), hints_of(recipe)
 
     @functools.wraps(recipe)
-    def called(*args: Any, **kwargs: Any) -> M:
+    def whole(*args: Any, **kwargs: Any) -> M:
         signature, hints = known()
         try:
             given = signature.bind(*args, **kwargs).arguments
@@ -100,7 +103,19 @@ def checked(recipe: Callable[..., M], name: str) -> Callable[..., M]:
                 check_value(f"{name}.{setting}", given[setting], hints[setting])
         return recipe(**given)
 
-    return called
+    return whole
+
+
+def hints_of(recipe: Callable[..., Any]) -> dict[str, Any]:
+    """Return the annotations of a recipe's settings, ranges included.
+
+    Raises:
+        UserError: one cannot be read, such as a name that the file does not define.
+    """
+    try:
+        return get_type_hints(recipe, include_extras=True)
+    except Exception as error:
+        raise UserError(f"{called(recipe)}: an annotation cannot be read: {error}") from error
 
 
 def _fitting(value: Any, hint: Any) -> Any:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import importlib
-import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -17,12 +17,10 @@ from vantage.core.errors import UserError, nearest
 from vantage.core.method import PLACES, Method
 from vantage.methods import index
 from vantage.methods.composition import configure, describe
-from vantage.methods.recipes import checked, explained, inherit
+from vantage.methods.recipes import checked, explained, hints_of, inherit
+from vantage.userfile import PREFIX, called, errors_in, is_own, load, shown
 
 M = TypeVar("M")
-
-_OF_FILE = "vantage_page_"
-"""Prefix of the module name of a user's own file."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +103,9 @@ class Page:
                     f"{self.name} has no setting {name!r}{nearest(name, known)} (settings: {', '.join(known) or 'none'};"
                     " a setting of a component is written component.field)"
                 )
-        composed = made = self.recipe(**own)
+        file = getattr(sys.modules.get(self.module), "__file__", None) if is_own(self.module) else None
+        with errors_in(shown(file)) if file else contextlib.nullcontext():
+            composed = made = self.recipe(**own)
         for path, value in given.items():
             if path not in own:
                 made = configure(made, path, value)
@@ -125,6 +125,8 @@ class Page:
         Raises:
             UserError: it has no rollout loop.
         """
+        if made is None:
+            raise UserError(f"{self.name}: the recipe returns nothing; it must return a Method")
         if not isinstance(made, Method):
             raise UserError(
                 f"{self.name} has no rollout loop, so it cannot be trained: `vantage show {self.name}` describes it, and"
@@ -155,8 +157,9 @@ def _named(made: Any, name: str) -> Any:
 
 
 def method(
+    marked: Callable[..., Any] | None = None,
     *,
-    papers: tuple[Paper, ...] | Paper,
+    papers: tuple[Paper, ...] | Paper | None = None,
     base: Callable[..., Any] | None = None,
     without: Iterable[str] = (),
     family: str = "",
@@ -174,7 +177,8 @@ def method(
     `name: text; other, third: text.`
 
     Args:
-        papers: publications to cite.
+        marked: none; @method is written with its arguments.
+        papers: publications to cite, at least one.
         base: the recipe that this one starts from: it gets what `base` made as first argument, `base`, and has the settings
             of the base beside its own. A setting that both have is given to both, unless hidden.
         without: settings of the base that this one fixes or replaces; they cannot be given.
@@ -192,33 +196,46 @@ def method(
         **changed: defaults that differ from those of the base, fixed values of hidden settings included.
 
     Raises:
-        UserError: a name in `without` or `changed` is none of the base's settings, or a page in the package gives `family`.
+        UserError: a name in `without` or `changed` is none of the base's settings, `papers` is missing, the base is no recipe, a
+            setting has no default, a page in the package gives `family`, or a user's own file has the name of a method of the
+            package.
     """
+    cited = papers if isinstance(papers, tuple) else (papers,)
+    if marked is not None or not cited or not all(isinstance(paper, Paper) for paper in cited):
+        raise UserError("@method needs papers=, what to cite: @method(papers=Paper(TITLE, AUTHORS, YEAR), ...)")
 
     def mark(recipe: Callable[..., M]) -> Callable[..., M]:
         module = recipe.__module__
         if base is None and (changed or without):
             raise UserError(
-                f"{module}: {', '.join([*changed, *without])} can be given to @method only together with base="
+                f"{called(recipe)}: {', '.join([*changed, *without])} can be given to @method only together with base="
             )
-        called = name or module.rsplit(".", 1)[-1].removeprefix(_OF_FILE).replace("_", "-")
+        given = list(inspect.signature(recipe).parameters.values())[base is not None :]
+        for one in given:
+            if one.default is one.empty:
+                raise UserError(f"{called(recipe)}: the setting {str(one)!r} needs a default")
+        page_name = name or module.rsplit(".", 1)[-1].removeprefix(f"{PREFIX}page_").replace("_", "-")
+        if is_own(module):
+            index.check_own_name(page_name)
         doc = inspect.getdoc(sys.modules[module]) or inspect.getdoc(recipe) or ""
-        whole = checked(recipe if base is None else inherit(recipe, base, without, changed), called)
+        whole = checked(recipe if base is None else inherit(recipe, base, without, changed), page_name)
+        if is_own(module):
+            hints_of(whole)  # those of the package are read when they are first needed
 
         @functools.wraps(whole)
         def named(*args: Any, **kwargs: Any) -> M:
-            made: M = _named(whole(*args, **kwargs), called)
+            made: M = _named(whole(*args, **kwargs), page_name)
             return made
 
         own = [p for p in inspect.signature(recipe).parameters if base is None or p != "base"]
         parent: Page | None = getattr(base, "page", None)
         said = (needs,) if isinstance(needs, str) else needs
         page = Page(
-            name=called,
+            name=page_name,
             family=_family(module, family),
             kind=kind,
             id=id,
-            papers=(papers,) if isinstance(papers, Paper) else tuple(papers),
+            papers=tuple(paper for paper in cited if paper is not None),
             recipe=named,
             module=module,
             summary=index.first_line(doc),
@@ -268,20 +285,12 @@ def page(name: str) -> Page:
 
 
 def _page_of_file(path: Path) -> Page:
-    if not path.is_file():
-        raise UserError(f"there is no file {path}")
-    name = f"{_OF_FILE}{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    if str(path.parent.resolve()) not in sys.path:  # its imports may be in its folder
-        sys.path.append(str(path.parent.resolve()))
-    spec.loader.exec_module(module)
-    found = _pages_of(module)
+    inside = index.module_of_file(path)
+    if inside:
+        return page(index.module_of(path.stem)[0])
+    found = _pages_of(load(path, "page"))
     if len(found) != 1:
-        raise UserError(f"{path} defines {len(found)} methods; exactly one recipe must be marked with @method")
+        raise UserError(index.not_one(path, len(found)))
     return found[0]
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import inspect
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import Any
 from vantage.core.errors import UserError, nearest, unknown
 from vantage.settings import read_settings
 from vantage.tasks.offers import LANGUAGE, OFFERS, WORDS
+from vantage.userfile import errors_in, load
 
 
 @dataclass(frozen=True)
@@ -176,17 +175,7 @@ def _task_of_file(spec: str, options: Mapping[str, Any]) -> Any:
     """Call the function `task` of a Python file with the settings of the specification and the options."""
     name, _, rest = spec.partition(":")
     path = Path(name)
-    if not path.is_file():
-        raise UserError(f"task {spec!r}: there is no file {path}")
-    found = importlib.util.spec_from_file_location(f"vantage_task_{path.stem}", path)
-    assert found is not None
-    assert found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    sys.modules[found.name] = module
-    if str(path.parent.resolve()) not in sys.path:  # the file may import modules of its own folder
-        sys.path.append(str(path.parent.resolve()))
-    found.loader.exec_module(module)
-    maker = getattr(module, "task", None)
+    maker = getattr(load(path, "task"), "task", None)
     if not callable(maker):
         raise UserError(f"{path} has no function `task` that returns a task")
     given = {**options, **read_settings(rest, f"task {spec}")}
@@ -197,4 +186,8 @@ def _task_of_file(spec: str, options: Mapping[str, Any]) -> Any:
             raise UserError(
                 f"task {spec!r} has no setting {key!r}{nearest(key, known)} (settings: {', '.join(known) or 'none'})"
             )
-    return maker(**given)
+    with errors_in(path):
+        made = maker(**given)
+    if made is None:
+        raise UserError(f"{path}: the function `task` returns nothing; it must return the task")
+    return made
