@@ -14,9 +14,8 @@ from tests.reference import Case, cases
 from vantage.core import Trajectories, UserError
 from vantage.methods.composition import differences
 
-pytestmark = pytest.mark.peers
 
-
+@pytest.mark.peers
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_loss_and_gradient_equal_trl(seed: int) -> None:
     check_against_trl(vantage.method("dapo"), "dapo", seed, low=0.2, high=0.28)

@@ -14,9 +14,8 @@ from tests.reference import Case, cases
 from vantage.core import Schedule, Trainer
 from vantage.core.walk import prepare
 
-pytestmark = pytest.mark.peers
 
-
+@pytest.mark.peers
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_loss_and_gradient_equal_trl(seed: int) -> None:
     check_against_trl(vantage.method("dr-grpo", max_length=9), "dr_grpo", seed, low=0.2, high=0.2, max_length=9)

@@ -8,9 +8,8 @@ import vantage
 from tests.methods.family import check_advantage, check_against_trl, check_groups, check_loss, worked_case
 from tests.reference import Case, cases
 
-pytestmark = pytest.mark.peers
 
-
+@pytest.mark.peers
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("beta", [0.0, 0.04])
 def test_loss_and_gradient_equal_trl(beta: float, seed: int) -> None:

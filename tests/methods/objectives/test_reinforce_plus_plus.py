@@ -13,9 +13,8 @@ from vantage.core import Method, UserError
 from vantage.tasks.language.problems import problem_set
 from vantage.tasks.language.task import LanguageTask
 
-pytestmark = pytest.mark.peers
 
-
+@pytest.mark.peers
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_loss_and_gradient_equal_trl(seed: int) -> None:
     check_against_trl(vantage.method("reinforce-plus-plus"), "bnpo", seed, low=0.2, high=0.2)

@@ -12,9 +12,8 @@ from tests.peers import trl_rloo_loss
 from tests.reference import Case, cases
 from vantage.core import UserError
 
-pytestmark = pytest.mark.peers
 
-
+@pytest.mark.peers
 def test_gradient_equals_trl_on_policy() -> None:
     batch = random_batch(8, 6, size=4)
     method = vantage.method("rloo", beta=0.0)
