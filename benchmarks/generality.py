@@ -1,11 +1,11 @@
-"""What the house costs its first guests: PPO on CartPole and GRPO on a small Llama, at an earlier commit and now.
+"""Time of a training step at an earlier commit and now: PPO on CartPole and GRPO on a small Llama.
 
     python benchmarks/generality.py COMMIT [--repetitions 5] [--seconds 4]
 
 COMMIT is checked out beside the working tree (`git worktree`). The two trees take turns, each measurement a fresh process with one
 thread; a ratio is taken within its repetition, and the median of the ratios is reported with its range. Processor seconds a
-step of the road are compared, after three steps that warm up: the lower quartile of the steps, since a neighbour on the same core
-or cache makes some of them slower and none faster. Above 1: the earlier one took longer.
+step of the training loop are compared, after three steps that warm up: the lower quartile of the steps, since a neighbour on the
+same core or cache makes some of them slower and none faster. Above 1: the earlier one took longer.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ WARM_UP = 3
 
 
 def seconds_a_step(workload: str, seconds: float) -> float:
-    """Processor seconds of a step of the road, the lower quartile of the steps of at least `seconds`."""
+    """Processor seconds of a step of the training loop, the lower quartile of the steps of at least `seconds`."""
     import torch
 
     import vantage
