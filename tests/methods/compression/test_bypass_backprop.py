@@ -155,7 +155,7 @@ def test_it_finds_the_units_that_matter() -> None:
     acting = task.make_policy(seed=0)
     before = task.evaluate(acting, samples=1, seed=0)
     run = vantage.train(
-        "bypass-backprop", task, steps=150, settings={"lr": 0.05, "group_size": 4}, evaluate_samples=0, policy=acting
+        "bypass-backprop", task, steps=80, settings={"lr": 0.1, "group_size": 4}, evaluate_samples=0, policy=acting
     )
     assert run.outcome.status == "finished"
     after = task.evaluate(acting, samples=1, seed=0)

@@ -366,9 +366,9 @@ def test_a_resumed_run_is_the_run_that_never_stopped(name: str, tmp_path: Path) 
 
 
 def test_a_model_learns_by_imitation_then_by_reward(tmp_path: Path) -> None:
-    task, options = "masked:addition:digits=1", {"width": 32, "layers": 2, "heads": 2, "evaluated": 40}
+    task, options = "masked:addition:digits=1", {"width": 32, "layers": 2, "heads": 2, "evaluated": 16}
     run = vantage.train(
-        "masked-diffusion", task, steps=60, settings={"batch": 32, "lr": 1e-2}, options=options, out=tmp_path / "run"
+        "masked-diffusion", task, steps=40, settings={"batch": 32, "lr": 1e-2}, options=options, out=tmp_path / "run"
     )
     assert run.metrics[-1]["loss/policy"] < 0.7 * run.metrics[1]["loss/policy"]
     tuned = vantage.train(
