@@ -19,6 +19,7 @@ DONE = (
     "rewards",
     "rollouts",
     "selection",
+    "study",
     "tasks",
     "updates",
 )

@@ -1,4 +1,4 @@
-"""The commands of a study: `compare`, `arenas`, `claims`, `watch`. Heavy modules are imported when a command runs."""
+"""Commands of the study: `compare`, `arenas`, `claims`, `watch`. Heavy modules are imported when a command runs."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ Texts = tyro.conf.Positional[tuple[str, ...]]
 
 @dataclass
 class Compare:
-    """Run methods in an arena, several seeds each, and write a report of which is better."""
+    """Run methods in an arena, several seeds each, and write a report that compares them."""
 
     methods: Annotated[Texts, tyro.conf.arg(metavar="METHOD[:NAME=VALUE,...] ...")]
-    """Methods by name or file, with settings where wanted (grpo:group_size=16,update.optimizer.lr=1e-3). The first is the
-    baseline. A peer library's is a method too (sb3-ppo)."""
+    """Methods by name or file, optionally with settings (grpo:group_size=16,update.optimizer.lr=1e-3). The first is the
+    baseline. Methods of peer libraries are possible too (sb3-ppo)."""
     arena: str = ""
     """Name of an arena (`vantage arenas`), or TOML file that defines one."""
     seeds: int | None = None
     """Runs of each method. Default: the arena's."""
     jobs: int | None = None
-    """Runs at a time, each a process with one thread. Default: the processors that there are."""
+    """Number of parallel runs, each a process with one thread. Default: the number of processors."""
     out: str = ""
     """Folder for study.json and report.html. Default: runs/compare-ARENA-METHODS."""
     fresh: bool = False
-    """Run everything again, also what was finished before."""
+    """Run everything again, finished runs included."""
     force: bool = False
-    """Write into --out whatever it holds."""
+    """Write into --out even where it holds something else."""
 
     def __call__(self) -> int:
         """Run the command."""
@@ -71,7 +71,7 @@ class Compare:
 
 @dataclass
 class Arenas:
-    """List the arenas: what a comparison holds fixed."""
+    """List the arenas: task, budget and evaluation of a comparison."""
 
     json: bool = False
     """Print JSON."""
@@ -99,41 +99,41 @@ class Arenas:
                     each.description,
                 ]
             )
-        print_table(["name", "field", "budget", "metric", "untrained → best", "a run", "what it is"], rows)
+        print_table(["name", "field", "budget", "metric", "untrained → best", "a run", "description"], rows)
         return 0
 
 
 @dataclass
 class Claims:
-    """Run the claims of method pages, look at their runs and records, or accept that a change altered what they compute."""
+    """Run the claims of method pages, show their runs and records, or accept that a change altered what they compute."""
 
     action: tyro.conf.Positional[Literal["run", "show", "table", "check", "bless"]]
-    """run: run and store claims; show: how each finished run went, seed by seed; table: write tables of all systems, a file a
-    family; check: which results were measured before a change that altered them, which are missing; bless: store probes as they
-    come out now, and note in each result that they altered that it was measured before (--because)."""
+    """run: run and store claims; show: the course of each finished run, by seed; table: write tables of all systems, one file per
+    family; check: list results that were measured before a change that altered them, and missing ones; bless: store the present
+    probes, and mark each result that the change altered as measured before it (--because)."""
     names: Texts = ()
     """For `run`, `show` and `bless`: methods (ppo), single claims (ppo/hopper), or all."""
     figures: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")] = ()
-    """For `show`: diagnostics to print beside the score (length entropy ...); any unknown one lists them."""
+    """For `show`: diagnostics to print beside the score (length entropy ...); an unknown name lists them."""
     because: str = ""
-    """For `bless`: what changed, in a sentence that goes into the results."""
+    """For `bless`: description of the change, in a sentence that is stored in the results."""
     marked: bool = False
-    """For `run`: those measured before a change that altered them."""
+    """For `run`: the results that were measured before a change that altered them."""
     seeds: int | None = None
-    """Runs of each side. Default: the claim's, 5 as a rule."""
+    """Runs of each side. Default: the claim's, usually 5."""
     jobs: int | None = None
-    """Runs at a time. Default: the processors that there are."""
+    """Number of parallel runs. Default: the number of processors."""
     folder: str = "claims"
-    """Where results are stored."""
+    """Folder of the stored results."""
     out: str = ""
     """For `run`: folder for a report of each claim. For `table`: folder of the tables. Default: build/claims."""
     fresh: bool = False
-    """Run everything again, also what was finished before."""
+    """Run everything again, finished runs included."""
 
     def __call__(self) -> int:
         """Run the command."""
         if self.action in ("table", "check") and self.names:
-            raise UserError(f"claims {self.action} takes no names; it looks at all results")
+            raise UserError(f"claims {self.action} takes no names; it applies to all results")
         for name, action in (("figures", "show"), ("because", "bless"), ("marked", "run")):
             if getattr(self, name) and self.action != action:
                 raise UserError(f"--{name} goes with claims {action}, not with claims {self.action}")
@@ -175,7 +175,9 @@ class Claims:
 
     def _bless(self) -> int:
         if not self.because.strip():
-            raise UserError('claims bless needs --because "...": what changed, for whoever reads the result')
+            raise UserError(
+                'claims bless needs --because "...": a description of the change, for the readers of the result'
+            )
         from vantage.study import probes
 
         pages = {one.page.name: one.page for one in self._chosen()}
@@ -230,7 +232,7 @@ class Claims:
         for names, said in (
             (found.missing, "claims have no result yet"),
             (found.marked, "results were measured before a change that altered them (vantage claims run --marked)"),
-            (found.unseen, 'results do not hold and do not say what their runs showed ("seen" in their file)'),
+            (found.unseen, 'results do not hold and lack remarks on their runs ("seen" in their file)'),
         ):
             if names:
                 print(f"{len(names)} {said}: {', '.join(names)}")
@@ -241,12 +243,12 @@ class Claims:
 
 @dataclass
 class Watch:
-    """Serve the report of a comparison that is running, refreshing, on this machine only."""
+    """Serve the report of a running comparison, with refreshes, on this machine only."""
 
     folder: Text
     """The comparison's --out folder."""
     port: int = 8321
-    """Port on 127.0.0.1; 0 takes a free one."""
+    """Port on 127.0.0.1; 0 for any free one."""
     every: float = 5.0
     """Seconds between refreshes."""
 

@@ -1,4 +1,4 @@
-"""Is one arm better than another, or did the seeds fall that way? Tests, corrections, and the verdict.
+"""Comparison of arms: tests of the difference, corrections for multiple comparisons, and the verdict.
 
 The rule. A `Difference` is "difference shown" when all three agree, and "no difference shown" otherwise:
 
@@ -67,7 +67,7 @@ NOT_SHOWN: Verdict = "no difference shown"
 
 @dataclass(frozen=True)
 class Difference:
-    """The difference of two arms and what may be said of it.
+    """Difference of two arms, with its test and verdict.
 
     Attributes:
         effect: mean of x minus mean of y, in the metric's unit.
@@ -119,7 +119,7 @@ def shown(
 
 
 def compare(x: ArrayLike, y: ArrayLike, *, paired: bool = False) -> Difference:
-    """The difference of two arms, x minus y, as a single comparison.
+    """Return the difference of two arms, x minus y, as a single comparison.
 
     Args:
         x: scores [R_x] or [R_x, K] of the runs; several tasks are averaged within a run.
@@ -136,7 +136,7 @@ def compare_all(
     paired: bool = False,
     correction: Correction = "holm",
 ) -> dict[Pair, Difference]:
-    """The differences of several pairs of arms, corrected for their number.
+    """Return the differences of several pairs of arms, corrected for their number.
 
     Args:
         scores: arm -> [R] or [R, K]; R may differ between arms unless paired.
@@ -157,7 +157,7 @@ def compare_all(
 
 
 def _alone(x: ArrayLike, y: ArrayLike, comparisons: int, paired: bool) -> tuple[Difference, TTest | None]:
-    """One comparison before the correction; the p-value and the verdict are still to be set."""
+    """Return one comparison before the correction, without final p-value and verdict."""
     a, b = as_scores(x, "scores of x").mean(axis=-1), as_scores(y, "scores of y").mean(axis=-1)
     seeds = (len(a), len(b))
     if min(seeds) < 2:

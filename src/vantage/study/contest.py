@@ -1,4 +1,4 @@
-"""A comparison: methods in an arena, run, kept, and written as a study with its report."""
+"""Comparison of methods in an arena: its runs, its cache, and the study with its report."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ REPORT = "report.html"
 
 @dataclass(frozen=True)
 class Entrant:
-    """A method with its settings, ready to run in an arena.
+    """Method with its settings in an arena.
 
     Args:
-        arm: what the report shows of it, its full settings included.
-        settings: those that are not the method's own defaults.
-        function: what carries it out.
+        arm: its entry in the report, with full settings.
+        settings: settings that differ from the method's defaults.
+        function: function that runs it.
     """
 
     arm: Arm
@@ -49,10 +49,10 @@ class Entrant:
 
 
 def entrant(arena: Arena, method: str, settings: Mapping[str, Any], *, name: str = "", function: str = "") -> Entrant:
-    """Return a method as it enters an arena: the arena's defaults where it has such settings, then those given.
+    """Return a method in an arena, with the arena's defaults where it has such settings, overridden by those given.
 
     Raises:
-        UserError: the method or a setting is not known, or it cannot run in this arena.
+        UserError: the method or a setting is not known, or the method cannot run in this arena.
     """
     if method in PEERS:
         peer = PEERS[method]
@@ -67,7 +67,7 @@ def entrant(arena: Arena, method: str, settings: Mapping[str, Any], *, name: str
     except UserError:
         if runs == TRAINING:
             raise
-        # A field's own function may know baselines that have no page.
+        # A field's own function may have baselines without a page.
         return Entrant(Arm(name or method, method, dict(settings)), dict(settings), runs)
     own = page.settings()
     given = {**_fitting(arena.defaults, page), **settings}
@@ -88,7 +88,7 @@ def entrant(arena: Arena, method: str, settings: Mapping[str, Any], *, name: str
 
 
 def _fitting(defaults: Mapping[str, Any], page: registry.Page) -> dict[str, Any]:
-    """The arena's defaults that the method has."""
+    """Return the arena's defaults for settings that the method has."""
     own = page.settings()
     fitting = {key: value for key, value in defaults.items() if key in own}
     built = page.make(fitting)
@@ -108,7 +108,7 @@ def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_entry(text: str) -> tuple[str, dict[str, Any]]:
-    """Read `grpo:group_size=16,update.optimizer.lr=1e-3`: the method and its settings. Brackets keep their commas.
+    """Parse `grpo:group_size=16,update.optimizer.lr=1e-3`: the method and its settings. Commas in brackets do not separate.
 
     Raises:
         UserError: a setting is not written name=value.
@@ -119,14 +119,14 @@ def read_entry(text: str) -> tuple[str, dict[str, Any]]:
 
 @dataclass
 class Contest:
-    """A comparison as it goes on: what there is to run, and the study of what there is so far.
+    """Comparison in progress: its jobs, and the study of the results so far.
 
     Args:
-        arena: where.
-        entrants: who; the first is the baseline.
-        seeds: each runs all of them.
-        name: of the study.
-        command: what makes it again.
+        arena: the arena.
+        entrants: the methods; the first is the baseline.
+        seeds: seeds of each method.
+        name: name of the study.
+        command: command that repeats it.
     """
 
     arena: Arena
@@ -143,7 +143,7 @@ class Contest:
             raise UserError("there is nothing to compare: give at least one method")
         if twice:
             raise UserError(f"{twice[0]!r} enters twice; the same method again needs other settings")
-        # Seed by seed, so that the report compares all methods from early on.
+        # Ordered by seed, so that the report compares all methods early.
         self.works = [Work(one.arm.name, one.job(self.arena, seed)) for seed in self.seeds for one in self.entrants]
         self._began = datetime.now(UTC).isoformat(timespec="seconds")
         self._commit, self._versions = commit(), versions()
@@ -157,7 +157,7 @@ class Contest:
         out: Path | None = None,
         watchers: Sequence[Watcher] = (),
     ) -> Study:
-        """Run what is not in the cache, and return the study; with `out`, its file and report are there from the start."""
+        """Run the jobs that are not in the cache, and return the study; with `out`, its file and report are kept up to date."""
         writer = [Writer(self, out)] if out is not None else []
         run_all(
             self.works,
@@ -172,7 +172,7 @@ class Contest:
         return self.study()
 
     def study(self) -> Study:
-        """Return the study of what there is so far."""
+        """Return the study of the results so far."""
         arena, scoring = self.arena, self.arena.scoring
         return Study(
             name=self.name or f"{len(self.entrants)} methods on {arena.name}",
@@ -205,14 +205,14 @@ def _run_of(work: Work) -> Run:
 
 
 def _shown(arena: Arena) -> dict[str, Any]:
-    """What the report says of the arena."""
+    """Return the report's settings of the arena."""
     held = encode(arena)
     kept = ("task", "function", "options", "data", "verifier", "model", "scoring", "defaults")
     return {name: held[name] for name in kept if held[name]}
 
 
 class Writer:
-    """Writes the study's file and report into a folder: at the start, at the end, and every few seconds between."""
+    """Watcher that writes the study's file and report into a folder: at the start, at the end, and every few seconds between."""
 
     def __init__(self, contest: Contest, folder: Path, every: float = 5.0) -> None:
         self.contest, self.folder, self.every = contest, folder, every
@@ -220,11 +220,11 @@ class Writer:
         self._written = float("-inf")
 
     def changed(self, work: Work) -> None:
-        """Remember that there is something to write."""
+        """Note that there is a change to write."""
         self._changed = True
 
     def tick(self) -> None:
-        """Write, if something has changed and some time has passed."""
+        """Write, if there is a change and some time has passed."""
         if self._changed and time.monotonic() - self._written > self.every:
             self.contest.study().save(self.folder / STUDY)
             self._changed, self._written = False, time.monotonic()
@@ -237,10 +237,10 @@ class Writer:
 
 
 def claim_folder(folder: Path, contest: Contest, force: bool) -> None:
-    """Make the folder of a comparison, or take the one in which it was begun.
+    """Make the folder of a comparison, or continue in the one in which it was begun.
 
     Raises:
-        UserError: it holds another comparison, or something else, or it cannot be written.
+        UserError: the folder holds another comparison, or something else, or it cannot be written.
     """
     # A comparison that was killed while its model was made has its logs alone.
     if folder.is_dir() and any(path.name not in (LOCK, "logs") for path in folder.iterdir()) and not force:
@@ -265,7 +265,7 @@ def seeds_of(count: int) -> tuple[int, ...]:
     """Return the first `count` seeds.
 
     Raises:
-        UserError: there is none.
+        UserError: `count` is less than 1.
     """
     if count < 1:
         raise UserError(f"--seeds {count} is out of range: at least 1")

@@ -14,16 +14,16 @@ from vantage.study.statistics import Array
 
 
 class Reached(NamedTuple):
-    """When a run first reached the threshold, or, if censored, how far it was followed without reaching it."""
+    """Number of samples at which a run first reached the threshold, or, if censored, its length without reaching it."""
 
     samples: float
     censored: bool
 
 
 class TimeToThreshold(NamedTuple):
-    """Several runs' `Reached`: the median over runs, and how many reached the threshold at all.
+    """Summary of several runs' `Reached`: the median over runs, and the number that reached the threshold.
 
-    `median` is None where half of the runs never get there: the budget was too small to know it, which is not a number.
+    `median` is None where half of the runs do not reach it: the budget was too small to estimate it.
     """
 
     median: float | None
@@ -61,9 +61,9 @@ def on_grid(xs: Sequence[ArrayLike], ys: Sequence[ArrayLike], grid: ArrayLike) -
 def area_under_curve(
     samples: ArrayLike, scores: ArrayLike, start: float | None = None, until: float | None = None
 ) -> float:
-    """Mean height of a learning curve between `start` and `until`: trapezoids over samples, divided by the range.
+    """Return the mean height of a learning curve between `start` and `until`: trapezoids over samples, divided by the range.
 
-    Dividing by the range keeps the metric's unit, so that an area reads as "the score that it had on the way".
+    The division keeps the metric's unit: the area is the average score during the run.
 
     Args:
         samples: increasing [P], P >= 2.
@@ -84,7 +84,7 @@ def area_under_curve(
 
 
 def samples_to_threshold(samples: ArrayLike, scores: ArrayLike, threshold: float, direction: str = "higher") -> Reached:
-    """Return when a learning curve first reaches the threshold, linear between evaluations.
+    """Return the samples at which a learning curve first reaches the threshold, by linear interpolation.
 
     Args:
         samples: increasing [P].
@@ -108,9 +108,9 @@ def samples_to_threshold(samples: ArrayLike, scores: ArrayLike, threshold: float
 
 
 def time_to_threshold(runs: Sequence[Reached]) -> TimeToThreshold:
-    """Median over runs by Kaplan and Meier's estimate, which takes a run that stopped early for what it is.
+    """Return the median over runs by the Kaplan-Meier estimate, which handles censored runs.
 
-    Leaving the censored runs out, or counting their budget as their time, would both flatter a method that fails.
+    Leaving the censored runs out, or counting their budget as their time, would both favour a method that fails.
     """
     reached = [run.samples for run in runs if not run.censored]
     if not reached:
@@ -118,7 +118,7 @@ def time_to_threshold(runs: Sequence[Reached]) -> TimeToThreshold:
     stats = require("scipy.stats", "study")
     data = stats.CensoredData.right_censored([run.samples for run in runs], [run.censored for run in runs])
     survival = stats.ecdf(data).sf
-    # The median is where survival first falls to one half; where it rests exactly there, the middle of the rest.
+    # The median is where survival first falls to one half; where it stays exactly there, the middle of that interval.
     below = survival.quantiles[survival.probabilities <= 0.5 + 1e-12]
     if not len(below):
         return TimeToThreshold(None, len(reached), len(runs))

@@ -1,4 +1,4 @@
-"""Random numbers that are the same on every processor, and choices among alternatives that can be repeated.
+"""Random numbers that are equal on all processors, and repeatable choices among alternatives.
 
 `torch` draws exponential and Bernoulli numbers by another algorithm where it is built with MKL than where it is not, and a choice
 between nearly equal alternatives depends on the last bit of a sum. Inside `Draws` all numbers come from `torch.rand`, which is the
@@ -23,7 +23,7 @@ CHOICES = frozenset({torch.argmax, Tensor.argmax, torch.searchsorted, torch.mult
 
 
 class Draws(TorchFunctionMode):
-    """While it is entered: numbers and choices as the module's text says.
+    """Context in which random numbers and choices are as the module's docstring says.
 
     Args:
         kept: choices of an earlier run, to be made again in the same order; None makes them anew.
@@ -34,9 +34,9 @@ class Draws(TorchFunctionMode):
         self._kept = None if kept is None else _unpack(kept)
         self._made: list[np.ndarray[Any, Any]] = []
         self.count = 0
-        """Choices made so far."""
+        """Number of choices so far."""
         self.otherwise = 0
-        """Of these, those that the code would have made otherwise than it was told to."""
+        """Number of these that the code would have made differently than the kept ones."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
@@ -48,7 +48,7 @@ class Draws(TorchFunctionMode):
         return result
 
     def choose(self, found: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """Return the choices [...] of integers that are to be made where the code found these."""
+        """Return the choices [...] to make, int, where the code found these."""
         flat = found.reshape(-1).astype(np.int64)
         if self._kept is not None and self.count + flat.size <= self._kept.size:
             told = self._kept[self.count : self.count + flat.size]
@@ -70,12 +70,12 @@ class Draws(TorchFunctionMode):
 
     @property
     def made(self) -> str:
-        """The choices, as text."""
+        """Return the choices as text."""
         return _pack(np.concatenate(self._made)) if self._made else ""
 
 
 def _exact(func: Any, args: Sequence[Any]) -> bool:
-    """Whether a choice is a largest entry in double precision, which no processor decides otherwise."""
+    """Return whether a choice is a largest entry in double precision, which does not depend on the processor."""
     return func in (torch.argmax, Tensor.argmax) and args[0].dtype is torch.float64
 
 
@@ -90,7 +90,7 @@ def _unpack(text: str) -> np.ndarray[Any, Any]:
 
 @contextmanager
 def token_engine_in_torch() -> Any:
-    """Decode tokens by the operations of torch: the compiled decoder takes its choices out of reach of `Draws`."""
+    """Decode tokens by torch's operations, since `Draws` cannot control the choices of the compiled decoder."""
     from vantage.rollouts.tokens import native
 
     compiled = native.library
@@ -128,7 +128,7 @@ def _multinomial(
         mass = weights.double().cumsum(-1)
         goal = _uniform((*weights.shape[:-1], num_samples), generator) * mass[..., -1:]
         return torch.searchsorted(mass, goal, right=True).clamp_(max=weights.shape[-1] - 1)
-    # The smallest of exponential numbers with these rates, the next one, ...: draws without replacement.
+    # The order of exponential numbers with these rates gives samples without replacement.
     race = -torch.log1p(-_uniform(weights.shape, generator)) / weights.double()
     return race.topk(num_samples, largest=False).indices
 

@@ -1,10 +1,10 @@
-"""Which code decides a run: a digest of every module that it can reach, and of the data and versions it used. Part of the key
-under which a finished run is kept (`vantage.study.cache`).
+"""Fingerprint of the code that determines a run: a digest of every module that it can reach, and of its data and versions. Part
+of the key of a finished run in the cache (`vantage.study.cache`).
 
-A module's digest is of its source without comments, docstrings, blank lines and its `claim`: what a reader reads and a run
-does not. What is reached follows from the imports written in the files, those inside functions included and those under
-`if TYPE_CHECKING` left out; of a package that imports its names when they are asked for, only those asked for are followed.
-Modules named in text alone (a task's, a hook's) are given as roots.
+A module's digest is of its source without comments, docstrings, blank lines and its `claim`, which do not affect a run. What is
+reached follows from the imports written in the files, those inside functions included and those under `if TYPE_CHECKING` left
+out; of a package that imports its names when they are asked for, only those asked for are followed. Modules named in text alone
+(a task's, a hook's) are given as roots.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def files_digest(path: Path) -> str:
 
 
 def _file_of(name: str) -> Path | None:
-    """The source file of a module; nothing is imported. None when there is none (a compiled or missing module)."""
+    """Return the source file of a module without importing it; None where there is none (a compiled or missing module)."""
     if name.endswith(".py"):
         path = Path(name)
         return path if path.is_file() else None
@@ -133,7 +133,7 @@ def _file_of(name: str) -> Path | None:
 
 @functools.cache
 def _locations(top: str) -> tuple[Path, ...]:
-    """Folders of a top-level package, or the one file of a top-level module."""
+    """Return the folders of a top-level package, or the one file of a top-level module."""
     try:
         spec = importlib.util.find_spec(top)
     except (ImportError, ValueError):
@@ -147,7 +147,7 @@ def _locations(top: str) -> tuple[Path, ...]:
 
 @functools.lru_cache(maxsize=4096)
 def _read(path: str, modified: int, name: str) -> tuple[str, tuple[str, ...]]:
-    """The digest of a file and the modules that it imports; `modified` makes a changed file a new entry."""
+    """Return the digest of a file and the modules that it imports; `modified` invalidates the cache of a changed file."""
     source = Path(path).read_text(encoding="utf-8")
     try:
         tree = ast.parse(source)
@@ -182,7 +182,7 @@ def essence(source: str, tree: ast.Module | None = None) -> str:
 
 
 def _says_only(node: ast.stmt) -> bool:
-    """Whether a statement at the top level is the page's claim, or imports what no result depends on."""
+    """Return whether a top-level statement is the page's claim, or an import on which no result depends."""
     if isinstance(node, ast.ImportFrom):
         return node.module in TABLES
     targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
@@ -200,9 +200,9 @@ def _blank(lines: list[str], node: ast.stmt) -> None:
 
 @functools.cache
 def _handed_on(package: str) -> Mapping[str, str]:
-    """Names that a package imports when they are asked for -> the modules that they come from.
+    """Return the lazily imported names of a package -> their modules.
 
-    Its file says so under `if TYPE_CHECKING`.
+    They are those of its file's `if TYPE_CHECKING` block.
     """
     path = _file_of(package)
     if path is None or path.name != "__init__.py":
@@ -217,7 +217,7 @@ def _handed_on(package: str) -> Mapping[str, str]:
 
 
 def _imports(tree: ast.Module, name: str, package: bool) -> set[str]:
-    """The modules that a file imports, with the packages that they are in."""
+    """Return the modules that a file imports, with their packages."""
     found: set[str] = set()
     waiting: list[ast.AST] = [tree]
     while waiting:

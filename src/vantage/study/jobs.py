@@ -1,4 +1,4 @@
-"""One run of a comparison: what it is to do (`Job`), what it tells (`Reporter`), what is kept of it (`Record`).
+"""Interface of one run of a comparison: its input (`Job`), its reports (`Reporter`) and its stored result (`Record`).
 
 A field without a rollout loop brings its own function, which an arena or a claim names as "module:function":
 
@@ -6,9 +6,9 @@ A field without a rollout loop brings its own function, which an arena or a clai
         for spent, score in my_method(job.method, **job.settings, seed=job.seed, limit=job.arena.budget.size):
             report.point(spent, score)                  # a point of the learning curve; 0 is the untrained policy
             report.record(spent, entropy=...)           # diagnostics
-        return final                                    # one score, one a task, or None: the last point's
+        return final                                    # one score, one per task, or None: the last point's
 
-The road's own is `vantage.study.training:run`.
+The training loop's own is `vantage.study.training:run`.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ Send = Callable[[dict[str, Any]], None]
 
 @dataclass(frozen=True)
 class Job:
-    """One method, with all its settings, on one seed of an arena.
+    """Run of one method, with all its settings, on one seed of an arena.
 
     Args:
         method: name of a page, path of a file that defines one, or name of a peer.
-        settings: of the recipe and of parts: the paper's, the arena's, the user's, the later ones first.
-        seed: of every random draw.
-        arena: what is fixed.
-        function: "module:function" that carries it out.
-        model: folder of the model to start from; "" for none.
+        settings: settings of the recipe and of components: the paper's, overridden by the arena's and then by the user's.
+        seed: random seed.
+        arena: the arena.
+        function: "module:function" that runs the job.
+        model: folder of the initial model; "" for none.
     """
 
     method: str
@@ -56,14 +56,14 @@ class Job:
 
 @dataclass(frozen=True)
 class Record:
-    """What is kept of a finished run.
+    """Stored result of a finished run.
 
     Args:
-        run: the run, under the arm's name that it first had.
-        samples: completions to read.
+        run: the run, under its first arm's name.
+        samples: completions for the report.
         cpu_seconds: user and system time of the process, start included.
-        created: when it ended, ISO 8601.
-        versions: libraries.
+        created: end of the run, ISO 8601.
+        versions: library -> version.
     """
 
     run: Run
@@ -80,7 +80,7 @@ class Record:
 
 
 class Reporter:
-    """Gathers a run's curve, diagnostics and samples, and passes its progress on."""
+    """Collector of a run's curve, diagnostics and samples, which also reports its progress."""
 
     def __init__(self, arm: str, seed: int, size: float, send: Send = lambda message: None) -> None:
         self.arm, self.seed, self.size = arm, seed, size
@@ -94,22 +94,22 @@ class Reporter:
 
     @property
     def seconds(self) -> float:
-        """Seconds since the start, evaluations left out."""
+        """Seconds since the start, without evaluations."""
         return time.perf_counter() - self._started - self._paused
 
     def pause(self, seconds: float) -> None:
-        """Take time off the clock: what an evaluation took."""
+        """Subtract the time of an evaluation from the clock."""
         self._paused += seconds
 
     def progress(self, spent: float) -> None:
-        """Tell how much of the budget is spent; cheap enough to be called at every step."""
+        """Report the spent budget; cheap enough to be called at every step."""
         now = time.perf_counter()
         if now - self._told > 0.25:
             self._told = now
             self._send({"spent": spent})
 
     def point(self, spent: float, score: float) -> None:
-        """Add a point to the learning curve; `spent` grows from call to call.
+        """Add a point to the learning curve; `spent` increases from call to call.
 
         Raises:
             UserError: the score is not finite.
@@ -129,14 +129,14 @@ class Reporter:
             held[2] += value
 
     def sample(self, prompt: str, completion: str, reward: float | None = None) -> None:
-        """Add a completion to read."""
+        """Add a completion for the report."""
         self.samples.append(Sample(self.arm, self.seed, prompt, completion, reward))
 
     def run(self, final: float | Mapping[str, float] | None, tasks: tuple[str, ...]) -> Run:
         """Return the finished run.
 
         Raises:
-            UserError: there is no final score, or it is not of the arena's tasks.
+            UserError: there is no final score, or its tasks are not the arena's.
         """
         if final is None:
             if not self.curve:

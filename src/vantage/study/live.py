@@ -1,4 +1,4 @@
-"""What a person sees while a comparison runs: a live table in a terminal, plain lines elsewhere."""
+"""Progress display of a comparison: a live table in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from vantage.study.runner import Work, default_jobs
 
 MARKS = {"waiting": "[dim]·[/dim]", "running": "[cyan]▸[/cyan]", "ok": "[green]✓[/green]", "crashed": "[red]✗[/red]"}
 ROWS = 12
-"""Running, crashed and newest finished runs that a terminal shows at most; the rest is counted."""
+"""Largest number of running, crashed and newest finished runs in a terminal; the others are counted."""
 
 
 def seconds_left(works: Sequence[Work], jobs: int) -> float | None:
-    """Return the seconds that the remaining runs will take, judged by those of the same arm, then by all; None at first."""
+    """Return the estimated remaining seconds, from finished runs of the same arm, otherwise of all; None at first."""
     known = [work for work in works if not work.cached and work.share > 0.02 and work.began]
     if not known:
         return None if any(work.state in ("waiting", "running") for work in works) else 0.0
@@ -30,7 +30,7 @@ def seconds_left(works: Sequence[Work], jobs: int) -> float | None:
         return sum(own) / len(own) if own else average
 
     ahead = [length(work) * (1 - work.share) for work in works if work.state in ("waiting", "running")]
-    # With few runs left they do not fill the processes: the longest of them is the least that it takes.
+    # With fewer runs left than processes, the longest of them is a lower bound.
     return max(sum(ahead) / max(jobs, 1), max(ahead, default=0.0))
 
 
@@ -38,11 +38,11 @@ class Live:
     """Watcher that shows every run's progress, current score and time left.
 
     Args:
-        title: what is run.
+        title: title of the display.
         works: the runs.
-        jobs: how many go on at a time.
-        decimals: of scores.
-        live: a table that is redrawn; None: in a terminal.
+        jobs: number of parallel runs.
+        decimals: decimals of scores.
+        live: whether to show a table that is redrawn; None: in a terminal.
         interval: seconds between plain lines of one run.
     """
 
@@ -82,7 +82,7 @@ class Live:
             self._display.__exit__(kind, error, trace)
 
     def changed(self, work: Work) -> None:
-        """Show a run that began, has a new score, or ended."""
+        """Show a run that has begun, has a new score, or has ended."""
         if self.live:
             return
         now = time.monotonic()

@@ -1,4 +1,4 @@
-"""Counts what a run generates, and ends it exactly at its budget."""
+"""Count of a run's generated samples, tokens or environment steps, which ends the run at its budget."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from vantage.core.trajectories import Trajectories
 
 
 class BudgetSpent(Exception):
-    """The next decisions would go beyond the budget: the step that asked for them does not count."""
+    """Raised where the next decisions would exceed the budget: the step that requested them does not count."""
 
 
 class Meter:
-    """An engine that counts what the engine inside it generates, and refuses what the budget does not hold.
+    """Engine that counts what its inner engine generates, and refuses what exceeds the budget.
 
-    Counted is everything that is generated, whether it is learnt from or not: greedy companions, groups that are dropped,
-    branches from the middle of a row (their new tokens; each is a further sample). A step whose generation goes beyond the budget
-    ends with `BudgetSpent` before it has changed the policy, so that no method learns from more than the others may.
+    Everything that is generated counts, whether it enters the loss or not: greedy answers, dropped groups, branches from the
+    middle of a row (their new tokens; each is a further sample). A step whose generation exceeds the budget ends with
+    `BudgetSpent` before it has changed the policy, so that all methods train on at most the same amount.
 
     Args:
-        engine: what generates.
+        engine: inner engine.
         unit: "samples" (rows), "tokens" (decisions drawn), or "environment steps".
         size: the budget.
     """
@@ -60,11 +60,11 @@ class Meter:
         return batch
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the engine's."""
+        """Return the engine's state."""
         return self.engine.state_dict()
 
     def load_state_dict(self, state: Any) -> None:
-        """Give it to the engine."""
+        """Restore the engine's state."""
         self.engine.load_state_dict(state)
 
     def _ask(self, cost: float) -> None:
@@ -72,7 +72,7 @@ class Meter:
             raise BudgetSpent
 
     def _take(self, rows: float, batch: Trajectories, before: float = 0.0) -> None:
-        """Count rows, or the decisions that were drawn less `before` that were there already."""
+        """Count rows, or the sampled decisions less `before`, the number of decisions that were kept."""
         self.spent += rows if self.unit == "samples" else float(batch.mask.sum()) - before
         if self.spent > self.size:
             raise BudgetSpent
@@ -92,7 +92,7 @@ def _resume(meter: Meter, inner: Callable[..., Trajectories]) -> Callable[..., T
 
 def _respond(meter: Meter, inner: Callable[..., Trajectories]) -> Callable[..., Trajectories]:
     def respond(batch: Trajectories, texts: Any, context: Context, **settings: Any) -> Trajectories:
-        # A turn more of the same rows: tokens, and no sample.
+        # A further turn of the same rows: tokens, but no sample.
         found = inner(batch, texts, context, **settings)
         meter._take(0, found, float(batch.mask.sum()))
         return found
@@ -111,7 +111,7 @@ def _converse(meter: Meter, inner: Callable[..., Trajectories]) -> Callable[...,
 
 def _read(meter: Meter, inner: Callable[..., Trajectories]) -> Callable[..., Trajectories]:
     def read(ids: Any, context: Context) -> Trajectories:
-        # Stored rows cost what fresh ones do, so that learning from data has a budget too.
+        # Stored rows have the cost of fresh ones, so that training on data has a budget too.
         found = inner(ids, context)
         meter._take(len(found), found)
         return found
@@ -128,7 +128,7 @@ _COUNTED: dict[str, Callable[[Meter, Any], Any]] = {
 
 
 class Horizon:
-    """How many steps of the road a budget will last, from what the steps so far have cost."""
+    """Estimate of the number of training steps of a budget, from the costs of the steps so far."""
 
     def __init__(self, size: float, first: float | None) -> None:
         if first is not None and first > size:
@@ -142,15 +142,15 @@ class Horizon:
         self.spent = 0.0
 
     def at_start(self) -> int:
-        """Return the number of steps as far as it is known before the first."""
+        """Return the estimated number of steps before the first."""
         return int(self.size // self.first) if self.first else 100
 
     def after(self, step: int, spent: float) -> int:
-        """Return the number of steps, `step` of which are done and have spent `spent`; `step` itself ends the run."""
+        """Return the estimated number of steps, `step` of which have spent `spent`; the result `step` ends the run."""
         cost, self.spent = spent - self.spent, spent
         self.cheapest, self.dearest = min(self.cheapest, cost), max(self.dearest, cost)
         left = self.size - spent
         if self.cheapest == self.dearest:
             return step + (int(left // cost) if cost else 1)
-        # Steps differ: go on until one is refused.
+        # Steps have different costs: continue until one is refused.
         return step + max(1, round(left * step / spent)) if left > 0 else step

@@ -1,4 +1,4 @@
-"""The model that a language arena's runs start from: made here, warm-started by imitation, kept in the cache."""
+"""Initial model of a language arena's runs: made once, warm-started by imitation, and cached."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def make(arena: Arena, folder: Path, send: Send) -> None:
-    """Make the arena's model in a folder that is there whole or not at all.
+    """Make the arena's model in a folder, atomically.
 
     Raises:
         UserError: the preset, the method or a setting is not known.
@@ -56,7 +56,7 @@ def make(arena: Arena, folder: Path, send: Send) -> None:
             listeners=[_Progress(send)],
         )
         if trainer.run().status != "finished":
-            raise InterruptedError("the warm start was interrupted")  # half a model must not be kept as a whole one
+            raise InterruptedError("the warm start was interrupted")  # an incomplete model must not be cached
     policy.save(draft / "model")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(OSError):  # the other process was first: the same seed made the same model
@@ -67,7 +67,7 @@ def make(arena: Arena, folder: Path, send: Send) -> None:
 
 
 class _Progress:
-    """Tells how many steps are done."""
+    """Listener that reports the number of steps done."""
 
     def __init__(self, send: Send) -> None:
         self.send = send

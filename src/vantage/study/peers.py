@@ -1,7 +1,7 @@
-"""Peer libraries run beside ours: the same environment, budget and evaluation, their own code.
+"""Methods of peer libraries in a comparison: the same environment, budget and evaluation, their own code.
 
-A peer is an arm like any other: `vantage compare ppo sb3-ppo --arena cartpole`. Its settings are the peer's own names. They
-are installed by the extra `peers`; no result of theirs is stored in this package.
+A peer is an arm like any other: `vantage compare ppo sb3-ppo --arena cartpole`. Its settings have the peer's names. The extra
+`peers` installs the libraries; no result of theirs is stored in this package.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 class StableBaselinesPPO:
     """Settings of Stable-Baselines3's PPO, under its names and with its defaults; its loss differs in two places.
 
-    Its value loss is the mean squared error without the half that others write in front: `vf_coef` is half of theirs for the
-    same loss. Its value clipping has no maximum with the unclipped error: `clip_range_vf` is another thing than PPO's.
+    Its value loss is the mean squared error without the usual factor 1/2: `vf_coef` is half of others' for the same loss. Its
+    value clipping has no maximum with the unclipped error: `clip_range_vf` differs from PPO's.
 
     Attributes:
-        anneal: let the learning rate fall linearly to 0.
+        anneal: decrease the learning rate linearly to 0.
         normalize: normalise observations and scale rewards (`VecNormalize`).
         hidden: widths of the actor's and of the critic's hidden layers.
     """
@@ -52,7 +52,7 @@ class StableBaselinesPPO:
 
 
 class _Actor:
-    """A Stable-Baselines3 policy as an evaluation asks for one: raw observations in, the environment's actions out."""
+    """Adapter of a Stable-Baselines3 policy for evaluations: from raw observations to the environment's actions."""
 
     training = True
 
@@ -60,24 +60,24 @@ class _Actor:
         self.model, self.normalizer = model, normalizer
 
     def act(self, observation: np.ndarray, *, deterministic: bool = True, generator: Any = None) -> np.ndarray:
-        """Choose actions for observations [n, ...]; the statistics of a normaliser stay as they are."""
+        """Return actions for observations [n, ...]; the statistics of a normaliser do not change."""
         seen = observation if self.normalizer is None else self.normalizer.normalize_obs(observation)
         return np.asarray(self.model.predict(seen, deterministic=deterministic)[0])
 
     def parameters(self) -> Iterator[torch.nn.Parameter]:
-        """The policy's parameters."""
+        """Return the policy's parameters."""
         found: Iterator[torch.nn.Parameter] = self.model.policy.parameters()
         return found
 
     def train(self, mode: bool = True) -> None:
-        """Nothing: the library sets it itself where it matters."""
+        """Do nothing: the library sets the mode itself."""
 
 
 def sb3_ppo(job: Job, report: Reporter) -> float:
     """Run Stable-Baselines3's PPO in a control arena.
 
     Raises:
-        UserError: the arena is no control arena, or its budget is less than one rollout.
+        UserError: the arena is not a control arena, or its budget is less than one rollout.
         ImportError: Stable-Baselines3 is not installed.
     """
     require("stable_baselines3", "peers")
@@ -137,14 +137,14 @@ def sb3_ppo(job: Job, report: Reporter) -> float:
 
 @dataclass(frozen=True)
 class Peer:
-    """A peer library's method.
+    """Method of a peer library.
 
     Args:
-        name: what the command line calls it.
+        name: name on the command line.
         function: "module:function" that runs a job.
         settings: its settings and their defaults.
-        field: of the arenas that it runs in.
-        description: one line for people.
+        field: field of its arenas.
+        description: one line for a reader.
     """
 
     name: str
@@ -154,10 +154,10 @@ class Peer:
     description: str
 
     def check(self, settings: Mapping[str, Any]) -> None:
-        """Refuse a setting that it does not have.
+        """Refuse unknown settings.
 
         Raises:
-            UserError: one is not known; the message has the nearest ones.
+            UserError: a setting is not known; the message has the nearest ones.
         """
         for name in settings:
             if name not in self.settings:

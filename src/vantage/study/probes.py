@@ -1,9 +1,9 @@
 """Probes: a few steps of each side of a claim at a tiny size, stored as numbers beside the claim's record.
 
-Equal numbers say that the record speaks for the code that is here; other numbers say that the code computes something else. A
-side is the method or the baseline with the claim's settings and seed 0, on the arena's task. It is probed for as many steps as it
-takes until everything that it remembers (its components with a state) has been filled and read once. What was sampled is stored
-too and sampled again (`vantage.study.draws`), so that a probe made on one kind of processor passes on another.
+Equal numbers mean that the record is valid for the present code; other numbers mean that the code computes something else. A
+side is the method or the baseline with the claim's settings and seed 0, on the arena's task. A probe has as many steps as it
+takes until all state of its components has been filled and read once. The samples are stored too and repeated
+(`vantage.study.draws`), so that a probe made on one kind of processor passes on another.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 RELATIVE, ABSOLUTE = 1e-5, 1e-6
-"""Two figures are equal when they differ by no more than the sum of both."""
+"""Relative and absolute tolerance: two numbers are equal when they differ by no more than the sum of both."""
 SHAKE, FIRM = 1e-7, 0.3
-"""Figures that move by more than the share `FIRM` of what is allowed when parameters move by `SHAKE` are not stored."""
+"""Numbers that change by more than the share `FIRM` of the tolerance when parameters change by `SHAKE` are not stored."""
 OTHERWISE = 0.02
-"""Share of the choices that another processor may make otherwise."""
+"""Largest share of the choices that another processor may make differently."""
 
 
 @dataclass(frozen=True)
 class Probe:
-    """The file of a page: the sides of its claims, by the words of `name_of`."""
+    """Probe file of a page: the sides of its claims, by `name_of`."""
 
     format: int
     method: str
@@ -47,15 +47,15 @@ class Probe:
 
     @staticmethod
     def path(folder: Path, page: registry.Page) -> Path:
-        """Return where the probe of a page is stored."""
+        """Return the path of a page's probe."""
         return folder / page.family / f"{page.name}.probe.json"
 
     @classmethod
     def of(cls, folder: Path, page: registry.Page) -> Probe:
-        """Return the stored probe of a page, without a side when it has no file.
+        """Return the stored probe of a page, without sides when it has no file.
 
         Raises:
-            UserError: its file holds something else.
+            UserError: the file is not a probe.
         """
         path = cls.path(folder, page)
         if not path.is_file():
@@ -63,7 +63,7 @@ class Probe:
         return decode(cls, json.loads(path.read_text(encoding="utf-8")), str(path))
 
     def store(self, folder: Path, page: registry.Page) -> None:
-        """Write the file of the page, one line a side."""
+        """Write the file of the page, one line per side."""
         head = {"format": self.format, "method": self.method}
         sides = [f"{json.dumps(name)}: {json.dumps(encode(_rounded(side)))}" for name, side in self.sides.items()]
         text = f'{json.dumps(head)[:-1]}, "sides": {{\n' + ",\n".join(sides) + "\n}}\n"
@@ -90,13 +90,13 @@ def sides_of(page: registry.Page) -> dict[str, list[tuple[Stated, Entrant]]]:
 
 
 def name_of(side: Entrant, arena: Arena, settings: Mapping[str, Any]) -> str:
-    """Return what a side is called: the method, the arena, and what the claim sets."""
+    """Return a side's name: the method, the arena, and the claim's settings."""
     given = ", ".join(f"{name}={value}" for name, value in sorted(settings.items()))
     return f"{side.arm.method} on {arena.name}{': ' if given else ''}{given}"
 
 
 def differences(folder: Path, page: registry.Page) -> list[str]:
-    """Return what the code that is here computes otherwise than the stored probe of a page says, one line each."""
+    """Return the differences between the present code's results and the stored probe of a page, one line each."""
     stored, found = Probe.of(folder, page).sides, []
     for name, several in sides_of(page).items():
         if name not in stored:
@@ -108,7 +108,7 @@ def differences(folder: Path, page: registry.Page) -> list[str]:
 
 
 def compare(before: Side, now: Side, draws: Draws | None = None) -> Iterator[tuple[str, str]]:
-    """Yield (figure, how it differs); of each the first step where it does. What only one side has says nothing."""
+    """Yield (name, difference) at the first step where each number differs. Names that only one side has are ignored."""
     if draws is not None and draws.otherwise > max(2, OTHERWISE * draws.count):
         yield "choices", f"sampled: {draws.otherwise} of {draws.count} would be made otherwise"
     shared = [name for name in before.figures if name in now.figures]
@@ -126,7 +126,7 @@ def compare(before: Side, now: Side, draws: Draws | None = None) -> Iterator[tup
 
 
 def alters(figure: str, before: Side, metric: str) -> bool:
-    """Whether a figure that differs makes a claim's result another one: no other diagnostic than the claim's own does."""
+    """Return whether a different number alters a claim's result: of the diagnostics, only the claim's own does."""
     if LEARNT not in before.figures:
         return True  # a field's own function
     learnt = figure.startswith(("choices", "figures", "loss/", "grad_norm", "advantage/", "parameters/"))
@@ -134,12 +134,12 @@ def alters(figure: str, before: Side, metric: str) -> bool:
 
 
 def close(x: float, y: float, share: float = 1.0) -> bool:
-    """Whether two figures are equal up to a share of what is allowed; NaN is equal to everything."""
+    """Return whether two numbers are equal up to a share of the tolerance; NaN is equal to everything."""
     return x == y or not abs(x - y) > share * (ABSOLUTE + RELATIVE * abs(x))
 
 
 def _firm(one: Stated, side: Entrant) -> Side:
-    """Return what a side computes, without the figures that a change of all parameters by their last bits changes, too."""
+    """Return a side's results, without the numbers that are sensitive to the last bits of the parameters."""
     found, _ = measure(one, side)
     shaken, _ = measure(one, side, found.choices, shake=SHAKE)
     firm = {
@@ -152,9 +152,9 @@ def _firm(one: Stated, side: Entrant) -> Side:
 
 
 def bless(folder: Path, page: registry.Page, reason: str) -> Iterator[str]:
-    """Store the probe of a page as it comes out now, and mark the results that its change alters; yield what was done.
+    """Store the present probe of a page, and mark the results that its change alters; yield what was done.
 
-    A side that had no probe before is stored and marks nothing; nor does a diagnostic that no claim is about.
+    A side without a stored probe is stored and marks nothing; nor does a diagnostic that is in no claim.
     """
     stored = Probe.of(folder, page).sides
     sides, altered = {}, []

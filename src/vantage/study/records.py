@@ -1,7 +1,8 @@
-"""Records of claims: what came out, dated, in `claims/FAMILY/NAME.json`.
+"""Dated records of claims' results, in `claims/FAMILY/NAME.json`.
 
-A record is of the commit that it names. It does not become wrong when a file changes; whether a change altered what its runs
-compute is told by the probe beside it (`vantage.study.probes`), and a record that was measured before such a change says so.
+A record is of the commit that it names. It does not become wrong when a file changes; the probe beside it
+(`vantage.study.probes`) tells whether a change altered what its runs compute, and a record that was measured before such a
+change is marked.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ FORMAT = 2
 
 @dataclass(frozen=True)
 class Side:
-    """One side of a claim as it was run: full settings, and a value for each seed (None for a crashed run)."""
+    """One side of a claim: full settings, and a value for each seed (None for a crashed run)."""
 
     method: str
     settings: Mapping[str, Any]
@@ -33,7 +34,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Change:
-    """A change of the code after which a record's runs would come out otherwise: when it was accepted, at which commit, why."""
+    """Change of the code that altered the results of a record's runs: date and commit of its acceptance, and reason."""
 
     date: str
     commit: str
@@ -41,13 +42,13 @@ class Change:
 
     @staticmethod
     def now(reason: str) -> Change:
-        """Return a change accepted today at the commit that is here."""
+        """Return a change accepted today at the present commit."""
         return Change(datetime.now(UTC).date().isoformat(), commit(), reason)
 
 
 @dataclass(frozen=True)
 class Result:
-    """What came out of a claim.
+    """Result of a claim.
 
     Args:
         name: the claim's label on its page.
@@ -55,21 +56,22 @@ class Result:
         verdict: "holds", "not shown" or "contradicted".
         effect: mean of the method minus mean of the baseline, in the metric's unit.
         interval: its 95 % interval; None with too few runs.
-        p: of the verdict's test, which is of the difference beyond the margin.
-        seeds: that both sides ran.
+        p: p-value of the verdict's test, which is of the difference beyond the margin.
+        seeds: seeds of both sides.
         ours, theirs: the two sides.
-        metric, direction, margin, arena, note: of the claim.
-        budget: what each run could spend.
-        seeds_needed: runs a side that would show an effect of this size four times in five, where the spread is known.
-        reason: why it is "not shown" where the numbers are not the reason.
+        metric, direction, margin, arena, note: those of the claim.
+        budget: budget of each run.
+        seeds_needed: runs per side that would show an effect of this size with probability 0.8, where the standard deviation
+            is known.
+        reason: reason of "not shown" where it is not the numbers.
         date: ISO 8601.
-        duration: wall-clock seconds of all runs, one after the other.
+        duration: sum of the runs' wall-clock seconds.
         cpu_seconds: their user and system time.
-        commit: of the code; "+" for changes that were not committed.
-        versions: of the libraries.
-        seen: what looking at the runs showed, of a result that does not hold or holds for another reason than its words
-            suggest. Written by hand, from figures, into the file.
-        changes: of the code since, that alter what the runs compute (`vantage claims bless`).
+        commit: commit of the code; "+" for uncommitted changes.
+        versions: library -> version.
+        seen: remarks on the runs of a result that does not hold, or that holds for another reason than its words suggest.
+            Written by hand, from measured numbers, into the file.
+        changes: later changes of the code that alter what the runs compute (`vantage claims bless`).
     """
 
     name: str
@@ -99,7 +101,7 @@ class Result:
 
     @property
     def measured(self) -> str:
-        """When and of which code, and before which changes of it."""
+        """Date and commit of the measurement, and later changes that altered it."""
         said = f"{self.date[:10]}, {self.commit[:7] or 'no commit'}{'+' * self.commit.endswith('+')}"
         if self.changes:
             said += "; measured before: " + "; ".join(
@@ -110,7 +112,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Results:
-    """The file of a page: its results by the claims' names."""
+    """Results file of a page: its results by the claims' names."""
 
     format: int
     method: str
@@ -119,7 +121,7 @@ class Results:
 
     @staticmethod
     def path(folder: Path, page: registry.Page) -> Path:
-        """Return where a page's results are stored."""
+        """Return the path of a page's results."""
         return folder / page.family / f"{page.name}.json"
 
     @classmethod
@@ -127,7 +129,7 @@ class Results:
         """Read a file of results.
 
         Raises:
-            UserError: it cannot be read or holds something else.
+            UserError: the file cannot be read or is not a results file.
         """
         try:
             return decode(cls, json.loads(path.read_text(encoding="utf-8")), str(path))
@@ -136,16 +138,16 @@ class Results:
 
     @classmethod
     def of(cls, folder: Path, page: registry.Page) -> Results:
-        """Return the stored results of a page, without any when it has no file.
+        """Return the stored results of a page, empty when it has no file.
 
         Raises:
-            UserError: its file holds something else.
+            UserError: the file is not a results file.
         """
         path = cls.path(folder, page)
         return cls.load(path) if path.is_file() else cls(FORMAT, page.name, page.family)
 
     def store(self, folder: Path) -> Path:
-        """Write the file of the page, whole or not at all; return it."""
+        """Write the file of the page, atomically; return it."""
         path = folder / self.family / f"{self.method}.json"
         write_atomically(path, json.dumps(encode(self), indent=1) + "\n")
         return path
@@ -157,7 +159,7 @@ def files(folder: Path) -> Iterator[Path]:
 
 
 def mark(folder: Path, page: registry.Page, labels: tuple[str, ...], change: Change) -> list[str]:
-    """Note in a page's results that they were measured before a change of the code; return the names of those.
+    """Mark a page's results as measured before a change of the code; return their names.
 
     Of two changes with the same reason the later one is kept.
     """

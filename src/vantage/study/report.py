@@ -34,7 +34,7 @@ SCRIPTS = ("base.js", "chart.js", "tables.js", "samples.js", "main.js")
 CURVE_POINTS = 160
 DIAGNOSTIC_POINTS = 100
 SAMPLE_CHARACTERS = 2_000_000
-"""Samples beyond this much text stay out of the page; the page says how many."""
+"""Largest number of characters of samples in the page, which states how many samples are left out."""
 
 DIAGNOSTICS = {
     "entropy": "Entropy",
@@ -44,17 +44,17 @@ DIAGNOSTICS = {
     "zero_advantage_groups": "Groups with zero advantage",
     "gradient_norm": "Gradient norm",
 }
-"""Diagnostics in the order in which they are shown, with their titles; others follow under their own names."""
+"""Diagnostics in the order of the report -> their titles; others follow under their own names."""
 
 
 def write_report(study: Study, path: str | Path, *, refresh: float | None = None) -> Path:
     """Write the report of a study to one file, atomically.
 
     Args:
-        study: finished or still running.
-        path: where to.
-        refresh: seconds after which the page loads itself again; for a report that is served while runs go on. What the
-            reader has chosen (hidden arms, axes, sorting) is kept.
+        study: finished or running study.
+        path: file to write.
+        refresh: seconds after which the page reloads, for a report that is served during the runs. The reader's choices
+            (hidden arms, axes, sorting) are kept.
 
     Returns:
         The path.
@@ -86,13 +86,13 @@ def render(study: Study, *, refresh: float | None = None) -> str:
 
 
 def inline_json(data: object) -> str:
-    """JSON that may stand inside a script element: no `<`, `>` or `&`, ASCII only, so that no text can end the element."""
+    """Return JSON for a script element: no `<`, `>` or `&`, ASCII only, so that no text can end the element."""
     text = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def payload(study: Study) -> dict[str, Any]:
-    """Return everything that the page shows, as JSON values."""
+    """Return the page's contents as JSON values."""
     summary = summarise(study)
     return {
         "study": {
@@ -152,7 +152,7 @@ def _band_of_curves(runs: Sequence[Run], axis: str) -> dict[str, Any] | None:
     curves = [run.curve for run in runs if run.curve]
     xs = [np.array([getattr(point, axis) for point in curve]) for curve in curves]
     ys = [np.array([point.score for point in curve]) for curve in curves]
-    # Where no time was measured all positions are one: there is nothing to draw over seconds.
+    # Without measured times all positions are equal, and there is no curve over seconds.
     if axis == "seconds" and any(len(x) > 1 and not (np.diff(x) > 0).all() for x in xs):
         return None
     return _band(xs, ys, CURVE_POINTS)
@@ -170,7 +170,7 @@ def _encode_band(band: Band) -> dict[str, list[float]]:
 
 
 def _profile(study: Study, summary: Summary) -> dict[str, Any] | None:
-    """Build the run-score distributions, exact: each steps only at scores that a run of the study had."""
+    """Return the exact run-score distributions, which step only at scores of the study's runs."""
     scores = np.unique([value for arm in summary.arms for value in np.ravel(study.scores(arm.name))])
     if len(scores) < 2:
         return None
@@ -204,7 +204,7 @@ def _diagnostics(study: Study) -> list[dict[str, Any]]:
 
 def _diagnostic(study: Study, arm: str, name: str) -> dict[str, Any] | None:
     runs = [run for run in study.runs_of(arm) if name in run.diagnostics]
-    # Finished runs; before there are any, those that there are.
+    # Finished runs; before there are any, the running ones.
     runs = [run for run in runs if run.status == "ok"] or runs
     xs, ys = [], []
     for run in runs:
@@ -217,7 +217,7 @@ def _diagnostic(study: Study, arm: str, name: str) -> dict[str, Any] | None:
 
 
 def _contrast(columns: Sequence[dict[str, str]]) -> list[dict[str, Any]]:
-    """Rows of a table with one column an arm, those that differ first, each group in the order of first mention."""
+    """Return rows of a table with one column per arm, differing ones first, each group in the order of first occurrence."""
     names = dict.fromkeys(name for column in columns for name in column)
     rows = [{"name": name, "values": [column.get(name) for column in columns]} for name in names]
     return sorted(
@@ -227,7 +227,7 @@ def _contrast(columns: Sequence[dict[str, str]]) -> list[dict[str, Any]]:
 
 
 def _flat(settings: Any, prefix: str = "") -> dict[str, str]:
-    """Nested settings as dotted names and texts."""
+    """Return nested settings as dotted names and texts."""
     flat: dict[str, str] = {}
     for name, value in settings.items():
         if isinstance(value, dict) and value:
@@ -238,7 +238,7 @@ def _flat(settings: Any, prefix: str = "") -> dict[str, str]:
 
 
 def _samples(study: Study) -> dict[str, Any]:
-    """Completions by prompt, in the order of first mention, up to SAMPLE_CHARACTERS of text."""
+    """Return completions by prompt, in the order of first occurrence, up to SAMPLE_CHARACTERS of text."""
     index = {arm.name: position for position, arm in enumerate(study.arms)}
     by_prompt: dict[str, list[Sample]] = {}
     for sample in study.samples:
@@ -259,12 +259,12 @@ def _reward(sample: Sample) -> float | None:
 
 
 def _short(values: Sequence[float] | Array) -> list[float]:
-    """Numbers to six significant digits: more than a screen shows, at a third of the bytes."""
+    """Round numbers to six significant digits, which suffice for a screen and take a third of the bytes."""
     return [float(f"{value:.6g}") for value in values]
 
 
 def _escape(text: str) -> str:
-    """Escape text for markup; what UTF-8 or HTML cannot hold (a lone surrogate, NUL) becomes a question mark."""
+    """Escape text for markup; characters that UTF-8 or HTML cannot represent (a lone surrogate, NUL) become question marks."""
     return html.escape(text.replace("\0", "?").encode("utf-8", "replace").decode("utf-8"))
 
 

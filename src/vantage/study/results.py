@@ -1,4 +1,4 @@
-"""What a study found, as data: the schema that a comparison writes and the report reads.
+"""Schema of a study's results, which a comparison writes and the report reads.
 
 A `Study` is frozen, checks itself when it is built, and round-trips through JSON:
 
@@ -6,8 +6,8 @@ A `Study` is frozen, checks itself when it is built, and round-trips through JSO
                   budget=Budget("samples", 51200), seeds=(0, 1), arms=(Arm("grpo", "grpo"),), runs=...)
     study.save("study.json");  study == Study.load("study.json")
 
-Every mistake is a `UserError` that names the place (`runs[3].curve[2].score`) and what would be right. A number that
-is not finite is refused, except in diagnostics, where a run that diverges says so: JSON holds `null` there and Python NaN.
+Every error is a `UserError` that names the place (`runs[3].curve[2].score`) and the remedy. A number that is not finite is
+refused, except in diagnostics, where a run may diverge: JSON has `null` there and Python NaN.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ SCHEMA = 1
 
 @component(label="budget")
 class Budget:
-    """What each run may spend, the same for every arm.
+    """Budget of each run, the same for every arm.
 
     Args:
-        unit: what is counted, in the plural: "samples", "tokens", "environment steps".
-        size: how many of them; above 0.
+        unit: unit in the plural: "samples", "tokens", "environment steps".
+        size: number of units, above 0.
     """
 
     unit: str
@@ -46,14 +46,14 @@ class Budget:
 
 @dataclass(frozen=True)
 class Arm:
-    """One method with its settings: a column of the comparison.
+    """Method with its settings: a column of the comparison.
 
     Args:
-        name: unique in the study; what the report calls it ("grpo", "grpo:group_size=16").
+        name: unique name in the report ("grpo", "grpo:group_size=16").
         method: name of the method page that it runs.
-        settings: what it was run with, as JSON values (a tuple becomes a list; a number that is not finite, its text).
-        parts: part of the road -> text of what fills it ("objective" -> "Clip(low=0.2, high=0.28)").
-        parent: the recipe that it was made from, if any.
+        settings: its settings, as JSON values (a tuple becomes a list; a number that is not finite, its text).
+        parts: stage of the training loop -> text of its component ("objective" -> "Clip(low=0.2, high=0.28)").
+        parent: name of its base recipe, if any.
     """
 
     name: str
@@ -64,18 +64,18 @@ class Arm:
 
     def __post_init__(self) -> None:
         if not self.name:
-            raise UserError("an arm's name is empty: give the name that the report shall show")
+            raise UserError("an arm's name is empty: give the name for the report")
         object.__setattr__(self, "settings", plain(self.settings, f"arm {self.name!r}: settings"))
 
 
 @dataclass(frozen=True)
 class Point:
-    """One evaluation on the way.
+    """One evaluation during a run.
 
     Args:
-        samples: what had been spent, in the budget's unit (0 is the untrained policy).
+        samples: spent budget, in its unit (0 is the untrained policy).
         score: the study's metric, averaged over its tasks.
-        seconds: wall-clock time since the run began; evaluation excluded where the runner can tell.
+        seconds: wall-clock time since the run began, without evaluations where the runner measures them.
     """
 
     samples: float
@@ -96,7 +96,7 @@ class Run:
         diagnostics: name -> ((samples, value), ...), for instance entropy, kl, clip_fraction, length,
             zero_advantage_groups, gradient_norm, pass@8. A value may be NaN.
         duration: seconds from start to end, or so far.
-        error: what a crashed run died of.
+        error: error of a crashed run.
     """
 
     arm: str
@@ -128,11 +128,11 @@ class Run:
 
     @property
     def score(self) -> float | None:
-        """The final score averaged over tasks; None before there is one."""
+        """Final score averaged over tasks; None before there is one."""
         return sum(self.final.values()) / len(self.final) if self.final else None
 
     def save(self, path: str | Path) -> None:
-        """Write this run alone as JSON, atomically: what a comparison keeps of each finished run."""
+        """Write this run alone as JSON, atomically, as a comparison does for each finished run."""
         write_atomically(path, json.dumps(encode(self), allow_nan=False))
 
     @classmethod
@@ -147,13 +147,13 @@ class Run:
 
 @dataclass(frozen=True)
 class Sample:
-    """One completion, to be read side by side. Prompt and completion are untrusted text and stay text.
+    """One completion for the report. Prompt and completion are untrusted text and remain text.
 
     Args:
         arm: name of the arm.
         seed: seed of the run that wrote it.
         prompt: the prompt.
-        completion: what the policy wrote.
+        completion: the policy's completion.
         reward: its reward, where there is one.
     """
 
@@ -166,18 +166,18 @@ class Sample:
 
 @dataclass(frozen=True)
 class Study:
-    """Everything that a report says, and nothing that it has to guess.
+    """All data of a report.
 
     Args:
         name: name of the study.
-        arena: what was held fixed: task, split, network, budget, evaluation.
+        arena: what is fixed: task, split, network, budget, evaluation.
         metric: name of the score ("accuracy on 512 held-out sums").
         direction: whether "higher" or "lower" scores are better.
-        budget: what each run could spend.
-        seeds: the seeds that every arm is to run.
-        arms: the methods, in the order in which they were asked for.
+        budget: budget of each run.
+        seeds: seeds of every arm.
+        arms: the methods, in the order of the command.
         runs: the runs so far.
-        samples: completions to read.
+        samples: completions for the report.
         description: a sentence or two on the arena.
         command: the command that makes the study again.
         created: date and time, ISO 8601.
@@ -251,16 +251,16 @@ class Study:
         return self.baseline or self.arms[0].name
 
     def runs_of(self, arm: str, status: Status | None = None) -> tuple[Run, ...]:
-        """The runs of an arm in the order of the seeds, or those of one status."""
+        """Return the runs of an arm in the order of the seeds, or those of one status."""
         found = {run.seed: run for run in self.runs if run.arm == arm and status in (None, run.status)}
         return tuple(found[seed] for seed in self.seeds if seed in found)
 
     def scores(self, arm: str) -> list[list[float]]:
-        """Final scores [R, K] of the arm's R ok runs on the K tasks, in the order of the seeds."""
+        """Return the final scores [R, K] of the arm's R ok runs on the K tasks, in the order of the seeds."""
         return [[run.final[task] for task in self.tasks] for run in self.runs_of(arm, "ok")]
 
     def to_json(self, indent: int | None = None) -> str:
-        """The study as JSON text (strict JSON: no NaN)."""
+        """Return the study as JSON text (strict JSON: no NaN)."""
         return json.dumps(encode(self), allow_nan=False, indent=indent)
 
     @classmethod

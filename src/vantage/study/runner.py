@@ -1,8 +1,8 @@
-"""Runs jobs in processes of their own, some at a time, and keeps what they finish.
+"""Execution of jobs in parallel processes, with a cache of finished runs.
 
-Every process has one thread. A job whose record is in the cache is not run again; a crashed one is told and does not stop the
-others. A process writes its own record when it has finished, so killing the one that waits for it loses no finished run; and
-it ends when that one is gone, however that came about.
+Every process has one thread. A job whose record is in the cache is not run again; a crashed one is reported and does not stop
+the others. A process writes its own record when it has finished, so that killing the parent loses no finished run; and it ends
+when the parent has ended, for whatever reason.
 """
 
 from __future__ import annotations
@@ -36,22 +36,22 @@ ENVIRONMENT = {
     "PYTHONHASHSEED": "0",
     "PYTHONUNBUFFERED": "1",
 }
-"""One thread a process, and nothing that changes from process to process."""
+"""Environment variables of a process: one thread, and deterministic hashing."""
 
 
 @dataclass
 class Work:
-    """A job on its way.
+    """Job with its progress.
 
     Attributes:
         arm: name of the arm.
-        job: what is to be run.
+        job: the job.
         state: "waiting", "running", "ok" or "crashed".
-        spent: of the budget, so far.
+        spent: spent budget so far.
         curve: points so far.
-        record: of a finished run.
-        cached: whether it was finished before.
-        error: of a crashed one.
+        record: record of a finished run.
+        cached: whether the record is from the cache.
+        error: error of a crashed run.
         began, ended: seconds of `time.monotonic`.
     """
 
@@ -69,7 +69,7 @@ class Work:
 
     @property
     def seed(self) -> int:
-        """Its seed."""
+        """Seed of the run."""
         return self.job.seed
 
     @property
@@ -79,31 +79,31 @@ class Work:
 
     @property
     def seconds(self) -> float:
-        """Seconds since it began, or that it took."""
+        """Seconds since its beginning, or of its duration."""
         return (self.ended or time.monotonic()) - self.began if self.began else 0.0
 
     @property
     def score(self) -> float | None:
-        """The last score."""
+        """Last score."""
         if self.record is not None:
             return self.record.run.score
         return self.curve[-1].score if self.curve else None
 
 
 class Watcher(Protocol):
-    """What is told of the runs as they go on."""
+    """Interface of an observer of the runs."""
 
     def changed(self, work: Work) -> None:
-        """A run began, has a new score, or ended."""
+        """Handle a run that has begun, has a new score, or has ended."""
         ...
 
     def tick(self) -> None:
-        """Some time has passed; called a few times a second."""
+        """Handle the passing of time; called a few times per second."""
         ...
 
 
 def default_jobs() -> int:
-    """Return how many processes run at once: the processors that this one may use."""
+    """Return the number of parallel processes: the processors that this process may use."""
     try:
         return max(1, len(os.sched_getaffinity(0)))
     except AttributeError:
@@ -119,15 +119,15 @@ def run_all(
     logs: Path | None = None,
     watchers: Sequence[Watcher] = (),
 ) -> None:
-    """Carry out all works; each ends "ok" with its record or "crashed" with its error.
+    """Run all works; each ends "ok" with its record or "crashed" with its error.
 
     Args:
-        works: what is to be run, in this order.
-        cache: where records are kept and looked for.
-        jobs: processes at a time; None takes all processors.
-        fresh: run everything again, also what the cache holds.
-        logs: folder for what the processes print; None throws it away.
-        watchers: told as it goes on.
+        works: the works, in order.
+        cache: cache of records.
+        jobs: number of parallel processes; None takes all processors.
+        fresh: run everything again, cached runs included.
+        logs: folder for the processes' output; None discards it.
+        watchers: observers.
 
     Raises:
         TrainingError: the model that the runs start from could not be made.
@@ -148,7 +148,7 @@ def run_all(
 
 
 def _take(work: Work, cache: Cache) -> bool:
-    """Take the record of a run that was finished before, if there is one."""
+    """Load the record of a finished run from the cache, if there is one."""
     found = cache.load(work.key)
     if found is not None:
         work.record, work.cached, work.state = found.named(work.arm), True, "ok"
@@ -157,7 +157,7 @@ def _take(work: Work, cache: Cache) -> bool:
 
 @dataclass(frozen=True)
 class _Held:
-    """An arena as a key of a dict (it holds dicts itself)."""
+    """Hashable wrapper of an arena, which contains dicts."""
 
     arena: Arena
 
@@ -166,7 +166,7 @@ class _Held:
 
 
 def _prepare(arena: Arena, works: Sequence[Work], cache: Cache, logs: Path | None) -> None:
-    """Make the model that the arena's runs start from, unless it is there, and give it to them."""
+    """Make the initial model of the arena's runs, unless it exists, and set it in them."""
     if arena.model is None:
         return
     folder = Path(arena.model.path) if arena.model.path else cache.model_path(caches.key_of_model(arena))
@@ -189,7 +189,7 @@ def _log(logs: Path | None, name: str) -> Path | None:
 
 
 class _Process:
-    """A worker with its order, and the pipe on which it tells of itself."""
+    """Worker process with its job, and the pipe of its messages."""
 
     def __init__(self, order: dict[str, Any], log: Path | None) -> None:
         read, write = os.pipe()
@@ -205,7 +205,7 @@ class _Process:
                 stderr=subprocess.STDOUT,
                 pass_fds=(write,),
                 env=os.environ | ENVIRONMENT | {"PYTHONPATH": _search_path()},
-                # Ctrl-C is for the process that waits: it stops the others.
+                # Ctrl-C is handled by the parent, which stops the others.
                 start_new_session=True,
             )
         finally:
@@ -215,7 +215,7 @@ class _Process:
         self.process.stdin.flush()  # and left open: when it closes, the worker ends
 
     def messages(self) -> Iterator[dict[str, Any]]:
-        """Yield what it has told since the last call; the last message has "done" or "error"."""
+        """Yield its messages since the last call; the last one has "done" or "error"."""
         part = self.channel.read(65_536) or b""
         *lines, self._rest = (self._rest + part).split(b"\n")
         ended = False
@@ -262,7 +262,7 @@ class _Process:
 
 
 def _search_path() -> str:
-    """Where this process found the package, and what it was told to search, as PYTHONPATH."""
+    """Return PYTHONPATH with the package's own folder and this process's search path."""
     own = str(Path(__file__).resolve().parents[2])
     return os.pathsep.join(filter(None, [own, os.environ.get("PYTHONPATH", "")]))
 
@@ -272,7 +272,7 @@ def _signal(code: int) -> str:
 
 
 class _Pool:
-    """Some processes at a time."""
+    """Pool of a limited number of parallel processes."""
 
     def __init__(self, cache: Cache, logs: Path | None, watchers: Sequence[Watcher]) -> None:
         self.cache, self.logs, self.watchers = cache, logs, watchers
@@ -280,7 +280,7 @@ class _Pool:
         self.running: dict[Any, tuple[_Process, Work]] = {}
 
     def run(self, works: Sequence[Work], jobs: int, fresh: bool) -> None:
-        """Run them all."""
+        """Run all works."""
         waiting = list(works)
         while waiting or self.running:
             while waiting and len(self.running) < jobs:
@@ -291,7 +291,7 @@ class _Pool:
                 watcher.tick()
 
     def stop(self) -> None:
-        """End what still runs."""
+        """End the running processes."""
         for process, _ in self.running.values():
             with contextlib.suppress(OSError):
                 process.process.kill()

@@ -1,4 +1,4 @@
-"""Frozen dataclasses to JSON and back, checked at the door: types, missing and unknown fields, the place of a mistake."""
+"""Conversion of frozen dataclasses to JSON and back, with checks of types and of missing and unknown fields."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NAN_IS_NULL = "a number that may be NaN; null in JSON"
 
 
 def encode(value: Any) -> Any:
-    """Turn a dataclass into JSON values: tuples to lists, mappings to dicts, numbers that are not finite to None."""
+    """Convert a dataclass to JSON values: tuples to lists, mappings to dicts, numbers that are not finite to None."""
     if dataclasses.is_dataclass(value):
         return {f.name: encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
@@ -40,8 +40,8 @@ def decode(kind: type[Record], value: object, where: str) -> Record:
     Args:
         kind: a dataclass whose fields are annotated with str, int, float, bool, Any, Literal, `X | None`,
             `Mapping[str, X]`, `tuple[X, ...]`, `tuple[X, Y]`, `Annotated[float, NAN_IS_NULL]` or further dataclasses.
-        value: what `json.loads` gave.
-        where: what to call the place in an error.
+        value: result of `json.loads`.
+        where: name of the place in an error.
 
     Raises:
         UserError: a field is missing, unknown or of another type.
@@ -51,7 +51,7 @@ def decode(kind: type[Record], value: object, where: str) -> Record:
 
 
 def plain(value: Any, where: str) -> Any:
-    """Return a copy made of JSON values alone: tuples to lists, numpy scalars to numbers, inf and nan to their text.
+    """Return a copy of JSON values alone: tuples to lists, numpy scalars to numbers, inf and nan to their text.
 
     Raises:
         UserError: a value (a tensor, an object) has no JSON form; the caller should give its text.
@@ -70,7 +70,7 @@ def plain(value: Any, where: str) -> Any:
 
 
 def write_atomically(path: str | Path, text: str) -> None:
-    """Write text so that a reader finds the old file or the new one, never half of it.
+    """Write text atomically: a reader finds the old file or the complete new one.
 
     Raises:
         UserError: the file cannot be written there.

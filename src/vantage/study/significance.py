@@ -45,8 +45,8 @@ def welch(x: ArrayLike, y: ArrayLike, alpha: float = ALPHA) -> TTest:
         y: [..., R_y] with R_y >= 2.
         alpha: the interval covers 1 - alpha.
 
-    Where neither arm has any spread t says nothing: p is then the permutation test's, which is the smallest that this
-    number of runs can give (1 if the means are equal).
+    Where neither arm has any spread t is undefined: p is then the permutation test's, the smallest possible with this
+    number of runs (1 if the means are equal).
     """
     x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     runs_x, runs_y = x.shape[-1], y.shape[-1]
@@ -223,12 +223,12 @@ def seeds_needed(
     """Smallest number of runs an arm with which an effect is shown with probability `chance`; at least 3.
 
     Args:
-        effect: the difference of means that one wants to see.
+        effect: difference of means to detect.
         spread: standard deviation of an arm's scores, or of the differences when paired; 0 leaves the permutation
             test to decide.
         paired: whether seeds are compared pair by pair.
         alpha: two-sided level; divide it by the number of comparisons when there are several.
-        chance: the power asked for.
+        chance: required power.
 
     Returns:
         The number of runs; inf when the effect is 0 (no number of runs shows what is not there).
@@ -240,7 +240,7 @@ def seeds_needed(
     normal = require("scipy.stats", "study").norm
     ratio = abs(effect) / spread
     guess = (1 if paired else 2) * ((normal.isf(alpha / 2) + normal.ppf(chance)) / ratio) ** 2
-    if guess > 1e6:  # the t distribution is the normal one here, and nobody runs a million seeds
+    if guess > 1e6:  # the t distribution is practically normal for so many seeds
         return math.ceil(guess)
     low, high = FEWEST_SEEDS, max(FEWEST_SEEDS, math.ceil(guess) + 10)
     while power(effect, spread, high, paired=paired, alpha=alpha) < chance:

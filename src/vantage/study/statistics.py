@@ -1,4 +1,4 @@
-"""Scores of several runs to a figure and an interval that say how much a few seeds can tell.
+"""Statistics of scores of several runs, with bootstrap intervals.
 
 Scores are arrays [R, K]: R runs (seeds) of one arm on K tasks; [R] is one task. Every statistic also takes leading axes
 [..., R, K] and reduces the last two, which is what makes the bootstrap one call. The definitions are those of Agarwal et
@@ -42,7 +42,7 @@ _CHUNK = 1 << 22  # elements of resampled scores held at a time
 
 
 class Interval(NamedTuple):
-    """A figure and the two ends of its interval; the ends are None where fewer than 3 runs cannot give one."""
+    """Statistic with the two ends of its interval; the ends are None with fewer than 3 runs."""
 
     value: float
     low: float | None
@@ -50,7 +50,7 @@ class Interval(NamedTuple):
 
 
 class Band(NamedTuple):
-    """A curve [M] with the ends of its pointwise interval [M]; with fewer than 3 runs the ends are the curve."""
+    """Curve [M] with the ends of its pointwise interval [M]; with fewer than 3 runs the ends are the curve."""
 
     value: Array
     low: Array

@@ -1,7 +1,4 @@
-"""The figures of a study: one row an arm, one line a comparison, one sentence on what was shown.
-
-This is what the report draws and what a terminal can print; it holds results only, no markup.
-"""
+"""Summary of a study: one row per arm, one line per comparison, and a headline, for the report and for terminals."""
 
 from __future__ import annotations
 
@@ -31,27 +28,27 @@ from vantage.study.statistics import (
 )
 
 GAIN = 0.9
-"""Share of the baseline's gain that "samples to threshold" asks for when the study names no threshold."""
+"""Share of the baseline's gain that is the threshold of "samples to threshold" when the study has none."""
 
 FEW = 4
-"""Up to how many methods the headline names one by one."""
+"""Largest number of methods that the headline names individually."""
 
 
 @dataclass(frozen=True)
 class ArmSummary:
-    """One row of the leaderboard. Figures are of the ok runs alone, and None where there are none.
+    """Row of the leaderboard. Statistics are of the ok runs alone, and None where there are none.
 
     Attributes:
         name: name of the arm.
-        ok, crashed, running, waiting: how many seeds are in which state.
+        ok, crashed, running, waiting: number of seeds in each state.
         scores: final score of each ok run (mean over tasks), in the order of the seeds.
         mean, iqm: with 95 % bootstrap intervals.
-        median: of the final scores.
-        better: probability that a run of this arm does better than one of the baseline; None for the baseline.
+        median: median of the final scores.
+        better: probability that a run of this arm has a better score than one of the baseline; None for the baseline.
         area: mean height of the learning curve over the range that all arms share.
         reach: samples to the summary's threshold.
         gap: mean shortfall from the study's optimum, where it is known.
-        duration: mean seconds a run.
+        duration: mean seconds per run.
     """
 
     name: str
@@ -72,7 +69,7 @@ class ArmSummary:
 
 @dataclass(frozen=True)
 class Comparison:
-    """x against y: the difference x minus y, and the arm that it favours if a difference is shown."""
+    """Comparison of x with y: the difference x minus y, and the arm that it favours if a difference is shown."""
 
     x: str
     y: str
@@ -82,15 +79,15 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Summary:
-    """All figures of a study.
+    """All statistics of a study.
 
     Attributes:
         arms: in the study's order.
-        against_baseline: every other arm against the baseline, corrected for their number. The family that decides.
+        against_baseline: every other arm against the baseline, corrected for their number; the family of the verdicts.
         every_pair: all pairs, corrected for the larger number.
         threshold: the score of "samples to threshold", or None where the baseline gains nothing.
         area_range: the samples between which areas are taken, or None.
-        decimals: with how many decimals scores read well.
+        decimals: number of decimals of displayed scores.
         finished: whether no seed is running or waiting.
         headline: what was shown, in a sentence or two.
     """
@@ -106,12 +103,12 @@ class Summary:
 
 
 def summarise(study: Study, *, resamples: int = 10_000, seed: int = 0) -> Summary:
-    """Compute all figures of a study, from the runs that are there.
+    """Compute all statistics of a study from its present runs.
 
     Args:
         study: finished or not.
-        resamples: of the bootstrap.
-        seed: of the bootstrap.
+        resamples: number of bootstrap samples.
+        seed: seed of the bootstrap.
     """
     ok = {arm.name: study.runs_of(arm.name, "ok") for arm in study.arms}
     threshold, span = threshold_of(study), _shared_span([run for runs in ok.values() for run in runs])
@@ -128,10 +125,10 @@ def summarise(study: Study, *, resamples: int = 10_000, seed: int = 0) -> Summar
 
 
 def threshold_of(study: Study) -> float | None:
-    """Return the score of "samples to threshold": the study's own, or 90 % of the way that the baseline came.
+    """Return the threshold of "samples to threshold": the study's own, or 90 % of the baseline's gain.
 
-    The way is from the baseline's first evaluation to its final score, both averaged over its ok runs. None where there
-    is no such run or it did not get better: a threshold that the untrained policy passes says nothing.
+    The gain is from the baseline's first evaluation to its final score, both averaged over its ok runs. None where there
+    is no such run or no gain.
     """
     if study.threshold is not None:
         return study.threshold
@@ -241,7 +238,7 @@ def _compared_by_seed(study: Study, pairs: Sequence[Pair]) -> dict[Pair, Differe
 
 
 def _decimals(scores: Sequence[float]) -> int:
-    """Return decimals that give the spread of the scores three digits."""
+    """Return the number of decimals that gives the standard deviation of the scores three digits."""
     spread = max(scores) - min(scores) if scores else 0.0
     if spread <= 0:
         return 3
@@ -262,7 +259,7 @@ def _headline(
         return f"{start}{only.name} scores {_with_interval(only.mean, decimals)} over {_seeds(only.ok)}."
 
     def named(group: Sequence[Comparison]) -> str:
-        """A few methods by name with their effects; of many their number and the farthest."""
+        """Return a few methods by name with their effects; of many their number and the one with the largest effect."""
         by_size = sorted(group, key=lambda one: -abs(one.difference.effect))
         texts = [f"{one.x} ({_number(one.difference.effect, decimals, '+')})" for one in by_size]
         return _join(texts) if len(texts) <= FEW else f"{len(texts)} methods, most of all {texts[0]},"

@@ -1,4 +1,4 @@
-"""All systems that the project knows, and what is known of each: page, claim, record. Tables in Markdown, one a family."""
+"""Tables of all systems in Markdown, one per family: page, claim and record of each."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ UP = "../.."
 
 @dataclass(frozen=True)
 class System:
-    """A published system: what it is called, and where it was published."""
+    """Published system: name and publication."""
 
     id: str
     family: str
@@ -34,14 +34,14 @@ class System:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: a system (or a page that is none of them) with one of its claims.
+    """Line of the table: a system (or a page of no listed system) with one of its claims.
 
     Args:
-        name, family, id, title, arxiv: of the system, or of the page.
+        name, family, id, title, arxiv: those of the system, or of the page.
         page: its file in the repository, "" where there is none.
-        verdict: of the claim's result, or why there is none.
-        claim: in words, "" where there is none.
-        result: what is stored.
+        verdict: verdict of the claim's result, or the reason why there is none.
+        claim: claim in words, "" where there is none.
+        result: stored result.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Row:
 
 
 def systems() -> list[System]:
-    """Return all published systems that the project is to hold, by family and name."""
+    """Return all published systems of the project's list, by family and name."""
     text = resources.files("vantage.study").joinpath("systems.tsv").read_text(encoding="utf-8")
     return [System(*line.split("\t")) for line in text.splitlines()[1:]]
 
@@ -141,7 +141,7 @@ def table(family: str, own: Sequence[Row]) -> str:
     lines += [_line(row) for row in own]
     seen = [(row, row.result.seen) for row in own if row.result is not None and row.result.seen]
     if seen:
-        lines += ["", "What looking at the runs showed:", ""]
+        lines += ["", "Remarks on the runs:", ""]
         lines += [f"- {row.name}, {_text(row.claim)} ({row.verdict}): {text}" for row, text in seen]
     return "\n".join(lines) + "\n"
 
@@ -176,7 +176,7 @@ def _effect(result: Result) -> str:
 
 
 def _text(text: str) -> str:
-    """Text that means nothing to Markdown inside a table's cell."""
+    """Return text escaped for a table cell in Markdown."""
     for mark in ("\\", "|", "[", "]", "*", "_", "<", "`"):
         text = text.replace(mark, f"\\{mark}")
     return text

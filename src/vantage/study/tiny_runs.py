@@ -1,7 +1,7 @@
-"""A few steps of one side of a claim at a tiny size: what a probe (`vantage.study.probes`) stores and compares.
+"""Runs of a few steps of one side of a claim at a tiny size, which a probe (`vantage.study.probes`) stores and compares.
 
-`[probe]` in an arena's file says what of it is made smaller (`vantage.study.arenas.Small`). Where rewards of random weights would
-all be equal and nothing would be learnt, every third row or so is rewarded, by what it sampled.
+`[probe]` in an arena's file has the reductions (`vantage.study.arenas.Small`). Where the rewards of random weights would all be
+equal, about every third row is rewarded, depending on its samples.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from vantage.study.claims import Stated
 
 STEPS = 8
-"""Steps of a probe at most."""
+"""Largest number of steps of a probe."""
 LEARNT = "parameters/moved"
 """Figure that every run of the training loop has: how far its parameters are from the first ones."""
 EPS = 1e-3
@@ -53,14 +53,14 @@ SIZES = {
     "minibatches": 2,
     "epochs": 2,
 }
-"""Settings that only say how much a step gathers and how often it is gone through: the most that a probe takes."""
+"""Settings of the amount of data per step and of the number of passes -> their largest values in a probe."""
 
 Figures = tuple[Annotated[float, NAN_IS_NULL], ...]
 
 
 @dataclass(frozen=True)
 class Side:
-    """What was computed of one side.
+    """Results of one side.
 
     Args:
         figures: name -> its value at each step, NaN where it has none or rounding decides it (`_firm`); of a field without a
@@ -75,12 +75,12 @@ class Side:
 
 
 def measure(one: Stated, side: Entrant, choices: str | None = None, shake: float = 0.0) -> tuple[Side, Draws]:
-    """Return what a side computes, and the draws that were made.
+    """Return a side's results, and its random choices.
 
     Args:
         one: a claim.
         side: one of its sides.
-        choices: what is to be sampled; None samples anew.
+        choices: choices to repeat; None makes new ones.
         shake: parameters are first multiplied by 1 + shake * normal numbers.
     """
     small = one.arena.probe
@@ -101,7 +101,7 @@ _DONE: dict[str, tuple[Side, Draws]] = {}
 def _measured(job: Job, choices: str | None, shake: float) -> tuple[Side, Draws]:
     threads, cache = torch.get_num_threads(), os.environ.get("VANTAGE_CACHE")
     torch.set_num_threads(1)
-    os.environ["VANTAGE_CACHE"] = _folder().name  # networks that a field trains are of the numbers of `Draws`
+    os.environ["VANTAGE_CACHE"] = _folder().name  # networks that a field trains depend on the numbers of `Draws`
     draws = Draws(choices)
     try:
         with draws, token_engine_in_torch():
@@ -200,7 +200,7 @@ def _shake(policy: Any, by: float) -> None:
 
 
 def _own(trainer: Trainer, start: Mapping[str, Tensor]) -> dict[str, float]:
-    """Return what every method has: how far its parameters moved, and the size of its advantages."""
+    """Return metrics of every method: the distance of its parameters from the initial ones, and the size of its advantages."""
     moved = sum(
         float((value.detach().double() - start[name].double()).square().sum())
         for name, value in trainer.context.policy.named_parameters()
@@ -214,7 +214,7 @@ def _own(trainer: Trainer, start: Mapping[str, Tensor]) -> dict[str, float]:
 
 
 def _memories(trainer: Trainer) -> dict[str, str]:
-    """Return place -> a digest of what the component there remembers."""
+    """Return component's path -> digest of its state."""
     return {place: _digest(part.state_dict()) for place, part in states(trainer.context.method.components()).items()}
 
 

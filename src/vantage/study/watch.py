@@ -1,4 +1,4 @@
-"""Serves the report of a comparison while it runs, on this machine only; the page loads itself again as runs go on."""
+"""Local web server for the report of a running comparison; the page reloads itself."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from vantage.study.results import Study
 
 HOST = "127.0.0.1"
 NAMES = frozenset({HOST, "localhost"})
-"""What a browser may call this server: a page elsewhere that a name leads here must not read it."""
+"""Host names that requests may use, so that pages of other sites cannot read the report by DNS rebinding."""
 
 
 class Served:
-    """The report of a folder's study, made again when its file has changed.
+    """Report of a folder's study, rendered again when its file has changed.
 
     Args:
         folder: of the comparison.
@@ -32,7 +32,7 @@ class Served:
         self._made: tuple[int, str] = (-1, "")
 
     def page(self) -> str:
-        """Return the page as it is now."""
+        """Return the present page."""
         try:
             changed = self.path.stat().st_mtime_ns
         except OSError:
@@ -51,7 +51,7 @@ class Served:
         """Return the study's JSON.
 
         Raises:
-            OSError: it is not there yet.
+            OSError: the file does not exist yet.
         """
         return self.path.read_text(encoding="utf-8")
 
@@ -66,7 +66,7 @@ def server(folder: Path, port: int, every: float) -> ThreadingHTTPServer:
     """Return a server of a comparison's report, bound to 127.0.0.1 and not yet running.
 
     Raises:
-        UserError: the port is taken or out of range, or the folder is none.
+        UserError: the port is taken or out of range, or the folder does not exist.
     """
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}: give the --out folder of a comparison")

@@ -1,10 +1,10 @@
-"""The process of one run: reads its job from the standard input, tells its progress, writes its record, and ends.
+"""Process of one run: reads its job from the standard input, reports its progress, writes its record, and ends.
 
     python -m vantage.study.worker CHANNEL
 
-CHANNEL is the file descriptor for messages, one JSON object a line: {"spent": ..., "score": ...}, at the end {"done": true}
-or {"error": "..."}. The record is written by this process, atomically, so that a finished run is kept whatever becomes of
-the process that asked for it. The standard input stays open as long as that process lives; when it closes, this one ends.
+CHANNEL is the file descriptor for messages, one JSON object per line: {"spent": ..., "score": ...}, at the end {"done": true}
+or {"error": "..."}. This process writes the record, atomically, so that a finished run is kept even if the parent ends. The
+standard input remains open as long as the parent lives; when it closes, this process ends.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from typing import Any
 
 
 def main() -> int:
-    """Carry out one job; return the exit code."""
+    """Run one job; return the exit code."""
     channel = os.fdopen(int(sys.argv[1]), "w", buffering=1)
     order = json.loads(_line())
-    # Modules are looked for where the process that asks finds them: a user's own function among them.
+    # Modules are found on the parent's search path, a user's own function among them.
     sys.path[:] = order["path"]
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
@@ -55,7 +55,7 @@ def _obey(order: dict[str, Any], send: Any) -> None:
 
 
 def _line() -> str:
-    """Read the first line of the standard input without a buffer, which would wait for more than there is."""
+    """Read the first line of the standard input without a buffer, which would wait for more input."""
     found = bytearray()
     while not found.endswith(b"\n"):
         part = os.read(0, 65_536)
@@ -66,7 +66,7 @@ def _line() -> str:
 
 
 def _end_with_parent() -> None:
-    """End at once when the standard input closes: the parent is gone, also if it was killed."""
+    """End at once when the standard input closes, which it does when the parent has ended or was killed."""
     while os.read(0, 1):
         pass
     os._exit(1)

@@ -1,12 +1,12 @@
-"""An arena of offline data whose episodes all begin in one corner: policies are judged from there and from places around it.
+"""Arena of offline data whose episodes all begin in one corner: policies are evaluated from there and from perturbed starts.
 
 An arena names `vantage.study.runs.offline:perturbed` as its function. Options, all of which have defaults:
 
     options = { steps = 20000, good = 5, noise = 0.3, spread = 0.3, hidden = 64, scale = 1.0, shift = 0.0 }
 
 About `steps` transitions are recorded in the world `Corner`, `good` of the episodes by the controller with noise of scale `noise`
-and the others random walks; `spread` is that of the perturbed starts, `hidden` the width of the networks, and rewards are learnt
-from as scale * reward + shift. The run's seed is the data's too. The budget counts transitions drawn from the data. Figures:
+and the others random walks; `spread` is that of the perturbed starts, `hidden` the width of the networks, and rewards of training
+are scale * reward + shift. The run's seed is the data's too. The budget counts transitions sampled from the data. Metrics:
 
     score               from starts as in the data: 0 is the return of random actions there, 100 the controller's
     score_perturbed     the same from perturbed starts
@@ -36,12 +36,12 @@ if TYPE_CHECKING:
     from vantage.study.jobs import Job, Reporter
 
 EVALUATION_SEED = 10_000
-"""Added to a run's seed for the starts that it is judged from."""
+"""Added to a run's seed for the starts of its evaluations."""
 
 
 @dataclass(frozen=True)
 class Corner(Point):
-    """The point that walks around a wall, from within 0.05 of (0.1, 0.1) in each coordinate.
+    """World of a point that moves around a wall, from within 0.05 of (0.1, 0.1) in each coordinate.
 
     Attributes:
         spread: `far` starts are moved from there by up to this much in each coordinate, but not out of the square or to within
@@ -61,7 +61,7 @@ class Corner(Point):
 
 @component(label="arena")
 class Options:
-    """The arena's options; see the module's text."""
+    """Options of the arena; see the module's docstring."""
 
     steps: Annotated[int, between(1, 10**9)] = 20_000
     good: Annotated[int, at_least(0)] = 5
@@ -81,8 +81,8 @@ class CornerTask(OfflineTask):
     """Transitions recorded in the world `Corner`, as a task.
 
     Args:
-        options: see the module's text.
-        seed: of the data.
+        options: see the module's docstring.
+        seed: seed of the data.
     """
 
     def __init__(self, options: Options, seed: int) -> None:
@@ -99,7 +99,7 @@ class CornerTask(OfflineTask):
         self.std = self.data.observation.std(0, correction=0) + 1e-3
 
     def evaluate(self, policy: OfflinePolicy, *, samples: int, seed: int) -> dict[str, float]:
-        """Play `samples` episodes with the actor's mean from each kind of start; return the figures of the module's text."""
+        """Run `samples` episodes with the actor's mean from each kind of start; return the metrics of the module's docstring."""
         world = self.world
         assert world is not None
         generator = torch.Generator().manual_seed(seed)
@@ -122,7 +122,7 @@ def options_of(given: Mapping[str, Any]) -> Options:
     """Return the options of an arena.
 
     Raises:
-        UserError: one is not known, or out of range.
+        UserError: an option is not known, or out of range.
     """
     known = [each.name for each in fields(Options)]
     for name in given:

@@ -1,4 +1,4 @@
-"""How fast a method goes through tours: a measurement that counts the processor's time, not tours."""
+"""Throughput of a routing method, measured in processor time."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ MODEL: dict[str, Any] = {"nodes": 20, "width": 64, "heads": 4, "feedforward": 12
 
 
 def throughput(job: Job, report: Reporter) -> float:
-    """Train on TSP20 until the budget of decisions is spent; return log2 of the decisions a second of processor time.
+    """Train on TSP20 until the budget of decisions is spent; return log2 of the decisions per second of processor time.
 
-    A factor of two is a difference of 1, so that a claim's margin can ask for a ratio. A first step, which is not counted, warms
-    up. One thread.
+    A factor of two is a difference of 1, so that a claim's margin can be a ratio. A first step, for warm-up, is not counted. One
+    thread.
 
     Raises:
-        UserError: the method gathers no groups of tours.
+        UserError: the method samples no groups of tours.
     """
     torch.set_num_threads(1)
     torch.manual_seed(job.seed)

@@ -2,15 +2,15 @@
 
     options = { game = "tictactoe", simulations = 4, games = 256, rate = 2.0, value_rate = 0.3, spread = 1.0 }
 
-A table of random priors learns from games that the search plays against itself with so many simulations a move; the budget
-counts all of them. Score `return`: what the search with that table gets against an opponent that never errs, less what perfect
-play would get there, the mean over the 82 states before which at most two moves were made; exact, by dynamic programming over all
-states. It is 0 at best, and -1 where a draw is lost every time.
+A table of random priors is trained on games that the search plays against itself with this many simulations per move; the
+budget counts all of them. Score `return`: value of the search with that table against an optimal opponent, less that of optimal
+play, mean over the 82 states after at most two moves; exact, by dynamic programming over all states. It is 0 at best, and -1
+where every draw is lost.
 
     options = { game = "bandit-tree", trees = 500, depth = 4, actions = 4, players = 1, spread = 1.0 }
 
-Nothing is learnt: from each of many random trees the search chooses a root action with random priors (normal logits of standard
-deviation `spread`) and random playouts for values; the budget is the simulations of one search, and the curve runs over powers
+Without training: in each of many random trees the search chooses a root action with random priors (normal logits of standard
+deviation `spread`) and random playouts for values; the budget is the simulations of one search, and the curve has powers
 of two below it. Score `return`: exact value of the chosen action between that of a random one (0) and of the best (1), mean over
 trees.
 """
@@ -34,13 +34,13 @@ if TYPE_CHECKING:
     from vantage.study.jobs import Job, Reporter
 
 EARLY = 82
-"""States of tic-tac-toe before which at most two moves were made; states are numbered breadth first."""
+"""Number of states of tic-tac-toe after at most two moves; states are numbered breadth first."""
 
 OPTIONS: Mapping[str, Mapping[str, float]] = {
     "tictactoe": {"simulations": 4, "games": 256, "rate": 2.0, "value_rate": 0.3, "spread": 1.0},
     "bandit-tree": {"trees": 500, "depth": 4, "actions": 4, "players": 1, "spread": 1.0},
 }
-"""Options of each game and what they are by default."""
+"""Options of each game with their defaults."""
 
 
 def options_of(given: Mapping[str, Any]) -> tuple[str, dict[str, float]]:
@@ -60,7 +60,7 @@ def options_of(given: Mapping[str, Any]) -> tuple[str, dict[str, float]]:
 
 
 def against_the_best(game: TableGame, policy: Tensor) -> float:
-    """Return how a policy [n, A] does against perfect play from the first states, less what perfect play does there."""
+    """Return the value of a policy [n, A] against optimal play from the first states, less that of optimal play."""
     exact = game.action_values
     perfect = best(exact, game.successor >= 0).to(policy.dtype)
     return float((game.played(policy, perfect) - exact.amax(-1))[:EARLY].mean())
@@ -75,7 +75,7 @@ def everywhere(search: Search, game: TableGame, table: Table, simulations: int, 
 
 
 def learn(search: Search, options: Mapping[str, float], job: Job, report: Reporter) -> float:
-    """Learn a game by self-play until the budget is spent; return the last score."""
+    """Train on a game by self-play until the budget is spent; return the last score."""
     game, size = tictactoe(), job.arena.budget.size
     generator = torch.Generator().manual_seed(job.seed)
     simulations, games = int(options["simulations"]), int(options["games"])
@@ -100,7 +100,7 @@ def learn(search: Search, options: Mapping[str, float], job: Job, report: Report
 
 
 def choose_once(search: Search, options: Mapping[str, float], job: Job, report: Reporter) -> float:
-    """Search random trees with more and more simulations; return the score of the budget's."""
+    """Search random trees with increasing numbers of simulations; return the score of the budget's."""
     generator = torch.Generator().manual_seed(job.seed)
     trees, size = int(options["trees"]), int(job.arena.budget.size)
     game = bandit_tree(

@@ -1,8 +1,8 @@
-"""Transport in a study: `function = "vantage.study.runs.solvers:transport"`.
+"""Arenas of transport solvers: `function = "vantage.study.runs.solvers:transport"`.
 
-The score is the excess of the plan's cost over the optimum, as a share of it, after the plan has been made feasible: a plan that
-moves too little cannot look cheap. Options: `points`, `shift`; the run's seed draws the clouds. The budget counts iterations; a
-method that needs more than it holds is judged by what it has then.
+The score is the excess of the plan's cost over the optimum, as a share of it, after the plan has been made feasible. Options:
+`points`, `shift`; the run's seed determines the clouds. The budget counts iterations; the score of a method that needs more is
+that of its plan at the end of the budget.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 def transport(job: Job, report: Reporter) -> float:
     """Solve one problem by the job's method; return the excess cost of its plan.
 
-    Diagnostics at the end: `iterations`, `nonzeros` a column (mean), `most`, in the fullest column, `violation` of the marginals,
-    and `moved`, the cost of the plan as it is.
+    Diagnostics at the end: `iterations`, `nonzeros` per column (mean), `most`, in the fullest column, `violation` of the
+    marginals, and `moved`, the cost of the plan before it was made feasible.
 
     Raises:
         UserError: the method solves no transport problems, or a setting is not known.
@@ -47,7 +47,7 @@ def transport(job: Job, report: Reporter) -> float:
         if iteration in marks:
             report.point(iteration, excess(plan))
 
-    # Before anything is learnt: the product of the marginals.
+    # Score before the first iteration: the product of the marginals.
     report.point(0, excess(torch.outer(problem.source, problem.target)))
     found: Plan = solver(problem, told)
     score = excess(found.plan)

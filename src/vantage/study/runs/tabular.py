@@ -1,17 +1,17 @@
-"""Arenas of tabular MDPs: an algorithm learns in replicas that go in lockstep, and is judged without sampling error.
+"""Arenas of tabular MDPs: an algorithm learns in parallel replicas, and is evaluated without sampling error.
 
 Options of an arena (TOML):
 
     options = { problem = "layered", arguments = { gap = 0.3 }, replicas = 16, known = true, noisy = true }
 
-`problem` is layered, riverswim, stopping or random, `arguments` go to it, and `known` tells the learner the transition law. With
-`adversary = { growth = 1.6, shift = 0.6 }` the level of all rewards of `layered` moves up and down by shift / 2 in phases that
-grow; the gaps stay. The budget is in environment steps of one replica. Metrics:
+`problem` is layered, riverswim, stopping or random, `arguments` are its arguments, and `known` gives the learner the transition
+probabilities. With `adversary = { growth = 1.6, shift = 0.6 }` the level of all rewards of `layered` changes by +-shift / 2 in
+lengthening phases; the gaps are unchanged. The budget is in environment steps per replica. Metrics:
 
     mean_regret     regret so far by episodes so far, lower is better; at 0 the gap of the first policy
-    gap             optimal value less the value of the policy that the learner holds
+    gap             optimal value less the value of the learner's present policy
 
-and, where regret is measured, the figure `half_ratio`: regret of the second half of the episodes by that of the first.
+and, where regret is measured, `half_ratio`: regret of the second half of the episodes over that of the first.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def make_world(options: Mapping[str, Any], episodes: int) -> World:
 
 
 def run(job: Job, report: Reporter) -> float:
-    """Let the method learn until the budget is spent; return the metric, the mean over replicas.
+    """Train the method until the budget is spent; return the metric, the mean over replicas.
 
     Raises:
         UserError: the method, an option or the metric is not known, or the method is not one of this field.
