@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -29,9 +30,22 @@ _LEVELS = ("token", "sequence", "product")
 
 @dataclass(frozen=True)
 class PolicyGradient:
-    """-A * logp: REINFORCE's loss (Williams 1992). It is on-policy: no ratio corrects for stale data."""
+    """-A * logp: REINFORCE's loss (Williams 1992). It is on-policy: no ratio corrects for stale data.
+
+    A run whose update takes several optimiser steps on a batch is warned.
+    """
 
     wants = frozenset({"logp"})
+
+    def prepare(self, context: Context) -> None:
+        """Warn where rows are learnt from that an older policy drew."""
+        steps = getattr(context.method.update, "optimizer_steps", None) or 1
+        if steps > 1:
+            warnings.warn(
+                f"PolicyGradient has no ratio, and the update takes {steps:g} optimiser steps on a batch: all but the first follow"
+                " the gradient of an older policy's rows. Take Surrogate or Clip as objective, or epochs=1 and minibatches=1",
+                stacklevel=2,
+            )
 
     def __call__(self, evaluation: Evaluation, batch: Trajectories, context: Context) -> Tensor:
         """Return the loss per decision [N, T]."""

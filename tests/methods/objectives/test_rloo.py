@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -11,6 +14,7 @@ from tests.methods.family import batch_of, check_groups, check_loss, credited, w
 from tests.peers import trl_rloo_loss
 from tests.reference import Case, cases
 from vantage.core import UserError
+from vantage.core.walk import prepare
 
 
 @pytest.mark.peers
@@ -76,3 +80,15 @@ def test_without_another_score_in_the_group_there_is_no_advantage() -> None:
 def test_a_group_of_one_is_refused() -> None:
     with pytest.raises(UserError, match=r"rloo\.group_size=1"):
         vantage.method("rloo", group_size=1)
+
+
+def test_stale_gradients_that_a_component_setting_asks_for_are_warned_of() -> None:
+    """The setting `minibatches` changes the loss; `update.minibatches`, set afterwards, cannot."""
+    place = SimpleNamespace(method=vantage.method("rloo", **{"update.minibatches": 4}))
+    with pytest.warns(UserWarning, match=r"PolicyGradient has no ratio, and the update takes 4 optimiser steps"):
+        prepare(place.method.objective, place)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for settings in ({}, {"minibatches": 4}):
+            place = SimpleNamespace(method=vantage.method("rloo", **settings))
+            prepare(place.method.objective, place)
