@@ -206,8 +206,8 @@ STATEFUL: dict[str, dict[str, Callable[[], Any]]] = {
 REFUSED = {("RecentReplay", "RecentReplay"), ("RecentReplay", "PromptReplay"), ("RecentReplay", "Windows")}
 """A plan of which fewer prompts cannot be asked."""
 NO_WRAPPER = {"FittedCritic", "OutcomeCritic", "DecisionCritic", "DualCritic", "DiceValue", "TwinQ", "HiddenProbe",
-              "SuccessTracker", "SlowCopy", "Multiplier"}  # fmt: skip
-"""Values, controllers and what an objective holds: no wrapper of the library holds these."""
+              "SuccessTracker", "SlowCopy", "Multiplier", "RecentBatches", "FixedLength"}  # fmt: skip
+"""Values, controllers, selections, averagings and what an objective holds: no wrapper of the library holds these."""
 OTHER_FIELDS = {
     "Pathwise",
     "SharedPrefixes",
