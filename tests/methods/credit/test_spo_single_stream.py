@@ -10,7 +10,7 @@ import torch
 
 import vantage
 from tests.core.toy import ToyEngine, ToyPolicy, ToyTask
-from tests.harness import context, random_batch
+from tests.harness import context, loss_of, random_batch
 from tests.methods.toys import assert_resumes, gain, trainer
 from tests.reference import Case, cases
 from vantage.advantages.groups import ScoreLessBaseline
@@ -344,3 +344,15 @@ def test_the_tracker_is_the_authors(case: Case) -> None:
     held = made.values._records.read(torch.arange(5))
     case.check("alpha", held["alpha"])
     case.check("beta", held["beta"])
+
+
+@cases("spo-single-stream", "loss")
+def test_the_loss_is_verls(case: Case) -> None:
+    """One micro-batch of theirs is the minibatch."""
+    mask = case.tensor("mask")
+    columns = {"mask": mask, "length": mask.sum(1), "logp_old": case.tensor("logp_old")}
+    logp = case.tensor("logp").requires_grad_()
+    batch = Trajectories({**columns, "advantage": case.tensor("advantages")})
+    loss = loss_of(registry.page("spo-single-stream").make(), batch, logp=logp)
+    case.check("loss", loss)
+    case.check("gradient", torch.autograd.grad(loss, logp)[0])
