@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 from tools import mutate
 
@@ -63,3 +65,39 @@ def test_own_tests_are_the_page_s_file_and_all_tests_the_tables_too() -> None:
     assert "tests/methods/test_compositions.py::test_a_page_composes_what_was_meant[rloo]" in mutate.tests_of(
         page, own=False
     )
+
+
+class Outcomes:
+    """Sources in which each test has the outcome that is written down."""
+
+    def __init__(self, **outcomes: str) -> None:
+        self.outcomes = outcomes
+
+    def failing(self, tests: list[str]) -> str:
+        (test,) = tests
+        return self.outcomes[test]
+
+
+def test_a_change_survives_only_tests_that_ran(tmp_path: Path) -> None:
+    outcomes: Any = Outcomes(a=mutate.NONE_RAN, b=mutate.SURVIVED, c="tests/test_c.py::test_it")
+    assert mutate.seen_by(outcomes, []) == mutate.NONE_RAN
+    assert mutate.seen_by(outcomes, ["a", "a"]) == mutate.NONE_RAN
+    assert mutate.seen_by(outcomes, ["b", "a"]) == mutate.seen_by(outcomes, ["a", "b"]) == mutate.SURVIVED
+    assert mutate.seen_by(outcomes, ["a", "c", "b"]) == "tests/test_c.py::test_it"
+    sources = mutate.Copy(tmp_path / "copy")
+    assert sources.failing([]) == mutate.NONE_RAN
+    for name, body, outcome in (
+        ("test_none.py", "x = 1\n", mutate.NONE_RAN),
+        ("test_good.py", "def test_it():\n    assert 1\n", mutate.SURVIVED),
+    ):
+        (tmp_path / name).write_text(body)
+        assert sources.failing([str(tmp_path / name)]) == outcome
+    (tmp_path / "test_bad.py").write_text("def test_it():\n    assert 0\n")
+    assert sources.failing([str(tmp_path / "test_bad.py")]).endswith("test_bad.py::test_it")
+
+
+def test_a_page_without_a_test_file_says_so() -> None:
+    page = dataclasses.replace(registry.page("rloo"), module="vantage.methods.objectives.nowhere")
+    assert mutate.tests_of(page, own=True) == []
+    assert mutate.missing(page, own=True) == "there is no tests/**/test_nowhere.py"
+    assert mutate.missing(registry.page("rloo"), own=True) == "tests/methods/objectives/test_rloo.py holds none"

@@ -5,7 +5,8 @@
 Each page that is drawn gets one change of its composition (an argument of a call in the recipe is dropped, or a wrapped
 component stands alone) and one of a default. What runs is the page's own test file and what `test_compositions` says of the
 page, or with `--own` the file alone. A change with which the page no longer composes at its defaults is not counted, nor is
-dropping an argument whose value is the default anyway: the one is seen by anybody, the other changes nothing.
+dropping an argument whose value is the default anyway: the one is seen by anybody, the other changes nothing. A change for
+which no test ran is reported as such, and counted neither as caught nor as missed.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from vantage.core.method import PLACES  # noqa: E402
 from vantage.methods import index, registry  # noqa: E402
 
 KINDS = ("composition", "default")
+SURVIVED, NONE_RAN = "SURVIVED", "NO TEST RAN"
 
 
 @dataclass(frozen=True)
@@ -165,10 +167,14 @@ class Copy:
         return not self._run("-c", code).returncode
 
     def failing(self, tests: list[str]) -> str:
-        """Return the first test that fails, or what pytest says where none could run; "" if all pass."""
+        """Return the first test that fails, or what pytest says where it could not run them; SURVIVED if all pass, NONE_RAN where
+        there was none to run."""
+        if not tests:
+            return NONE_RAN
         done = self._run("-m", "pytest", "-q", "-x", "-p", "no:xdist", "--no-header", "--tb=no", "-rfE", *tests)
         found = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", done.stdout, re.MULTILINE)
-        return found[1] if found else "" if done.returncode in (0, 5) else done.stdout[-300:] + done.stderr[-300:]
+        passed = {0: SURVIVED, 5: NONE_RAN}
+        return found[1] if found else passed.get(done.returncode) or done.stdout[-300:] + done.stderr[-300:]
 
     def _run(self, *code: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, *code]
@@ -181,6 +187,25 @@ def tests_of(page: registry.Page, own: bool) -> list[str]:
     checks = () if own else ("test_a_page_composes_what_was_meant", "test_every_setting_reaches_a_component")
     tables = [f"tests/methods/test_compositions.py::{name}[{page.name}]" for name in checks]
     return [*tables, *(str(file.relative_to(ROOT)) for file in files)]
+
+
+def seen_by(sources: Copy, tests: list[str]) -> str:
+    """Return the first test that fails; SURVIVED if all pass, NONE_RAN where not one of them ran."""
+    outcomes = (sources.failing([test]) for test in tests)
+    found = NONE_RAN
+    for outcome in outcomes:
+        if outcome not in (SURVIVED, NONE_RAN):
+            return outcome
+        found = SURVIVED if SURVIVED in (found, outcome) else NONE_RAN
+    return found
+
+
+def missing(page: registry.Page, own: bool) -> str:
+    """Return why no test of a page ran."""
+    files = [test for test in tests_of(page, own) if "::" not in test]
+    return (
+        f"{', '.join(files)} holds none" if files else f"there is no tests/**/test_{page.module.rpartition('.')[2]}.py"
+    )
 
 
 def main() -> None:
@@ -196,7 +221,7 @@ def main() -> None:
         sources = Copy(Path(folder))
         drawn = [registry.page(name) for name in random.Random(asked.seed).sample(registry.names(), asked.count)]
         tables = [test for page in drawn for test in tests_of(page, asked.own) if "::" in test]
-        if broken := tables and sources.failing(tables):
+        if tables and (broken := sources.failing(tables)) != SURVIVED:
             raise SystemExit(f"{broken} fails without a mutation")
         sound.update(tables)
         for page in drawn:
@@ -209,15 +234,16 @@ def main() -> None:
                 for one in candidates:
                     sources.write(page, one.source)
                     composes = sources.composes(page)
-                    failed = (sources.failing([test]) for test in tests if composes)
-                    by = next(filter(None, failed), "")
+                    by = seen_by(sources, tests) if composes else ""
                     sources.write(page, source)
-                    if by and by not in sound and sources.failing([by]):
+                    seen = by not in ("", SURVIVED, NONE_RAN)
+                    if seen and by not in sound and sources.failing([by]) != SURVIVED:
                         raise SystemExit(f"{name}: {by} fails without a mutation too")
                     sound.add(by)
                     if composes:
-                        made[kind], caught[kind] = made[kind] + 1, caught[kind] + bool(by)
-                        print(f"{name} | {kind} | {one.before} -> {one.after} | {by or 'SURVIVED'}", flush=True)
+                        made[kind], caught[kind] = made[kind] + (by != NONE_RAN), caught[kind] + seen
+                        why = f" ({missing(page, asked.own)})" if by == NONE_RAN else ""
+                        print(f"{name} | {kind} | {one.before} -> {one.after} | {by}{why}", flush=True)
                         break
                 else:
                     print(f"{name} | {kind} | nothing to change that composes", flush=True)
