@@ -146,7 +146,7 @@ def train(
         device=str(where),
         threads=threads,
         wandb=wandb,
-    )
+    ).placed()
     _check_engine(config.options.get("engine", ""), made)
     _check_run(config)
     if out is None:
@@ -166,22 +166,40 @@ def resume(
     listeners: Sequence[Listener] = (),
     report: Callable[[str], None] = print,
     *,
-    method: Method | None = None,
+    method: Method | str | None = None,
     device: str = "",
+    model: str | Path = "",
+    data: str | Path = "",
+    task: str = "",
 ) -> Run:
     """Resume a run from its newest whole checkpoint; the result equals that of an uninterrupted run.
 
     A run whose method was composed by hand needs the same `method` again; otherwise it is composed by name. `device` replaces
     the run's own, on another machine; results then differ by rounding.
+
+    Relative paths of a run that an older version made are looked for in the working folder. `model`, `data`, `task`, and `method`
+    as a path, say where the run's model, data and files are now; the run keeps these.
+
+    Raises:
+        UserError: the folder is not a run, or something that the run starts from is not where the run has it.
     """
     folder = Path(folder)
     config = read_config(folder)
-    config = dataclasses.replace(config, device=str(device_of(device or config.device)))
-    if method is None and not config.method:
+    config = dataclasses.replace(
+        config,
+        device=str(device_of(device or config.device)),
+        model=str(model) or config.model,
+        data=str(data) or config.data,
+        task=task or config.task,
+        method=method if isinstance(method, str) and method else config.method,
+    )
+    if not isinstance(method, Method) and not config.method:
         raise UserError(
             f"the run {folder} has a method composed by hand: give it again, vantage.resume(folder, method=...)"
         )
-    built = method if method is not None else build_method(config.method, config.settings)
+    config.check_paths(folder)
+    config = config.placed()
+    built = method if isinstance(method, Method) else build_method(config.method, config.settings)
     made = _make_task(config.task, config.data, config.verifier, config.options)
     _check_engine(config.options.get("engine", ""), made)
     _check_run(config)

@@ -102,6 +102,14 @@ class Resume:
     """Folder of the run."""
     device: str = ""
     """cpu, cuda or cuda:N, in place of the run's own."""
+    model: str = ""
+    """Present place of the folder of the model that the run starts from, where it was moved."""
+    data: str = ""
+    """Present place of the run's data."""
+    task: str = ""
+    """The run's task with the present place of its file, ./mine.py:size=3."""
+    method: str = ""
+    """Present place of the run's own file of the method."""
 
     def __call__(self) -> int:
         """Run the command."""
@@ -116,7 +124,16 @@ class Resume:
                 " vantage.resume(folder, method=...)"
             )
         title = f"{Path(config.method).stem} on {config.task or config.data}"
-        return _ended(api.resume(self.run, [Progress(title)], device=self.device))
+        run = api.resume(
+            self.run,
+            [Progress(title)],
+            method=self.method or None,
+            device=self.device,
+            model=self.model,
+            data=self.data,
+            task=self.task,
+        )
+        return _ended(run)
 
 
 @dataclass

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import json
+import os
 import platform
+import re
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,7 +23,7 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class RunConfig:
-    """A run as the user asked for it. Paths are stored as they were given.
+    """A run as the user asked for it. `placed` makes its paths absolute, so that it resumes from any folder.
 
     Attributes:
         method: name of a method, or path of a file that defines one.
@@ -56,6 +58,45 @@ class RunConfig:
     threads: int = 0
     wandb: str = ""
 
+    def placed(self) -> RunConfig:
+        """Return the configuration with every relative path made absolute, from the working folder.
+
+        Paths are the model and the data, and files that exist: of a method or task of the user's own, in the settings of a task
+        (`tsp:file=FOLDER`) or verifier (`python:mine.py:score`), and as the value of an option or setting (`test=FILE`).
+        """
+        return dataclasses.replace(
+            self,
+            model=_absolute(self.model) if self.model else "",
+            data=_absolute(self.data) if Path(self.data).exists() and self.data else self.data,
+            method=_with_absolute_paths(self.method),
+            task=_with_absolute_paths(self.task),
+            verifier=_with_absolute_paths(self.verifier),
+            options={name: _value(value) for name, value in self.options.items()},
+            settings={name: _value(value) for name, value in self.settings.items()},
+        )
+
+    def check_paths(self, folder: Path) -> None:
+        """Check that the model, the data and the files of method and task are where the run has them.
+
+        Args:
+            folder: of the run, for the message.
+
+        Raises:
+            UserError: one is not there; the message says how to give its present place.
+        """
+        files = (("method", self.method), ("task", self.task.partition(":")[0]))
+        given = [("model", self.model), *((name, file) for name, file in files if file.endswith(".py"))]
+        # Without a suffix or a folder the data may be a name that the library `datasets` knows.
+        given += [("data", self.data)] if Path(self.data).suffix or Path(self.data).is_absolute() else []
+        for name, path in given:
+            if path and not Path(path).exists():
+                place = "" if Path(path).is_absolute() else f" in the working folder {Path.cwd()}"
+                whole = f"PATH{self.task[len(path) :]}" if name == "task" else "PATH"
+                raise UserError(
+                    f"the run {folder} has the {name} {path}, which is not there{place}: if it was moved, give its present place,"
+                    f" `vantage resume {folder} --{name} {whole}`"
+                )
+
     def write(self, folder: Path, status: str = "running") -> None:
         """Write `config.json`."""
         content = {
@@ -66,6 +107,24 @@ class RunConfig:
             "status": status,
         }
         write_atomically(folder / "config.json", json.dumps(content, indent=2) + "\n")
+
+
+def _absolute(path: str) -> str:
+    return os.path.abspath(path)
+
+
+def _with_absolute_paths(text: str) -> str:
+    """Return a specification in which the paths of existing files are absolute, and those of folders after `file=` and so on."""
+
+    def placed(found: re.Match[str]) -> str:
+        path, named = found[0], text[: found.start()].endswith(("file=", "data=", "model="))
+        return _absolute(path) if Path(path).is_file() or (named and Path(path).is_dir()) else path
+
+    return re.sub(r"[^\s,=:]+", placed, text)
+
+
+def _value(value: Any) -> Any:
+    return _absolute(value) if isinstance(value, str) and value and Path(value).is_file() else value
 
 
 def read_config(folder: Path) -> RunConfig:

@@ -276,16 +276,17 @@ def test_pairs(tmp_path: Path) -> None:
         problem = load_problems(path, held_out=0.0).train[0]
         assert (problem.prompt, problem.answer) == (shared, "hello")
     # What the prompt says beside a conversation is never dropped: it stands in the conversation, or joins it, or is an error.
-    for prompt, before, shared in (
+    later = [system, *early, {"role": "user", "content": "go on"}]
+    joined: tuple[tuple[Any, Any, Any], ...] = (
         ("hi", [system], [system, *ask]),
         (" hi\n", [system, *early, *ask], [system, *early, *ask]),
         ("say: hi there", [{"role": "user", "content": "hi there"}], [{"role": "user", "content": "hi there"}]),
         ("be kind\nuser: hi\nassistant:", [system, *ask], [system, *ask]),
-        (ask, [system, *early, {"role": "user", "content": "go on"}], None),
-    ):
-        sides = {"q": 1, "prompt": prompt, "chosen": [*before, good], "rejected": [*before, bad]}
-        expected_prompt = shared or [system, *early, {"role": "user", "content": "go on"}]
-        assert load_pairs(write(tmp_path / "g.jsonl", [sides])) == [Pair(expected_prompt, "hello", "go away")]
+        (ask, later, later),
+    )
+    for prompt, before, shared in joined:
+        sides = {"prompt": prompt, "chosen": [*before, good], "rejected": [*before, bad]}
+        assert load_pairs(write(tmp_path / "g.jsonl", [sides])) == [Pair(shared, "hello", "go away")]
     told = r"line 2: the prompt in the field 'prompt' \('bye'\) is none of the messages before the answer in {} \('hi'\): correct"
     for before in (ask, [system, *ask], [*ask, early[1], *ask]):
         for prompt in ("bye", [{"role": "user", "content": "bye"}]):
