@@ -41,7 +41,8 @@ ARROWS: dict[str, set[str]] = {
     "progress": {"core"},
     "curves": {"core"},
     "api": BELOW_STUDY | {"integrations", "curves", "devices"},
-    "cli": BELOW_STUDY | {"api", "study"},
+    "listings": {"core", "methods", "tasks", "settings", "console"},
+    "cli": BELOW_STUDY | {"api", "study", "listings"},
     "demo": {"core", "cli"},
 }
 """Package or module below `vantage` -> what it may import, besides itself."""

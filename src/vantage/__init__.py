@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from vantage.core import Context, Evaluation, Method, Trajectories, UserError
     from vantage.tasks.registry import make_task as task
 
-# Names are imported when they are first used, so that `import vantage` is quick and loads no optional library.
+# Names are imported at first use, so that `import vantage` is fast and loads no optional library.
 _LAZY = {
     "Context": "vantage.core",
     "Evaluation": "vantage.core",

@@ -1,4 +1,4 @@
-"""`python -m vantage` is the command `vantage`."""
+"""Entry point of `python -m vantage`, the command `vantage`."""
 
 import sys
 

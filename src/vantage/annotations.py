@@ -1,4 +1,4 @@
-"""Values checked against annotations: ranges, choices and conditions that are declared with a type.
+"""Checks of values against annotations: ranges, choices and conditions that are declared with a type.
 
 The vocabulary is that of `annotated_types`. The check is ours: attrs makes no dataclasses, of which `fields` and `replace` are used
 everywhere; pydantic (156 ms to import) and beartype (110 ms; 1 is no float to it) report in texts of their own and refuse settings
@@ -66,7 +66,7 @@ not_empty = MinLen(1)
 
 @dataclasses.dataclass(frozen=True)
 class CheckedBy:
-    """A condition on one value that is neither a range nor a choice."""
+    """Condition on one value that is neither a range nor a choice."""
 
     function: Callable[[Any], Any]
 
@@ -99,12 +99,12 @@ class Check(NamedTuple):
 
     noun: str
     fits: Callable[[Any], bool]  # whether the value is of the kind
-    wrong: Callable[[str, Any], str | None]  # what is said of a value that is not of the kind or out of its range
+    wrong: Callable[[str, Any], str | None]  # error message for a value that is not of the kind or out of its range
 
 
 @cache
 def checks_of(cls: Any) -> tuple[tuple[str, str, Check], ...]:
-    """Return the checks of a dataclass, made once: field, what errors call it, check; settings alone, no memory."""
+    """Return the checks of a dataclass's settings, cached: (field, name in errors, check)."""
     hints: dict[str, Any] = {}
     for base in reversed(cls.__mro__):
         names = _Names(vars(sys.modules.get(base.__module__, types)))

@@ -1,4 +1,4 @@
-"""Train, resume and evaluate from Python, as the command line does."""
+"""Python interface of the commands: training, resuming and evaluating runs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from vantage.tasks.registry import check_needs, make_task
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: its outcome, folder and metrics."""
+    """Result of a run: its outcome, folder and metrics."""
 
     folder: Path | None
     outcome: Outcome
@@ -36,7 +36,7 @@ class Run:
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
-        """Every step's metrics, including those before a resume."""
+        """Metrics of every step, including those before a resume."""
         return read_metrics(self.folder) if self.folder else list(self.outcome.history)
 
 
@@ -86,29 +86,29 @@ def train(
     Args:
         method: a `Method`, a name, or the path of a file that defines one.
         task: a task, or its specification as on the command line (`addition:digits=3`, `cartpole`).
-        model: folder to start from.
-        data: file of own problems; then `task` may be "".
-        verifier: how their answers are scored.
+        model: folder of the model to start from.
+        data: file of the user's problems; then `task` may be "".
+        verifier: verifier of their answers.
         steps: length of the run in the task's unit; None takes the task's default.
-        seed: of every random draw.
+        seed: random seed.
         out: folder of the run; None keeps everything in memory.
         settings: of the recipe and of components, as a dict or as `name=value` texts. Only with a method given by name.
         options: of the task's engine and policy.
-        save_every: steps of the training loop between checkpoints; 0: about one a minute.
-        evaluate_every: steps of the training loop between evaluations; 0: before and after.
-        evaluate_samples: samples per held-out problem, or episodes; 0: none.
-        device: where the policy lives, acts, is evaluated and learns: "cpu", "cuda" or "cuda:N"; "" for where a given `policy`
-            is, else the CPU.
-        threads: CPU threads, 0 leaves them.
+        save_every: training steps between checkpoints; 0: about one checkpoint per minute.
+        evaluate_every: training steps between evaluations; 0: before and after the run alone.
+        evaluate_samples: samples per held-out problem, or episodes; 0: no evaluations.
+        device: device of the policy in sampling, evaluation and training: "cpu", "cuda" or "cuda:N"; "" for the device of a
+            given `policy`, else the CPU.
+        threads: number of CPU threads, 0 for the default.
         wandb: Weights & Biases project, "" for none.
-        engine: what samples completions: "" for the task's own engine, or "vllm" (see `vantage.integrations.vllm`).
+        engine: engine that samples completions: "" for the task's own, or "vllm" (see `vantage.integrations.vllm`).
         force: overwrite a run in `out`; it is removed when the new one has its first checkpoint.
         listeners: called after each step.
         policy: the policy to train, instead of one that the task makes.
         report: called with the length of the run before its first step.
 
     Raises:
-        UserError: something given is wrong, or another process writes `out`; nothing was written, and what `out` held is there.
+        UserError: an argument is invalid, or another process writes `out`; nothing was written, and `out` is unchanged.
     """
     where = (
         device_of(device) if device else next(policy.parameters()).device if policy is not None else device_of("cpu")
@@ -128,7 +128,7 @@ def train(
     spec = task if isinstance(task, str) else getattr(task, "spec", getattr(task, "name", ""))
     check_needs(built.name, built.declared("needs"), task, data=str(data), options=options)
     made = _make_task(spec, str(data), verifier, options) if isinstance(task, str) else task
-    if getattr(made, "offers", None) is not None:  # a task of the user's own file may know only now
+    if getattr(made, "offers", None) is not None:  # a task of the user's own file may be known only now
         check_needs(built.name, built.declared("needs"), made)
     config = RunConfig(
         method=name,
@@ -172,7 +172,7 @@ def resume(
     data: str | Path = "",
     task: str = "",
 ) -> Run:
-    """Resume a run from its newest whole checkpoint; the result equals that of an uninterrupted run.
+    """Resume a run from its newest valid checkpoint; the result equals that of an uninterrupted run.
 
     A run whose method was composed by hand needs the same `method` again; otherwise it is composed by name. `device` replaces
     the run's own, on another machine; results then differ by rounding.

@@ -5,19 +5,15 @@ from __future__ import annotations
 import json
 import os
 import sys
-import textwrap
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
-from vantage.console import print_table
 from vantage.core.errors import TrainingError, UserError
+from vantage.listings import COMMANDS as LISTINGS
 from vantage.study.commands import COMMANDS as STUDY_COMMANDS
-
-if TYPE_CHECKING:
-    from vantage.methods.index import Entry
 
 Text = tyro.conf.Positional[str]
 
@@ -35,11 +31,11 @@ class Train:
     data: str = ""
     """File of your own problems: JSONL, JSON, CSV, Parquet, or a saved `datasets` folder."""
     verifier: str = ""
-    """How answers to --data are scored: exact, numeric, math, regex:pattern=..., choice, python:module:function, ..."""
+    """Verifier of the answers to --data: exact, numeric, math, regex:pattern=..., choice, python:module:function, ..."""
     steps: int | None = None
-    """Length of the run: steps of the loop for language, environment steps for control. Default: the task's."""
+    """Length of the run: training steps for language, environment steps for control. Default: the task's."""
     seed: int = 0
-    """Seed of every random draw."""
+    """Random seed."""
     out: str = ""
     """Folder of the run. Default: runs/METHOD-TASK-sSEED."""
     set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE ...")] = ()
@@ -47,19 +43,19 @@ class Train:
     option: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE ...")] = ()
     """Options of the task's engine and policy (max_new_tokens=64, normalize=true)."""
     save_every: int = 0
-    """Steps of the training loop between checkpoints; 0: about one a minute."""
+    """Training steps between checkpoints; 0: about one checkpoint per minute."""
     eval_every: int = 0
-    """Steps of the training loop between evaluations; 0: before and after."""
+    """Training steps between evaluations; 0: evaluations before and after the run alone."""
     eval_samples: int = 4
-    """Samples per held-out problem, or episodes, of an evaluation; 0: none."""
+    """Samples per held-out problem, or episodes, of an evaluation; 0: no evaluations."""
     device: str = "cpu"
-    """Where the policy lives, acts, is evaluated and learns: cpu, cuda or cuda:N."""
+    """Device of the policy in sampling, evaluation and training: cpu, cuda or cuda:N."""
     threads: int = 0
-    """CPU threads; 0 leaves them as they are."""
+    """Number of CPU threads; 0 keeps the default."""
     wandb: str = ""
     """Weights & Biases project to report to."""
     engine: Literal["", "vllm"] = ""
-    """What samples completions: the task's own engine, or vllm (the extra of that name)."""
+    """Engine that samples completions: the task's own, or vllm (needs the extra of that name)."""
     force: bool = False
     """Overwrite the run in --out."""
 
@@ -96,20 +92,20 @@ class Train:
 
 @dataclass
 class Resume:
-    """Resume a run from its newest whole checkpoint."""
+    """Resume a run from its newest valid checkpoint."""
 
     run: Text
     """Folder of the run."""
     device: str = ""
-    """cpu, cuda or cuda:N, in place of the run's own."""
+    """cpu, cuda or cuda:N. Default: the run's own."""
     model: str = ""
-    """Present place of the folder of the model that the run starts from, where it was moved."""
+    """New location of the run's initial model, where it was moved."""
     data: str = ""
-    """Present place of the run's data."""
+    """New location of the run's data."""
     task: str = ""
-    """The run's task with the present place of its file, ./mine.py:size=3."""
+    """The run's task with the new location of its file, ./mine.py:size=3."""
     method: str = ""
-    """Present place of the run's own file of the method."""
+    """New location of the run's own method file."""
 
     def __call__(self) -> int:
         """Run the command."""
@@ -143,19 +139,19 @@ class Eval:
     target: Text
     """Folder of a model or of a run."""
     task: str = ""
-    """Task with its options; a run's own when it is left out."""
+    """Task with its options. Default: the run's own."""
     samples: int = 4
     """Samples per problem (then pass@1 and pass@k are estimated), or episodes."""
     seed: int = 1
-    """Seed of the draws."""
+    """Random seed."""
     data: str = ""
     """File of your own problems."""
     verifier: str = ""
-    """How their answers are scored."""
+    """Verifier of their answers."""
     option: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE ...")] = ()
     """Options of the task's engine and policy."""
     device: str = ""
-    """Where the policy is evaluated: cpu, cuda or cuda:N; a run's own when it is left out, else cpu."""
+    """Device of the evaluation: cpu, cuda or cuda:N. Default: the run's own, or cpu for a model."""
     json: bool = False
     """Print JSON."""
 
@@ -184,169 +180,13 @@ class Eval:
 
 
 @dataclass
-class Methods:
-    """List the methods."""
-
-    task: str = ""
-    """Only methods that this task offers all they need (cartpole, addition:digits=3)."""
-    family: str = ""
-    """Only this family."""
-    filter: str = ""
-    """Only methods whose name fits a pattern: '*grpo*'."""
-    base: str = ""
-    """Only methods that start from this one."""
-    json: bool = False
-    """Print JSON: id, name, family, kind, summary, base, needs, settings, title, arxiv, source, page."""
-
-    def __call__(self) -> int:
-        """Run the command."""
-        from vantage.methods import index
-
-        offered = None
-        if self.task:
-            from vantage.tasks.registry import TASKS, offers
-
-            offered = offers(self.task)
-            if offered is None:
-                raise UserError(
-                    f"--task {self.task}: what it offers is not known; the built-in tasks are {', '.join(TASKS)}"
-                )
-        found = index.entries(family=self.family, pattern=self.filter, base=self.base, offers=offered)
-        if self.json:
-            print(json.dumps([_as_json(one) for one in found], indent=1))
-        else:
-            print_table(
-                ["name", "id", "family", "what it is"],
-                [[one.name, one.id, one.family, _after_colon(one.summary)] for one in found],
-            )
-        return 0
-
-
-@dataclass
-class Show:
-    """Show a method as its page has it: what it is, its settings and its recipe; with --full also its components."""
-
-    method: Text
-    """Name of a method, or path of a Python file that defines one."""
-    full: bool = False
-    """Compose it, and print all components with their settings, and which differ from those of the method it starts from."""
-    set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE ...")] = ()
-    """Print the components, as with --full, at these settings, written as in `vantage train`."""
-
-    def __call__(self) -> int:
-        """Run the command."""
-        from vantage.methods import index
-
-        one = index.entry(self.method)
-        print(one.summary)
-        if one.doc:
-            print(f"\n{one.doc}\n")
-        for title, text in (
-            ("page", self.method if self.method.endswith(".py") else str(one.path)),
-            ("id", one.id),
-            ("base", " < ".join(base.name for base in one.bases())),
-            ("needs", ", ".join(sorted(one.needs))),
-            ("source", one.source),
-            ("fixed", ", ".join(f"{name}={value}" for name, value in one.fixed.items())),
-        ):
-            if text:
-                print(f"{title:<9} {text}")
-        for setting in one.settings.values():
-            origin = f" (of {setting.page})" if setting.page != one.name else ""
-            print(f"  {f'{setting.name}={setting.default}':<27} {setting.text or '-'}{origin}")
-        if self.full or self.set:
-            sys.stdout.flush()
-            _print_components(self.method, self.set)
-        else:
-            print(f"\nrecipe (--full prints the components)\n{textwrap.indent(one.recipe, '  ')}")
-        return 0
-
-
-def _print_components(method: str, settings: tuple[str, ...]) -> None:
-    from vantage.methods import registry
-    from vantage.methods.composition import differences
-    from vantage.settings import parse_settings
-
-    built = registry.page(method).make(parse_settings(settings))
-    parent = registry.parent_of(built)
-    changed = differences(built, parent) if parent is not None else {}
-    print(f"\nparent    {parent.name}; components that differ are marked *" if parent is not None else "")
-    for place, held in registry.parts_of(built).items():
-        print(f"{'*' if place in changed else ' '} {place:<13} {held}")
-        if place in changed:
-            print(f"  {'':<13} {parent.name if parent else ''}: {changed[place][1]}")
-
-
-def _as_json(one: Entry) -> dict[str, Any]:
-    return {
-        "id": one.id,
-        "name": one.name,
-        "family": one.family,
-        "kind": one.kind,
-        "summary": one.summary,
-        "base": one.base.name if one.base is not None else None,
-        "needs": sorted(one.needs),
-        "settings": {s.name: {"default": s.default, "text": s.text, "page": s.page} for s in one.settings.values()},
-        "title": one.title,
-        "arxiv": one.arxiv,
-        "source": one.source,
-        "page": str(one.path),
-    }
-
-
-@dataclass
-class Tasks:
-    """List the built-in tasks."""
-
-    json: bool = False
-    """Print JSON."""
-
-    def __call__(self) -> int:
-        """Run the command."""
-        from vantage.tasks.registry import TASKS
-
-        rows = [
-            {"name": t.name, "field": t.field, "description": t.description, "example": t.example or t.name}
-            for t in TASKS.values()
-        ]
-        if self.json:
-            print(json.dumps(rows, indent=1))
-        else:
-            print_table(["name", "field", "what it is", "example"], [list(row.values()) for row in rows])
-        return 0
-
-
-@dataclass
-class Cite:
-    """Print the BibTeX of a method and of what it builds on."""
-
-    method: Text
-    """Name of a method."""
-
-    def __call__(self) -> int:
-        """Run the command."""
-        from vantage.methods import registry
-
-        page = registry.page(self.method)
-        papers, built = list(page.papers), page.make()
-        parent = registry.parent_of(built)
-        while parent is not None:
-            papers += registry.page(parent.name).papers
-            parent = registry.parent_of(parent)
-        for _, part in built.components() if hasattr(built, "components") else ():
-            papers += getattr(part, "papers", ())
-        print("\n\n".join(dict.fromkeys(paper.bibtex() for paper in papers)))
-        return 0
-
-
-@dataclass
 class NewModel:
-    """Make a small causal language model in Hugging Face format for the built-in tasks."""
+    """Make a small causal language model with random weights in Hugging Face format, for the built-in tasks."""
 
     folder: Text
     """Folder to write."""
     preset: str = "tiny"
-    """Size: tiny, small, ... (an unknown one lists them)."""
+    """Size: tiny, small, ... (an unknown name lists them)."""
     architecture: str = "llama"
     """llama, qwen2 or qwen3."""
     seed: int = 0
@@ -367,12 +207,12 @@ class NewModel:
 
 @dataclass
 class Samples:
-    """Browse the completions that a run sampled."""
+    """Show the completions that a run stored."""
 
     run: Text
     """Folder of the run."""
     step: int | None = None
-    """Only this step; the last one stored when neither this nor --all is given."""
+    """Only this step. Default: the last one stored, unless --all is given."""
     all: bool = False
     """All steps."""
     best: bool = False
@@ -380,9 +220,9 @@ class Samples:
     worst: bool = False
     """Lowest rewards first."""
     contains: str = ""
-    """Only rows whose prompt or completion holds this text."""
+    """Only rows whose prompt or completion contains this text."""
     limit: int = 10
-    """How many rows."""
+    """Largest number of rows."""
     json: bool = False
     """Print JSON lines."""
 
@@ -408,10 +248,7 @@ COMMANDS: dict[str, Any] = {
     "train": Train,
     "resume": Resume,
     "eval": Eval,
-    "methods": Methods,
-    "show": Show,
-    "tasks": Tasks,
-    "cite": Cite,
+    **LISTINGS,
     "new-model": NewModel,
     "samples": Samples,
     **STUDY_COMMANDS,
@@ -436,7 +273,7 @@ def main(argv: list[str] | None = None) -> int:
     except TrainingError as error:
         print(f"stopped: {error}", file=sys.stderr)
         return 1
-    except BrokenPipeError:  # the reader of our output went away (`vantage methods | head`)
+    except BrokenPipeError:  # the reader of the output has closed it (`vantage methods | head`)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
@@ -445,7 +282,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _spread_repeated(arguments: list[str]) -> list[str]:
-    """Gather repeated --set and --option into one, so that both `--set a=1 b=2` and `--set a=1 --set b=2` work."""
+    """Join repeated --set and --option, so that both `--set a=1 b=2` and `--set a=1 --set b=2` work."""
     rest: list[str] = []
     gathered: dict[str, list[str]] = {"--set": [], "--option": []}
     current: str | None = None
@@ -488,10 +325,6 @@ def _ended(run: Any) -> int:
         return 130
     print(f"run folder: {run.folder}  (curves.png, metrics.jsonl, model/)")
     return 0
-
-
-def _after_colon(summary: str) -> str:
-    return summary.partition(": ")[2] or summary
 
 
 __all__ = ["COMMANDS", "main"]

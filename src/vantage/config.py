@@ -23,22 +23,22 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class RunConfig:
-    """A run as the user asked for it. `placed` makes its paths absolute, so that it resumes from any folder.
+    """Settings of a run as the user gave them. `placed` makes its paths absolute, so that it can be resumed from any folder.
 
     Attributes:
         method: name of a method, or path of a file that defines one.
-        settings: of the recipe (`group_size`), and of components (`update.optimizer.lr`).
-        task: name of a task with its options (`addition:digits=3`), "" when `data` says all.
+        settings: settings of the recipe (`group_size`), and of components (`update.optimizer.lr`).
+        task: name of a task with its options (`addition:digits=3`), "" when `data` determines it.
         model: folder of the model to start from, "" for a fresh one where the task makes one.
         data: file of the user's own problems, "" for none.
-        verifier: how answers are scored (`math`), "" for the task's own.
-        options: of the task's engine and policy (`max_new_tokens`, `normalize`).
-        steps: as the task counts them (`Task.unit`): steps of the training loop, or environment steps.
-        seed: of every random draw.
-        save_every, evaluate_every: in steps of the training loop; 0: by the clock, and only at the ends.
-        evaluate_samples: per held-out problem, or episodes; 0 for no evaluation.
-        device: where the policy lives.
-        threads: CPU threads of the run, 0 leaves them as they are.
+        verifier: verifier of the answers (`math`), "" for the task's own.
+        options: options of the task's engine and policy (`max_new_tokens`, `normalize`).
+        steps: length in the task's unit (`Task.unit`): training steps, or environment steps.
+        seed: random seed.
+        save_every, evaluate_every: in training steps; 0: by the clock, and before and after the run alone.
+        evaluate_samples: samples per held-out problem, or episodes; 0 for no evaluation.
+        device: device of the policy.
+        threads: number of CPU threads of the run, 0 for the default.
         wandb: name of a Weights & Biases project, "" for none.
     """
 
@@ -152,7 +152,7 @@ def read_config(folder: Path) -> RunConfig:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether the folder is that of a run."""
+    """Return whether the folder is that of a run."""
     try:
         return "run" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -160,7 +160,7 @@ def is_run(folder: Path) -> bool:
 
 
 def versions() -> dict[str, str]:
-    """Versions of the libraries that a result depends on."""
+    """Return the versions of the libraries on which a result depends."""
     found = {"python": platform.python_version(), "platform": f"{platform.system()}-{platform.machine()}"}
     for name in ("vantage", "torch", "numpy", "transformers", "tokenizers", "gymnasium", "mujoco"):
         try:
@@ -171,7 +171,7 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """Commit of the running code, with "+" when files are changed; "" outside a checkout."""
+    """Return the commit of the running code, with "+" when files are changed; "" outside a checkout."""
     root = Path(__file__).resolve().parent
     try:
         head = subprocess.run(

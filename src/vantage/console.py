@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table that fits the terminal; plain columns when the output is no terminal."""
+    """Print a table that fits the terminal, or plain columns when the output is not a terminal."""
     from rich.console import Console
     from rich.table import Table
 

@@ -42,7 +42,7 @@ def draw(lines: Sequence[dict[str, Any]], path: Path, title: str, limit: int = 1
     width, height = 4.2 * columns, 2.6 * rows + 0.5
     figure = Figure(figsize=(width, height))
     FigureCanvasAgg(figure)
-    # Margins for labels of this size: to measure the labels takes longer than a short run.
+    # Fixed margins for labels of this size: measuring the labels takes longer than a short run.
     figure.subplots_adjust(0.7 / width, 0.3 / height, 1 - 0.15 / width, 1 - 0.75 / height, 0.22, 0.35)
     for index, key in enumerate(shown):
         axes = figure.add_subplot(rows, columns, index + 1)
@@ -66,12 +66,12 @@ def draw(lines: Sequence[dict[str, Any]], path: Path, title: str, limit: int = 1
 
 
 def _worth_showing(steps: list[int], values: list[float]) -> bool:
-    """Whether a curve has two points and is not constant up to rounding."""
+    """Return whether a curve has two points and is not constant up to rounding."""
     return len(steps) >= 2 and max(values) - min(values) > 1e-9
 
 
 def _repeats(key: str, shown: list[str], series: dict[str, tuple[list[int], list[float]]]) -> bool:
-    """Whether a curve before this one is the same."""
+    """Return whether an earlier curve is the same."""
     return any(series[other] == series[key] for other in shown[: shown.index(key)])
 
 
@@ -80,7 +80,7 @@ def _rank(key: str) -> tuple[int, str]:
 
 
 def _smooth(values: list[float], window: int) -> list[float]:
-    """Running mean over a centred window that shrinks at the ends."""
+    """Return the running mean over a centred window that is shorter at the ends."""
     half = window // 2
     sums = [0.0]
     for value in values:

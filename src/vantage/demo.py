@@ -1,7 +1,7 @@
 """Demonstration of training from end to end (`make demo`): a small language model is made, warm-started, and trained with GRPO.
 
-Every stage is one of the library's commands and can be run by hand; the demo prints it. The base model is supervised on
-worked solutions until it solves some of the held-out problems, then GRPO learns from the verifier alone.
+Every stage is one of the library's commands, which the demo prints. The base model is fine-tuned on worked solutions until it
+solves some of the held-out problems, then GRPO trains it with the verifier alone.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     out = Path(arguments.out)
     if out.exists():
-        # The folder belongs to the demo: it is made anew each time, and no other folder is changed.
+        # The demo's own folder is made again each time, and no other folder is changed.
         if not (out / ".demo").exists():
             print(f"error: {out} exists and was not made by the demo; give another --out", file=sys.stderr)
             return 2
@@ -44,7 +44,7 @@ def run(out: Path, task: str, warm_steps: int, steps: int) -> int:
     from vantage.cli import main as vantage
 
     started = time.monotonic()
-    # A model this small is faster on one thread than on two.
+    # A model of this size is faster on one thread than on two.
 
     def stage(title: str, *command: str) -> None:
         print(f"\n{title}\n$ vantage {' '.join(command)}", flush=True)

@@ -1,4 +1,4 @@
-"""Devices of policies, by the names that the command line takes."""
+"""Devices of policies, by their names on the command line."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def device_of(name: str) -> torch.device:
     """Return the device of this name: 'cpu' (or 'cpu:0'), 'cuda' or 'cuda:N'.
 
     Raises:
-        UserError: the name is another one, or this machine has no such device.
+        UserError: the name is not known, or this machine has no such device.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""The folder of a run: one process at a time writes it, and what it held is lost only when something has replaced it."""
+"""Folder of a run: locked by one process at a time, and replaced only when the new run has its first checkpoint."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ LOCK = ".lock"
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder for this process, until the context or the process ends, however it ends.
+    """Lock the folder for this process, until the end of the context or of the process.
 
     Raises:
-        UserError: another process holds it; the message has its number and its machine.
+        UserError: another process has the lock; the message has its number and its machine.
     """
     path = folder / LOCK
     try:
@@ -55,19 +55,19 @@ def _holder(path: Path) -> str:
 def claimed(
     folder: Path, replaces: Callable[[Path], bool], force: bool, again: str = ""
 ) -> Iterator[Callable[[], None]]:
-    """Give an empty folder to a run, which holds it.
+    """Lock an empty folder for a run.
 
-    With `force`, what the folder held is moved aside. The function that is given removes it: call it once the run has something to
-    show. If the run ends by an error before that, the folder is as it was.
+    With `force`, the folder's contents are moved aside. The yielded function removes them: call it once the run has a
+    checkpoint. If the run ends by an error before that, the folder is restored.
 
     Args:
-        folder: of the run.
-        replaces: whether a folder holds what may be replaced.
-        force: replace it.
-        again: how to go on with what is there, for the message.
+        folder: folder of the run.
+        replaces: whether a folder's contents may be replaced.
+        force: replace the contents.
+        again: how to continue with the contents, for the message.
 
     Raises:
-        UserError: the folder is a file, holds something, is held by another process, or cannot be written.
+        UserError: the folder is a file, is not empty, is locked by another process, or cannot be written.
     """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--out {folder} is a file; give a folder")
@@ -84,10 +84,12 @@ def claimed(
         raise UserError(f"--out {folder} cannot be written: {error.strerror or error}") from error
     with locked(folder):
         if aside.exists() and not held:
-            # A run that was to replace it was killed before it had anything.
+            # A run that was to replace it was killed before its first checkpoint.
             shutil.rmtree(aside, ignore_errors=True)
         if held and aside.exists() and not checkpoints(folder / "checkpoints"):
-            _empty(folder)  # of a run that was killed before it had anything: what it was to replace is still aside
+            _empty(
+                folder
+            )  # of a run that was killed before its first checkpoint: the previous contents are still aside
         elif held:
             shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir()

@@ -1,4 +1,4 @@
-"""Metrics of one step: sums over counts, so that no cut of a batch into micro-batches changes a mean."""
+"""Metrics of one step: sums over counts, so that no division of a batch into micro-batches changes a mean."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch import Tensor
 
 
 class Metrics:
-    """Weighted means of what components record in one step, kept as sums and counts, so that no division of a batch changes them.
+    """Weighted means of the values that components record in one step, stored as sums and counts.
 
-    Recording never waits for the device.
+    Recording does not synchronise with the device.
     """
 
     def __init__(self) -> None:
@@ -21,7 +21,7 @@ class Metrics:
         self._derived: dict[str, tuple[Callable[..., float], tuple[str, ...]]] = {}
 
     def record(self, name: str, value: Tensor | float, weight: float = 1.0) -> None:
-        """Add a value (a scalar; a tensor is detached, not read out) to the step's mean under `name`."""
+        """Add a value (a scalar; a tensor is detached, not transferred) to the step's mean under `name`."""
         self.record_total(name, value if weight == 1.0 else value * weight, weight)
 
     def record_total(self, name: str, total: Tensor | float, count: Tensor | float) -> None:
@@ -45,23 +45,23 @@ class Metrics:
             self.record_total(name, torch.where(mask, values, 0.0).sum(), mask.sum())
 
     def derive(self, name: str, function: Callable[..., float], *of: str) -> None:
-        """Report under `name` a function of the step's means of other names, for values whose mean would be another number."""
+        """Report under `name` a function of the step's means of other names, for values that are not means themselves."""
         self._derived[name] = (function, of)
 
     def under(self, prefix: str) -> Metrics:
-        """Return metrics that record here, under names that begin with `prefix/`."""
+        """Return metrics that record in these, under names that begin with `prefix/`."""
         return _Under(self, prefix)
 
     def recorded(self, name: str) -> int:
-        """Return how often this step recorded `name` so far."""
+        """Return the number of records of `name` so far in this step."""
         return len(self._records.get(name, ()))
 
     def mean(self, name: str, since: int = 0) -> float:
-        """Return the mean of what was recorded under `name` after its first `since` records, NaN for none; waits for the device."""
+        """Return the mean of the records of `name` after the first `since`, NaN for none; synchronises with the device."""
         return _means({name: self._records.get(name, [])[since:]}).get(name, math.nan)
 
     def collect(self) -> dict[str, float]:
-        """Return the means and reset them; it waits for the device."""
+        """Return the means and reset them; synchronises with the device."""
         collected = _means(self._records)
         for name, (function, of) in self._derived.items():
             if all(part in collected for part in of):
@@ -72,7 +72,7 @@ class Metrics:
 
 
 def _means(records: Mapping[str, Sequence[tuple[Any, Any]]]) -> dict[str, float]:
-    """Return the sum over the count of each name, where the count is not 0. One transfer per device and type."""
+    """Return the sum over the count of each name, where the count is not 0, with one transfer per device and type."""
     scalars = [number for pairs in records.values() for pair in pairs for number in pair]
     tensors: dict[tuple[torch.device, torch.dtype], list[int]] = {}
     for index, number in enumerate(scalars):
@@ -95,7 +95,7 @@ def _means(records: Mapping[str, Sequence[tuple[Any, Any]]]) -> dict[str, float]
 
 
 class _Under(Metrics):
-    """Records in other metrics, under names that begin with a prefix."""
+    """Metrics that record in others, under names that begin with a prefix."""
 
     def __init__(self, whole: Metrics, prefix: str) -> None:
         super().__init__()

@@ -30,12 +30,12 @@ _SHOWN = (
 
 
 def outlook(context: Context) -> str:
-    """Return the length of a run, as far as its rollout plan tells: steps, samples, optimiser steps."""
+    """Return the length of a run, as far as its rollout plan determines it: steps, samples, optimiser steps."""
     method, steps, budget = context.method, context.total_steps, context.budget
     each = cost(method.rollout, getattr(context.task, "episode_length", None))
     updates = getattr(method.update, "optimizer_steps", None)
     if budget is not None and budget.each is None:
-        said = [f"{budget.size:,} environment steps: as many steps as these last"]
+        said = [f"{budget.size:,} environment steps, in an unknown number of steps"]
         said += [f"{_count(each.rows, 'episode')} a step"] if each.rows else []
         return ", ".join([*said, *([f"{_count(updates, 'optimiser step')} a step"] if updates else [])])
     if budget is not None:
@@ -55,7 +55,7 @@ def _count(number: float, what: str) -> str:
 
 
 class Progress:
-    """Listener that shows progress, the time left and the metrics of most interest.
+    """Listener that shows progress, the time left and the most important metrics.
 
     A rich display in a terminal; otherwise one plain line at most every `interval` seconds, and for every evaluation.
     """

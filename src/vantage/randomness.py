@@ -1,4 +1,4 @@
-"""Every source of randomness of this process: seeded, saved and restored together."""
+"""Seeding, saving and restoring of all sources of randomness of this process."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 
 def seed_all(seed: int) -> None:
-    """Seed the global generators of Python, numpy and torch, from which tasks, verifiers and environments may draw."""
+    """Seed the global generators of Python, numpy and torch, which tasks, verifiers and environments may use."""
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002 - the global generator is what is seeded
     torch.manual_seed(seed)
@@ -31,7 +31,7 @@ def random_state(generator: torch.Generator) -> dict[str, Any]:
 
 
 def set_random_state(state: Mapping[str, Any], generator: torch.Generator) -> None:
-    """Restore what `random_state` returned."""
+    """Restore the state that `random_state` returned."""
     generator.set_state(state["generator"])
     torch.set_rng_state(state["torch"])
     if state["cuda"] and torch.cuda.is_available():

@@ -1,11 +1,11 @@
-"""Settings written as text: one value, `name=value` pairs, and lists of pairs between commas.
+"""Parser of settings: one value, `name=value` pairs, and lists of pairs between commas.
 
     value   a number, true, false, none, a list, a mapping, or text
     list    [1, 2], [[8, 8], [4]], [a, "b, c"]
     mapping {correct: 1, "length": 0.5}
-    text    anything else; quotes make text of what would be read otherwise: "1", 'none', "[a]"
+    text    anything else; quotes make a text of anything: "1", 'none', "[a]"
 
-Names and words of lists need no quotes; JSON is read as JSON has it. Inside brackets and quotes a comma separates no settings.
+Names and words of lists need no quotes; JSON is valid. Inside brackets and quotes a comma does not separate settings.
 """
 
 from __future__ import annotations
@@ -99,18 +99,18 @@ def split(text: str, separator: str = ",") -> list[str]:
 
 
 def tuples(value: Any) -> Any:
-    """Return a list as a tuple, lists inside it too; anything else as it is."""
+    """Return a list as a tuple, inner lists too; anything else unchanged."""
     return tuple(map(tuples, value)) if isinstance(value, list) else value
 
 
 def _begins_value(text: str, place: int) -> bool:
-    """Whether a quote at this place opens a quoted value; within a word (it's) it is a letter."""
+    """Return whether a quote at this position opens a quoted value; within a word (it's) it is a letter."""
     before = text[:place].rstrip()
     return not before or before[-1] in "=,:[{"
 
 
 def _end_of_quote(text: str, place: int) -> int:
-    """Return the place of the quote that closes the one at `place`, the end of the text where none does."""
+    """Return the position of the quote that closes the one at `place`, the end of the text where none does."""
     quote, place = text[place], place + 1
     while place < len(text) and text[place] != quote:
         place += 2 if text[place] == "\\" else 1

@@ -9,15 +9,15 @@ _SPLIT = {
     "brrl": ("form", {"bpo": "brrl", "gbpo": "brrl-group"}),
     "otc": ("form", {"grpo": "otc", "ppo": "otc-ppo"}),
 }
-"""Pages that held two methods: page -> (the setting that chose, its value -> the method's present name)."""
+"""Pages that had two methods: page -> (setting that selected one, its value -> the method's present name)."""
 _FORM = {"brrl": "bpo", "otc": "grpo"}
-"""Values of the settings above that were defaults."""
+"""Default values of the settings above."""
 
 
 def upgraded(run: Mapping[str, Any]) -> dict[str, Any]:
     """Return the stored settings of a run, `RunConfig`'s fields, with methods that were split under their present names.
 
-    A setting that was None where each form had a default of its own is left out. Settings that are current stay as they are.
+    A setting that was None where each form had a default of its own is left out. Current settings are unchanged.
     """
     made = dict(run)
     if made.get("method") in _SPLIT and "form" in made.get("settings", {}):

@@ -1,4 +1,4 @@
-"""A user's own Python files: loaded by path, and errors in them named by file and line."""
+"""Loading of a user's own Python files by path, with errors that name file and line."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from typing import Any
 from vantage.core.errors import UserError
 
 PREFIX = "vantage_file_"
-"""Beginning of the module names of such files, which no error shows."""
+"""Prefix of the module names of such files, which errors do not show."""
 
 
 def load(path: Path, kind: str) -> ModuleType:
-    """Run a file as a module. Its own folder is searched for what it imports, after everything else.
+    """Run a file as a module. Its own folder is the last one on the search path of its imports.
 
     Args:
-        path: of the file, as the user gave it.
+        path: path of the file, as the user gave it.
         kind: "page" or "task"; files of one name do not replace each other across kinds.
 
     Raises:
-        UserError: it is not there, is not valid Python, or raises an error; the message names file and line.
+        UserError: the file does not exist, is not valid Python, or raises an error; the message names file and line.
     """
     if not path.is_file():
         raise UserError(f"there is no file {path}")
@@ -47,9 +47,9 @@ def load(path: Path, kind: str) -> ModuleType:
 
 @contextlib.contextmanager
 def errors_in(path: str | Path) -> Iterator[None]:
-    """Turn an error that comes out of a file, raised there or below, into a UserError that names file and line.
+    """Convert an error that is raised in a file, or below it, to a UserError that names file and line.
 
-    An error that the file has no part in, such as a setting that is refused before its code runs, passes as it is.
+    An error outside of the file, such as a setting that is refused before its code runs, is unchanged.
     """
     own = Path(path).resolve()
     try:
@@ -77,17 +77,17 @@ def _same(name: str | None, path: Path) -> bool:
 
 
 def is_own(module: str) -> bool:
-    """Whether a module is a user's file that was loaded by its path."""
+    """Return whether a module is a user's file that was loaded by its path."""
     return module.startswith(PREFIX)
 
 
 def called(function: Callable[..., Any]) -> str:
-    """Return the name of a function for errors: with its module, or without where file and line are named anyway."""
+    """Return the name of a function for errors, with its module unless the error names file and line."""
     name = getattr(function, "__qualname__", repr(function))
     return name if is_own(function.__module__) else f"{function.__module__}.{name}"
 
 
 def shown(path: str | Path) -> str:
-    """Return a path as people know it: from the working folder on where it is below that, else whole."""
+    """Return a path relative to the working folder where it is below that, else the absolute path."""
     found, here = Path(path).resolve(), Path.cwd()
     return str(found.relative_to(here)) if found.is_relative_to(here) else str(found)

@@ -202,7 +202,7 @@ def test_what_is_printed_before_the_first_step() -> None:
         "60,000 environment steps: 30 steps of 2,048 (the last of 608), 9,600 optimiser steps"
     )
     dapo = control(vantage.method("dapo", prompts=4, group_size=4, minibatches=2), 2000)
-    assert outlook(dapo.context) == "2,000 environment steps: as many steps as these last, 2 optimiser steps a step"
+    assert outlook(dapo.context) == "2,000 environment steps, in an unknown number of steps, 2 optimiser steps a step"
     grpo = control(vantage.method("grpo", prompts=4, group_size=4), 2000)
     assert "16 episodes a step" in outlook(grpo.context)
     said: list[str] = []

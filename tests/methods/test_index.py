@@ -122,7 +122,7 @@ def test_wrong_filters_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, message in (
         (["--family", "objective"], "unknown family 'objective'; did you mean objectives"),
         (["--base", "grop"], "unknown method 'grop'; did you mean grpo"),
-        (["--task", "./mine.py"], "--task ./mine.py: what it offers is not known"),
+        (["--task", "./mine.py"], "--task ./mine.py: its offers to methods are not known"),
     ):
         assert main(["methods", *arguments]) == 2
         assert message in capsys.readouterr().err

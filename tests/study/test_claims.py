@@ -320,7 +320,7 @@ def test_the_table_holds_every_system_and_every_page_with_its_verdict(tmp_path: 
     assert "| **holds** | +1.5 [-2, +5] | 5 | 2031-01-02, aaaaaaa |" in line
     assert "- ppo, return on cartpole-100k" in text
     assert "(holds): One seed fell.\n" in text
-    assert "What looking at" not in table("theory", [row for row in found if row.family == "theory"])
+    assert "Remarks on the runs" not in table("theory", [row for row in found if row.family == "theory"])
     assert "1 claims with a result: 1 holds, 0 not shown, 0 contradicted" in index(control)
     number = write_tables(tmp_path / "build/claims", tmp_path)
     assert number == len({(row.family, row.name) for row in found})

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import copy
-import json
-import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vantage.core.checkpoint import load_tensors, save_tensors, write_atomically
 from vantage.core.errors import UserError
 from vantage.core.protocols import Evaluation
 from vantage.core.trajectories import Trajectories
 from vantage.policies import spaces
+from vantage.policies.control_options import check_options
 from vantage.policies.distributions import (
     Categorical,
     Distribution,
@@ -26,12 +23,11 @@ from vantage.policies.distributions import (
     MultiCategorical,
     SquashedGaussian,
 )
-from vantage.policies.networks import MLP, ActionValues, HostMLP, NatureCNN, activation, both, host_actor
+from vantage.policies.folder import read_policy, write_policy
+from vantage.policies.networks import MLP, ActionValues, HostMLP, NatureCNN, both, host_actor
 from vantage.policies.normalize import RunningMoments
 from vantage.policies.spaces import Actions, Observations
 
-WEIGHTS = "model.safetensors"
-CONFIG = "config.json"
 ACTOR_GAIN = 0.01
 CRITIC_GAIN = 1.0
 CRITICS_SEED = zlib.crc32(b"action values")
@@ -83,7 +79,9 @@ class ControlPolicy(nn.Module):
         super().__init__()
         image = observations.kind == "image"
         shared = image if shared is None else shared
-        _check(observations, actions, hidden, activation, shared, state_dependent_std, squash, normalize_observations)
+        check_options(
+            observations, actions, hidden, activation, shared, state_dependent_std, squash, normalize_observations
+        )
         self.observations = observations
         self.actions = actions
         self.config: dict[str, Any] = {
@@ -356,20 +354,14 @@ class ControlPolicy(nn.Module):
 
     def save(self, folder: Any) -> None:
         """Write `model.safetensors` (weights and statistics) and `config.json` into the folder."""
-        path = Path(folder)
-        path.mkdir(parents=True, exist_ok=True)
-        temporary = path / f".{WEIGHTS}.{os.getpid()}.tmp"
-        save_tensors({name: tensor.cpu() for name, tensor in self.state_dict().items()}, temporary)
-        os.replace(temporary, path / WEIGHTS)
         config = {
-            "policy": "control",
             "observations": spaces.to_plain(self.observations),
             "actions": spaces.to_plain(self.actions),
             **self.config,
             **({"heads": list(self.heads)} if len(self.heads) else {}),
             **({"action_values": True} if self.action_values is not None else {}),
         }
-        write_atomically(path / CONFIG, json.dumps(config, indent=1))
+        write_policy(folder, "control", self.state_dict(), config)
 
     @classmethod
     def load(cls, folder: Any) -> ControlPolicy:
@@ -378,13 +370,7 @@ class ControlPolicy(nn.Module):
         Raises:
             UserError: the folder holds no control policy; the message says what is missing.
         """
-        path = Path(folder)
-        for name in (CONFIG, WEIGHTS):
-            if not (path / name).is_file():
-                raise UserError(f"{path} holds no control policy: {name} is missing")
-        config = json.loads((path / CONFIG).read_text())
-        if config.pop("policy", None) != "control":
-            raise UserError(f"{path / CONFIG} describes no control policy ('policy' is not 'control')")
+        config, tensors = read_policy(folder, "control", "control policy")
         seen, done = spaces.observations(config.pop("observations")), spaces.actions(config.pop("actions"))
         heads, twins = config.pop("heads", []), config.pop("action_values", False)
         policy = cls(seen, done, **config)
@@ -392,37 +378,5 @@ class ControlPolicy(nn.Module):
             policy.add_head(name)
         if twins:
             policy.add_critics()
-        policy.load_state_dict(load_tensors(path / WEIGHTS))
+        policy.load_state_dict(tensors)
         return policy
-
-
-def _check(
-    observations: Observations,
-    actions: Actions,
-    hidden: Sequence[int],
-    activation_name: str,
-    shared: bool,
-    state_dependent_std: bool,
-    squash: bool,
-    normalize_observations: bool,
-) -> None:
-    activation(activation_name)
-    if any(width < 1 for width in hidden) or (shared and not hidden):
-        raise UserError(
-            f"hidden={tuple(hidden)} is out of range: every width is at least 1, and a shared trunk needs one"
-        )
-    if observations.kind == "image" and not shared:
-        raise UserError("shared=False is not supported for images: actor and critic share the convolutional trunk")
-    if actions.kind != "continuous" and (squash or state_dependent_std):
-        name = "squash" if squash else "state_dependent_std"
-        raise UserError(f"{name}=True needs continuous actions, not {actions.kind} ones")
-    unbounded = [i for i, pair in enumerate(zip(actions.low, actions.high, strict=True)) if None in pair]
-    if squash and unbounded:
-        raise UserError(
-            f"squash=True needs an action space with finite bounds: coordinate {unbounded[0]} of {actions.width} has"
-            f" [{actions.low[unbounded[0]]}, {actions.high[unbounded[0]]}]; leave squash out, so that actions are not bounded"
-        )
-    if normalize_observations and observations.kind != "vector":
-        raise UserError(
-            f"normalize_observations=True needs observations that are numbers, not {observations.kind} ones"
-        )

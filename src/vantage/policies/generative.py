@@ -22,9 +22,10 @@ from vantage.core.errors import UserError
 from vantage.core.protocols import Evaluation
 from vantage.core.trajectories import Trajectories
 from vantage.policies import spaces
-from vantage.policies.control import CONFIG, WEIGHTS, ControlPolicy
+from vantage.policies.control import ControlPolicy
 from vantage.policies.diffusion import Diffusion
 from vantage.policies.flow_control import Flow
+from vantage.policies.folder import CONFIG, WEIGHTS
 from vantage.policies.processes import Denoiser, Networks, Process
 from vantage.policies.spaces import Actions, Observations
 

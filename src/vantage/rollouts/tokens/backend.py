@@ -1,11 +1,15 @@
-"""Interface of a backend's cache."""
+"""Interfaces of the token engine: a backend's cache, and the engine itself to a session."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
+
+from vantage.rollouts.tokens.strings import StopStrings
 
 
 class Cache(Protocol):
@@ -41,4 +45,33 @@ class Cache(Protocol):
 
     def join(self, other: Any) -> None:
         """Append another cache's rows."""
+        ...
+
+
+class Host(Protocol):
+    """Interface of the engine that a session uses."""
+
+    backend: Any
+    eos_token_ids: tuple[int, ...]
+    pad_token_id: int
+    patience: int
+    segment: int
+    graphs: bool
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the model's parameters."""
+        ...
+
+    @property
+    def strings(self) -> StopStrings:
+        """Detector of stop strings."""
+        ...
+
+    def running(self) -> AbstractContextManager[None]:
+        """Inference mode, with the model in evaluation mode."""
+        ...
+
+    def check(self, tokens: Sequence[int], what: str) -> None:
+        """Refuse tokens outside the vocabulary."""
         ...

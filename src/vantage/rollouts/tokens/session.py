@@ -3,47 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vantage.core.errors import UserError
-from vantage.rollouts.tokens.backend import Cache
+from vantage.rollouts.tokens.backend import Cache, Host
 from vantage.rollouts.tokens.completions import Completions
 from vantage.rollouts.tokens.graph import replayed
 from vantage.rollouts.tokens.sampling import Draw, Sampling, draw, row_seeds, uniforms
-from vantage.rollouts.tokens.strings import StopStrings
-
-
-class Host(Protocol):
-    """Interface of the engine that a session uses."""
-
-    backend: Any
-    eos_token_ids: tuple[int, ...]
-    pad_token_id: int
-    patience: int
-    segment: int
-    graphs: bool
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the model's parameters."""
-        ...
-
-    @property
-    def strings(self) -> StopStrings:
-        """Detector of stop strings."""
-        ...
-
-    def running(self) -> AbstractContextManager[None]:
-        """Inference mode, with the model in evaluation mode."""
-        ...
-
-    def check(self, tokens: Sequence[int], what: str) -> None:
-        """Refuse tokens outside the vocabulary."""
-        ...
 
 
 class Session:

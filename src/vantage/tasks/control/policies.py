@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from vantage.core.errors import UserError, unknown
-from vantage.policies.control import CONFIG, ControlPolicy
+from vantage.policies.control import ControlPolicy
+from vantage.policies.folder import CONFIG
 from vantage.policies.generative import PROCESSES, GenerativePolicy
 from vantage.policies.spaces import Actions, Observations
 
