@@ -342,3 +342,19 @@ def test_gsm8k_as_it_is() -> None:
         assert table.score(problem, f"#### {float(problem.answer.replace(',', '')) + 1}") == {"correct": 0.0}
         assert "<<" not in problem.answer
         assert len(problem.answer) < 20
+
+
+def test_the_input_of_an_instruction_is_part_of_the_question(tmp_path: Path) -> None:
+    rows = [
+        {"instruction": "Name it.", "output": "a cat"},
+        {"instruction": "Add.", "input": "1 and 2", "output": "3"},
+        {"instruction": "Sing.", "input": " ", "output": "la"},
+    ]
+    asked = ["Name it.", "Add.\n\n1 and 2", "Sing."]
+    path = write(tmp_path / "alpaca.jsonl", rows)
+    assert [one.prompt for one in load_demonstrations(path)] == asked
+    assert [one.prompt for one in load_problems(path, held_out=0.0).train] == asked
+    named = load_demonstrations(path, {"prompt": "instruction", "completion": "output"})
+    assert [one.prompt for one in named] == ["Name it.", "Add.", "Sing."]
+    pairs = [{"instruction": "Add.", "input": "1 and 2", "chosen": "3", "rejected": "4"}]
+    assert load_pairs(write(tmp_path / "pairs.jsonl", pairs)) == [Pair("Add.\n\n1 and 2", "3", "4")]

@@ -119,7 +119,7 @@ def _read(
 
 
 def _problem(where: str, row: Row, columns: Mapping[str, str], answer_after: str | None) -> Problem:
-    prompt = prompt_of(where, row, columns["prompt"])
+    prompt = prompt_of(where, row, columns["prompt"], columns.get("context", ""))
     answer = answer_of(where, row, columns["answer"])
     worked = columns.get("solution")
     solution = "" if worked is None or row.get(worked) is None else answer_of(where, row, worked)

@@ -58,14 +58,14 @@ def load_demonstrations(
             if messages[-1]["role"] != "assistant" or len(messages) < 2:
                 raise UserError(f"{where}: the messages must end with the assistant's, after at least one other")
             if row.get(columns.get("prompt", "")) is not None:
-                prompt = prompt_of(where, row, columns["prompt"])
+                prompt = prompt_of(where, row, columns["prompt"], columns.get("context", ""))
                 check_prompt(where, columns["prompt"], prompt, repr(columns["messages"]), messages[:-1])
             found.append(Demonstration(messages[:-1], messages[-1]["content"]))
             continue
         text = answer_of(where, row, columns["completion"])
         if not text.strip():
             raise UserError(f"{where}: the field {columns['completion']!r} is empty")
-        prompt = prompt_of(where, row, columns["prompt"])
+        prompt = prompt_of(where, row, columns["prompt"], columns.get("context", ""))
         prompt = before_answers(where, row, columns["prompt"], prompt, columns["completion"])
         found.append(Demonstration(prompt, text))
     return found
@@ -107,7 +107,7 @@ def load_pairs(
         if sides[0] == sides[1]:
             raise UserError(f"{where}: chosen and rejected are the same text")
         if "prompt" in columns:
-            prompt = prompt_of(where, row, columns["prompt"])
+            prompt = prompt_of(where, row, columns["prompt"], columns.get("context", ""))
             prompt = before_answers(where, row, columns["prompt"], prompt, columns["chosen"], columns["rejected"])
         else:
             prompt = _shared(where, row, columns)

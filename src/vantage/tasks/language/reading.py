@@ -234,6 +234,9 @@ def choose(
                 found[role] = match
             elif role in needed:
                 raise UserError(f"{where}: no field for the {role}: name it, {role}=FIELD (fields: {there})")
+    # In the format of Alpaca a question is an instruction and its input.
+    if found.get("prompt") == "instruction" and "prompt" not in wanted and "input" not in found.values():
+        found["context"] = "input"
     return found
 
 
@@ -277,8 +280,10 @@ def messages_of(where: str, value: Any, name: str = "messages") -> list[dict[str
     return found
 
 
-def prompt_of(where: str, row: Row, name: str) -> str | list[dict[str, str]]:
+def prompt_of(where: str, row: Row, name: str, context: str = "") -> Prompt:
     """Return a prompt: a text that is not empty, or messages of which the last is not the assistant's.
+
+    A text in the field `context` follows that of the prompt, after an empty line.
 
     Raises:
         UserError: the field is neither.
@@ -294,7 +299,8 @@ def prompt_of(where: str, row: Row, name: str) -> str | list[dict[str, str]]:
     text = text_of(where, row, name)
     if not text.strip():
         raise UserError(f"{where}: the field {name!r} is empty")
-    return text
+    more = "" if row.get(context) is None else text_of(where, row, context)
+    return f"{text}\n\n{more}" if more.strip() else text
 
 
 def answer_of(where: str, row: Row, name: str) -> str:
