@@ -42,10 +42,10 @@ As it says.
 """
 from vantage.methods.claim import Claim
 from vantage.methods.control.ppo import ppo
-from vantage.methods.registry import method
+from vantage.methods.registry import Paper, method
 
 
-@method(family="toys", papers=(), name="{name}")
+@method(family="toys", papers=Paper("A toy", "A. Author", 2026), name="{name}")
 def toy(end: float = 1.0):
     """Compose."""
     return ppo()
