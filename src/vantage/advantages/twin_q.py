@@ -1,4 +1,4 @@
-"""Twin action values with targets, learnt from single transitions (TD3's critic)."""
+"""Twin action values with targets, trained on single transitions (TD3's critic)."""
 
 from __future__ import annotations
 

@@ -127,7 +127,7 @@ class Context:
     budget: Budget | None = None
     """Remaining environment steps, where the run's length is counted in them."""
     aside: bool = False
-    """Whether this context is for rows that are not learnt from (see `under`)."""
+    """Whether this context is for rows that do not enter the loss (see `under`)."""
 
     @property
     def progress(self) -> float:
@@ -156,7 +156,7 @@ class Context:
         self.metrics.derive(name, function, *of)
 
     def under(self, prefix: str) -> Context:
-        """Return a context for rows that are not learnt from: its metrics go under `prefix/`, or with "" are not recorded."""
+        """Return a context for rows outside of the loss: its metrics are recorded under `prefix/`, or with "" not at all."""
         return replace(self, metrics=self.metrics.under(prefix) if prefix else Metrics(), aside=True)
 
     def named(self, name: str) -> Policy:

@@ -28,7 +28,7 @@ class ColumnInfo:
 
 COLUMNS: dict[str, ColumnInfo] = {
     "action": ColumnInfo("[N, T, ...]", "the decision taken", "the rollout"),
-    "mask": ColumnInfo("[N, T] bool", "decisions that are learnt from", "the rollout"),
+    "mask": ColumnInfo("[N, T] bool", "decisions that are in the loss", "the rollout"),
     "length": ColumnInfo("[N]", "positions that the row holds, inserted ones included", "the rollout"),
     "logp_old": ColumnInfo("[N, T]", "log-probability under the policy that acted", "the rollout"),
     "reward": ColumnInfo("[N, T]", "reward that followed the decision", "the rollout or `rewards`"),
@@ -181,7 +181,7 @@ class Trajectories(Table):
         policy saw.
 
         Raises:
-            UserError: when a column [N, T, ...] is read that nobody declared, or one [N, M, ...] that is declared per decision.
+            UserError: when a column [N, T, ...] is read that is not declared, or one [N, M, ...] that is declared per decision.
         """
         return _flat(self, self.steps, "")
 
@@ -203,7 +203,7 @@ def _flat(table: TableT, steps: int, above: str) -> TableT:
 #   it exists               t < `length`; what lies behind is padding
 #   who produced it         `origin`; without that column the policy did, but in rows with `turn` what is outside of the mask
 #                           was inserted
-#   it is learnt from       `mask`; averagings, losses and statistics read it
+#   it is in the loss       `mask`; averagings, losses and statistics read it
 #
 # In a stream of environment steps a reset takes a step of its own: it is outside of the mask, after the end of an episode.
 

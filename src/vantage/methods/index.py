@@ -96,7 +96,7 @@ def module_of(name: str) -> tuple[str, str]:
     """Return the name of a method as its page has it, and the page's module.
 
     Raises:
-        UserError: there is none of this name; the message gives the nearest.
+        UserError: no method has this name; the message gives the nearest.
     """
     key, known = name.strip().lower().replace("_", "-"), modules()
     if key not in known:

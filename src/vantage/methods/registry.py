@@ -273,7 +273,7 @@ def page(name: str) -> Page:
     """Return the page of a method, by its name or by the path of a file that defines one.
 
     Raises:
-        UserError: there is none of this name; the message gives the nearest.
+        UserError: no method has this name; the message gives the nearest.
     """
     if name.endswith(".py"):
         return _page_of_file(Path(name))

@@ -38,7 +38,7 @@ class PolicyGradient:
     wants = frozenset({"logp"})
 
     def prepare(self, context: Context) -> None:
-        """Warn where rows are learnt from that an older policy drew."""
+        """Warn where the loss includes rows that an older policy sampled."""
         steps = getattr(context.method.update, "optimizer_steps", None) or 1
         if steps > 1:
             warnings.warn(

@@ -253,7 +253,7 @@ def _resampled(
 
 
 def _levels(arms: list[Array], level: float, expand: bool) -> Array:
-    """Return the two percentiles (as fractions) to read off the bootstrap distribution."""
+    """Return the two percentiles (as fractions) of the bootstrap distribution that are the interval's ends."""
     if not 0 < level < 1:
         raise UserError(f"level is {level}: give a number between 0 and 1, such as 0.95")
     tail = (1 - level) / 2

@@ -113,7 +113,7 @@ def server(folder: Path, port: int, every: float) -> ThreadingHTTPServer:
                 self.wfile.write(content)
 
         def log_message(self, format: str, *args: Any) -> None:
-            """Say nothing: a page that refreshes would fill the terminal."""
+            """Print nothing: a page that refreshes would fill the terminal."""
 
     try:
         return ThreadingHTTPServer((HOST, port), Handler)

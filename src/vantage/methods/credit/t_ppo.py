@@ -75,7 +75,7 @@ class Windows:
         set_temperature(context, self.temperature)
 
     def cost(self, episode: int | None = None) -> Cost:
-        """What a step takes; a row has at most `length` new tokens."""
+        """Return the cost of a step; a row has at most `length` new tokens."""
         return Cost(self.rows, self.rows)
 
     def __call__(self, context: Context) -> Trajectories:

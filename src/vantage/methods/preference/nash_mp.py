@@ -15,7 +15,7 @@ step. For networks a slow copy of the policy is opponent and anchor pi_k, the po
 
 with row sums, and the mean of a prompt's other answers subtracted from the weight where it has several. c = 0 is Nash-MD's form
 (TRL's trainer of it weighs each token by its own log-ratio to the reference, which is the same for answers of one token).
-P is the task's pair judge or sigmoid of a score difference. arXiv 2505.19731; c = 1/2 is derived from the stated rate; beta,
+P is the task's pair comparison or sigmoid of a score difference. arXiv 2505.19731; c = 1/2 is derived from the stated rate; beta,
 kappa and the learning rate for language models are not stated, so their defaults are reconstructions. A later version of the
 paper replaces mirror prox by a proximal-point method, which is not implemented here.
 """
