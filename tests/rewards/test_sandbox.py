@@ -18,6 +18,7 @@ from tests.rewards.attacks import ATTACKS, QUICK, held, runs
 from vantage.core.errors import UserError
 from vantage.rewards import sandbox
 from vantage.rewards.isolation import kernel, seccomp
+from vantage.rewards.removal import remove
 from vantage.rewards.sandbox import Limits, SandboxError, SandboxResult, run_python, strongest_isolation
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the sandbox needs Linux")
@@ -314,7 +315,7 @@ def test_readable_folders_can_be_imported_and_not_written(isolation: str, tmp_pa
         assert result.reason == "exit 1"
         assert not (folder / "x").exists()
     finally:
-        sandbox._remove(str(folder))
+        remove(str(folder))
 
 
 def test_rlimits_bury_what_the_program_leaves() -> None:

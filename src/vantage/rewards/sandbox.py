@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
 import marshal
 import os
 import selectors
@@ -24,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +31,7 @@ from typing import IO, Annotated
 
 from vantage.core import between, component
 from vantage.core.errors import UserError, nearest
+from vantage.rewards.removal import remove
 
 ISOLATION = ("namespaces", "landlock", "rlimits")
 _HERE = str(Path(__file__).parent)
@@ -288,7 +288,7 @@ def _run(
         for handle in (inside, *theirs):
             os.close(handle)
         if folder:
-            _remove(folder)
+            remove(folder)
     stdout, stderr, told = (bytes(part) for part in output)
     if not told and not stopped and launcher.returncode > 0:
         raise SandboxError(f"the sandbox's Python did not start: {stderr.decode('utf-8', 'replace')[-500:].strip()}")
@@ -376,45 +376,3 @@ def _close(stream: IO[bytes] | None) -> None:
     if stream is not None:
         with contextlib.suppress(OSError):
             stream.close()
-
-
-def _remove(folder: str) -> None:
-    """Remove a folder of any content and depth, whatever its modes and path lengths.
-
-    Each subfolder is moved to the top, where its files are removed one by one. What cannot be removed remains.
-    """
-    with contextlib.suppress(OSError):
-        os.chmod(folder, 0o700)
-    numbers = itertools.count()
-    with contextlib.suppress(OSError):
-        top = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-        try:
-            left = _emptied(top, top, numbers)
-            for name in left:
-                with contextlib.suppress(OSError):
-                    os.chmod(name, 0o700, dir_fd=top)
-                    handle = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=top)
-                    try:
-                        left += _emptied(handle, top, numbers)
-                    finally:
-                        os.close(handle)
-                    os.rmdir(name, dir_fd=top)
-        finally:
-            os.close(top)
-    with contextlib.suppress(OSError):
-        os.rmdir(folder)
-
-
-def _emptied(handle: int, top: int, numbers: Iterator[int]) -> list[str]:
-    """Remove the files in a folder and move its folders to the top; return the new names of these."""
-    moved = []
-    for entry in [*os.scandir(handle)]:
-        with contextlib.suppress(OSError):
-            if entry.is_dir(follow_symlinks=False):
-                name = f"{next(numbers)}.{os.getpid()}"
-                os.chmod(entry.name, 0o700, dir_fd=handle)
-                os.rename(entry.name, name, src_dir_fd=handle, dst_dir_fd=top)
-                moved.append(name)
-            else:
-                os.unlink(entry.name, dir_fd=handle)
-    return moved
