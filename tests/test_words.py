@@ -1,7 +1,9 @@
-"""Docstrings in the field's plain terms: first lines that name the thing, and none of the private idioms that the library had."""
+"""Texts in the field's plain terms: first lines that name the thing, and none of the private idioms that the library had."""
 
 import ast
+import io
 import re
+import tokenize
 from pathlib import Path
 
 import pytest
@@ -28,17 +30,30 @@ def docstrings(path: Path) -> list[tuple[int, str]]:
     return found
 
 
+def other_texts(path: Path) -> list[tuple[int, str]]:
+    """Return (line, text) of the comments of a module and of its strings, messages among them."""
+    source = path.read_text()
+    strings = [
+        (node.lineno, node.value)
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    return strings + [(token.start[0], token.string) for token in tokens if token.type == tokenize.COMMENT]
+
+
 @pytest.mark.parametrize(
     "part", sorted(path.name for path in ROOT.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists())
 )
-def test_docstrings_are_plain(part: str) -> None:
-    """Every docstring of a package, or of a module beside the packages."""
+def test_texts_are_plain(part: str) -> None:
+    """Docstrings, comments and messages of a package, or of a module beside the packages."""
     place = ROOT / part
     wrong = [
         f"{path.relative_to(ROOT)}:{line}: {text.strip().splitlines()[0]}"
         for path in (sorted(place.rglob("*.py")) if place.is_dir() else [place])
-        for line, text in docstrings(path)
-        if QUESTION.match(text.strip()) or IDIOM.search(text)
+        for question, texts in ((QUESTION, docstrings(path)), (None, other_texts(path)))
+        for line, text in texts
+        if IDIOM.search(text) or (question and question.match(text.strip()))
     ]
     assert not wrong, "\n".join(wrong)
 
