@@ -101,9 +101,9 @@ def test_numbers_that_torch_draws_by_other_algorithms_elsewhere_follow_from_unif
     ("old", "new", "told"),
     [
         ((1.0, 2.0), (1.0, 2.00002), []),
-        ((1.0, 2.0), (1.0, 2.00003), [("x", "at step 2: 2 -> 2.00003")]),
-        ((0.0,), (1e-6,), []),
-        ((0.0,), (2e-6,), [("x", "at step 1: 0 -> 2e-06")]),
+        ((1.0, 2.0), (1.0, 2.00004), [("x", "at step 2: 2 -> 2.00004")]),
+        ((0.0,), (4e-6,), []),
+        ((0.0,), (5e-6,), [("x", "at step 1: 0 -> 5e-06")]),
         ((math.nan, 1.0), (5.0, 1.0), []),  # rounding decides it
         ((1.0, 1.0), (1.0,), [("x", "has 1 values where it had 2")]),
     ],
